@@ -1,0 +1,61 @@
+"""Train Ultralytics YOLO detectors with differential privacy, and prove what is promised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import detection
+    from .clipping import FlatClip
+    from .errors import ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
+    from .gradients import clipped_gradient_sum, per_sample_gradients
+    from .plan import PrivacyPlan
+    from .run import TrainResult, train
+
+__version__ = "0.1.0"
+
+# Resolved on first use: `import dptrain` and the command's --help need neither torch nor Ultralytics.
+_HOME = {
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "DptrainError": "errors",
+    "FlatClip": "clipping",
+    "ModelError": "errors",
+    "PrivacyError": "errors",
+    "PrivacyPlan": "plan",
+    "TrackingError": "errors",
+    "TrainResult": "run",
+    "clipped_gradient_sum": "gradients",
+    "detection": "",
+    "per_sample_gradients": "gradients",
+    "train": "run",
+}
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DptrainError",
+    "FlatClip",
+    "ModelError",
+    "PrivacyError",
+    "PrivacyPlan",
+    "TrackingError",
+    "TrainResult",
+    "clipped_gradient_sum",
+    "detection",
+    "per_sample_gradients",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'dptrain' has no attribute {name!r}")
+    home = _HOME[name]
+    return getattr(import_module(f".{home}", __name__), name) if home else import_module(f".{name}", __name__)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,161 @@
+"""DpEvent -> RDP curve, privacy loss distribution, epsilon; and calibration. A thin room over dp-accounting.
+
+References: Mironov (2017) for RDP; Mironov, Talwar and Zhang (2019) for the sampled Gaussian mechanism; Koskela et al.
+(2020) and Doroshenko et al. (2022) for privacy loss distributions.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from absl import logging as absl_logging
+from dp_accounting import dp_event, privacy_accountant
+from dp_accounting.mechanism_calibration import NoBracketIntervalFoundError, calibrate_dp_mechanism
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+
+from .errors import ConfigError
+
+ACCOUNTANTS = ("rdp", "pld")
+RELATION = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+# Wide at both ends: large orders matter for small budgets, orders near 1 for large ones.
+ORDERS: tuple[float, ...] = (
+    *(1.0 + x / 100.0 for x in range(1, 10)),
+    *(1.0 + x / 10.0 for x in range(1, 100)),
+    *map(float, range(11, 64)),
+    *(80.0, 96.0, 128.0, 160.0, 192.0, 256.0, 320.0, 384.0, 512.0, 768.0, 1024.0, 2048.0),
+)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep one warning of dp-accounting off the screen: it leaves out orders whose sum does not converge (safe)."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
+
+
+def dp_sgd_event(sample_rate: float, steps: int, noise_multiplier: float) -> dp_event.DpEvent:
+    """Return the event of ``steps`` Poisson-sampled Gaussian steps (Abadi et al. 2016, algorithm 1)."""
+    step = dp_event.PoissonSampledDpEvent(sample_rate, dp_event.GaussianDpEvent(noise_multiplier))
+    return dp_event.SelfComposedDpEvent(step, steps)
+
+
+def epsilon(event: dp_event.DpEvent, delta: float, accountant: str = "rdp") -> float:
+    """Return the epsilon of an event at ``delta``, adding or removing one privacy unit.
+
+    Guarantee: an upper bound. ``rdp`` is what is claimed and budgeted; ``pld`` is the tighter reading.
+
+    Raises:
+        ConfigError: ``accountant`` or ``delta`` is out of range.
+    """
+    check_delta(delta)
+    with _quiet():
+        return float(_composed(event, accountant).get_epsilon(delta))
+
+
+def rdp_curve(event: dp_event.DpEvent) -> dict[float, float]:
+    """Return the Rényi divergence bound at every order of ``ORDERS``."""
+    with _quiet():
+        account = _composed(event, "rdp")
+    return {float(order): float(value) for order, value in zip(account.orders, account.rdp, strict=True)}
+
+
+def _composed(event: dp_event.DpEvent, accountant: str) -> RdpAccountant | PLDAccountant:
+    if accountant == "rdp":
+        return RdpAccountant(ORDERS, RELATION).compose(event)
+    if accountant == "pld":
+        return PLDAccountant(RELATION).compose(event)
+    raise ConfigError(f"accountant={accountant!r} is not one of {', '.join(ACCOUNTANTS)}")
+
+
+@functools.lru_cache(maxsize=4096)
+def dp_sgd_epsilon(
+    sample_rate: float, steps: int, noise_multiplier: float, delta: float, accountant: str = "rdp"
+) -> float:
+    """Return the epsilon of :func:`dp_sgd_event`; 0 for no steps."""
+    if steps == 0:
+        check_delta(delta)
+        return 0.0
+    return epsilon(dp_sgd_event(sample_rate, steps, noise_multiplier), delta, accountant)
+
+
+def check_delta(delta: float) -> None:
+    """Refuse a delta outside (0, 1)."""
+    if not 0.0 < delta < 1.0:
+        raise ConfigError(f"delta={delta} is not in (0, 1): use less than one over the number of units, such as 1e-5")
+
+
+def check_epsilon(value: float) -> None:
+    """Refuse an epsilon that is not a finite number above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"epsilon={value} must be a finite number above 0")
+
+
+def calibrate_noise(target: float, delta: float, sample_rate: float, steps: int) -> float:
+    """Return the least noise multiplier, to four digits and rounded up, whose RDP epsilon is at most ``target``.
+
+    Raises:
+        ConfigError: No noise multiplier up to 10,000 meets the target.
+    """
+    check_epsilon(target)
+    check_delta(delta)
+    try:
+        with _quiet():
+            exact = calibrate_dp_mechanism(
+                lambda: RdpAccountant(ORDERS, RELATION),
+                lambda noise: dp_sgd_event(sample_rate, steps, noise),
+                target,
+                delta,
+                bracket_interval=privacy_bracket(),
+                tol=1e-5,
+            )
+    except (NoBracketIntervalFoundError, ValueError) as error:
+        raise ConfigError(
+            f"epsilon={target} cannot be met with delta={delta}, sample_rate={sample_rate:.6g} and steps={steps}: "
+            "raise epsilon, or take fewer steps or a lower sample rate"
+        ) from error
+    scale = 10.0 ** (3 - math.floor(math.log10(exact)))
+    noise = math.ceil(exact * scale) / scale
+    while dp_sgd_epsilon(sample_rate, steps, noise, delta) > target:
+        noise = (round(noise * scale) + 1) / scale
+    return noise
+
+
+def privacy_bracket() -> object:
+    """Return where the calibration looks for the noise multiplier."""
+    from dp_accounting.mechanism_calibration import ExplicitBracketInterval
+
+    return ExplicitBracketInterval(1e-2, 1e4)
+
+
+def calibrate_steps(target: float, delta: float, sample_rate: float, noise_multiplier: float) -> int:
+    """Return the largest number of steps whose RDP epsilon is at most ``target``.
+
+    Raises:
+        ConfigError: Not even one step fits.
+    """
+    check_epsilon(target)
+
+    def fits(steps: int) -> bool:
+        return dp_sgd_epsilon(sample_rate, steps, noise_multiplier, delta) <= target
+
+    if not fits(1):
+        raise ConfigError(
+            f"epsilon={target} is passed by the first step at noise_multiplier={noise_multiplier}, "
+            f"sample_rate={sample_rate:.6g} and delta={delta}: raise the noise multiplier or epsilon"
+        )
+    low, high = 1, 2
+    while fits(high) and high < 2**40:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

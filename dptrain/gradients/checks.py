@@ -1,0 +1,72 @@
+"""What must hold of a module before any engine forms per-example gradients; each refusal names the layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from ..errors import ModelError
+from .layers import registered_rules, rule_for
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require a gradient, by name, in the module's order."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def refuse_coupling(module: nn.Module) -> None:
+    """Refuse layers that mix the examples of a batch, also where their parameters are frozen or absent.
+
+    Raises:
+        ModelError: A batch norm in train mode or without statistics, or an instance norm that tracks statistics.
+    """
+    for name, layer in module.named_modules():
+        kind = f"layer {name or '(root)'!r} ({type(layer).__name__})"
+        if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+            raise ModelError(
+                f"{kind} normalises by the statistics of the batch, so one image changes the gradient of another: "
+                "freeze it (dptrain.layers.FrozenBatchNorm2d) or use GroupNorm"
+            )
+        if isinstance(layer, _InstanceNorm) and layer.track_running_stats and layer.training:
+            raise ModelError(f"{kind} keeps running statistics of the private images: set track_running_stats=False")
+
+
+def refuse_unsupported(module: nn.Module) -> None:
+    """Refuse parameters that no rule covers.
+
+    Raises:
+        ModelError: A trainable parameter is shared between layers, or belongs to a layer kind without a rule; or
+            nothing is trainable.
+    """
+    owners: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            continue
+        layer_name, _, attribute = name.rpartition(".")
+        layer = module.get_submodule(layer_name)
+        first = owners.setdefault(id(parameter), name)
+        if first != name and layer is not module.get_submodule(first.rpartition(".")[0]):
+            raise ModelError(f"parameter {name!r} is shared with {first!r}: untie the two layers, or freeze them")
+        if rule_for(layer) is None or attribute not in ("weight", "bias"):
+            kinds = ", ".join(sorted({kind.__name__ for kind in registered_rules()}))
+            raise ModelError(
+                f"parameter {name!r} belongs to a {type(layer).__name__}, for which there is no per-example gradient: "
+                f"freeze it, or use one of {kinds}"
+            )
+    if not owners:
+        raise ModelError("no parameter is trainable, so there is nothing to learn: set requires_grad or `trainable`")
+
+
+def refuse_missing(names: dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
+    """Refuse a pass in which a trainable parameter got no gradient.
+
+    Raises:
+        ModelError: It names the first of them.
+    """
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ModelError(
+            f"trainable parameter {missing[0]!r} got no gradient ({len(missing)} such): the loss does not reach it; "
+            "freeze it, or mend the forward pass"
+        )

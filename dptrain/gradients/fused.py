@@ -1,0 +1,142 @@
+"""The default engine: one forward and one backward pass, per-example gradients formed layer by layer on the way.
+
+For the duration of a pass every layer that has trainable parameters runs as an autograd function whose backward
+returns the input's gradient only, and leaves the per-example parameter gradient, or the factors it is made of, on a
+tape. The parameters themselves are inputs of these functions, so a layer whose input needs no gradient (the
+one-to-one head of YOLO26 is fed detached features) is recorded all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from .checks import refuse_missing, trainable_parameters
+from .layers import Record, Tape, rule_for
+from .layers.base import Instantiated
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@contextmanager
+def recording(module: nn.Module) -> Iterator[Tape]:
+    """Run the module's trainable layers by their rules inside the block, and as they were after it."""
+    tape = Tape()
+    patched: list[nn.Module] = []
+    try:
+        for layer in module.modules():
+            if any(p.requires_grad for p in layer.parameters(recurse=False)):
+                rule = rule_for(layer)
+                if rule is None or "forward" in layer.__dict__:
+                    raise ModelError(f"no per-example gradient rule for this {type(layer).__name__}")
+                layer.__dict__["forward"] = rule(layer, tape)
+                patched.append(layer)
+        yield tape
+    finally:
+        for layer in patched:
+            layer.__dict__.pop("forward", None)
+
+
+def run(module: nn.Module, loss_function: LossFunction, batch: Any) -> tuple[int, dict[nn.Module, Record]]:
+    """Do the pass; return the number of examples and one record a layer."""
+    parameters = trainable_parameters(module)
+    with recording(module) as tape:
+        losses = loss_function(module, batch)
+        _check_losses(losses)
+        if len(losses) == 0:
+            return 0, {}
+        leaked = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
+    for name, gradient in zip(parameters, leaked, strict=True):
+        if gradient is not None:
+            raise ModelError(
+                f"parameter {name!r} is used outside its own layer, where its per-example gradient is not seen: "
+                "call the layer instead of reading the parameter"
+            )
+    return len(losses), {layer: _merge(layer, records, len(losses)) for layer, records in tape.records.items()}
+
+
+def _check_losses(losses: Tensor) -> None:
+    if losses.dim() != 1:
+        raise ModelError(f"the loss function returned shape {tuple(losses.shape)}: it must be one loss an example, (n,)")
+
+
+def _merge(layer: nn.Module, records: list[Record], n: int) -> Record:
+    """Make one record of a layer's calls; the gradient of a layer that is used twice is the sum over its uses."""
+    whole = records[0]
+    if len(records) > 1:
+        total: dict[str, Tensor] = {}
+        for record in records:
+            for name, gradient in record.per_example().items():
+                total[name] = total[name] + gradient if name in total else gradient
+        whole = Instantiated(total)
+    return whole
+
+
+def _named(module: nn.Module, records: dict[nn.Module, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (layer prefix, layer name, value) in the module's order."""
+    for layer_name, layer in module.named_modules():
+        if layer in records:
+            yield (f"{layer_name}." if layer_name else ""), layer_name, records[layer]
+
+
+def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
+    """Return every example's gradient, {parameter name: (n, *shape)}."""
+    parameters = trainable_parameters(module)
+    n, records = run(module, loss_function, batch)
+    if n == 0:
+        return {name: p.new_zeros((0, *p.shape)) for name, p in parameters.items()}
+    found: dict[str, Tensor] = {}
+    for prefix, layer_name, record in _named(module, records):
+        for name, gradient in record.per_example().items():
+            _check_rows(layer_name, gradient, n)
+            found[prefix + name] = gradient
+    refuse_missing(parameters, found)
+    return {name: found[name] for name in parameters}
+
+
+def clipped_sum(
+    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return the sum over examples of ``weigh(squared norms)[i]`` times gradient i, {parameter name: shape}.
+
+    An example whose gradient is not finite is left out: its weight must be zero, and zero times infinity is not.
+    """
+    parameters = trainable_parameters(module)
+    n, records = run(module, loss_function, batch)
+    if n == 0:
+        return {name: torch.zeros_like(p) for name, p in parameters.items()}
+    squared = 0.0
+    for _, layer_name, record in _named(module, records):
+        layer_norms = record.squared_norms()
+        _check_rows(layer_name, layer_norms, n)
+        squared = squared + layer_norms.double()
+    assert isinstance(squared, Tensor)
+    weights = weigh(squared)
+    finite = torch.isfinite(squared)
+    if not bool(finite.all()):
+        records = {layer: _without(record, ~finite) for layer, record in records.items()}
+    found: dict[str, Tensor] = {}
+    for prefix, _, record in _named(module, records):
+        for name, total in record.weighted_sum(weights).items():
+            found[prefix + name] = total
+    refuse_missing(parameters, found)
+    return {name: found[name] for name in parameters}
+
+
+def _without(record: Record, dropped: Tensor) -> Record:
+    gradients = record.per_example()
+    return Instantiated(
+        {name: g.masked_fill(dropped.view(-1, *[1] * (g.dim() - 1)), 0.0) for name, g in gradients.items()}
+    )
+
+
+def _check_rows(layer_name: str, rows: Tensor, n: int) -> None:
+    if len(rows) != n:
+        raise ModelError(
+            f"layer {layer_name!r} saw a batch of {len(rows)} for {n} losses: its first dimension must be the examples"
+        )

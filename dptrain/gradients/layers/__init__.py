@@ -1,0 +1,12 @@
+"""One rule a layer kind: how its forward pass is recorded and its per-example gradient formed.
+
+A rule is looked up by the exact type of a module. A subclass may compute something else, so it has no rule until
+somebody registers one.
+"""
+
+from __future__ import annotations
+
+from .base import Record, Rule, Tape, registered_rules, rule_for
+from . import conv, embedding, linear, norm  # noqa: F401, I001 - each registers its rules
+
+__all__ = ["Record", "Rule", "Tape", "registered_rules", "rule_for"]

@@ -1,0 +1,95 @@
+"""What a layer rule is, and the tape that its records go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Record(Protocol):
+    """The per-example gradients of one layer in one forward pass, in whatever form is cheapest to hold.
+
+    The keys are the names of the layer's own trainable parameters ("weight", "bias"); n is the number of examples.
+    """
+
+    def squared_norms(self) -> Tensor:
+        """Return the squared norm of every example's gradient over all of the layer's parameters, shape (n,)."""
+
+    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return the sum over examples of ``weights[i]`` times gradient i, each shaped as its parameter."""
+
+    def per_example(self) -> dict[str, Tensor]:
+        """Return every example's gradient, each of shape (n, *parameter)."""
+
+
+@dataclass
+class Tape:
+    """The records of one backward pass, by the layer that made them; a layer used k times has k records."""
+
+    records: dict[nn.Module, list[Record]] = field(default_factory=dict)
+
+    def add(self, module: nn.Module, record: Record) -> None:
+        self.records.setdefault(module, []).append(record)
+
+
+Forward = Callable[..., Tensor]
+
+
+class Rule(Protocol):
+    """Make the forward function that stands in for ``module.forward`` and records into ``tape`` on backward."""
+
+    def __call__(self, module: Any, tape: Tape) -> Forward: ...
+
+
+_RULES: dict[type[nn.Module], Rule] = {}
+
+
+def register(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register a rule for layer kinds."""
+
+    def decorate(rule: Rule) -> Rule:
+        for kind in kinds:
+            _RULES[kind] = rule
+        return rule
+
+    return decorate
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """Return the rule of a module's exact type, or None."""
+    return _RULES.get(type(module))
+
+
+def registered_rules() -> tuple[type[nn.Module], ...]:
+    """Return the layer kinds that have a rule."""
+    return tuple(_RULES)
+
+
+class Instantiated:
+    """Per-example gradients held as tensors of shape (n, *parameter)."""
+
+    def __init__(self, gradients: dict[str, Tensor]) -> None:
+        self.gradients = gradients
+
+    def squared_norms(self) -> Tensor:
+        return torch.stack([squared_norm(g) for g in self.gradients.values()]).sum(0)
+
+    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
+        return {name: (weights.to(g.dtype) @ g.flatten(1)).view(g.shape[1:]) for name, g in self.gradients.items()}
+
+    def per_example(self) -> dict[str, Tensor]:
+        return self.gradients
+
+
+def squared_norm(gradients: Tensor) -> Tensor:
+    """Return the squared Euclidean norm of every row of an (n, ...) tensor, shape (n,)."""
+    return torch.linalg.vector_norm(gradients.flatten(1), dim=1).square()
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return ``x`` in at least single precision: norms and clipped sums are never formed in less."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

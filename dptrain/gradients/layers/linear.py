@@ -1,0 +1,80 @@
+"""Linear layers, over any number of positions an example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Forward, Instantiated, Record, Tape, full_precision, register, squared_norm
+
+
+class GhostRecord:
+    """A weight gradient B U^T of each example held as its factors (Bu, Mao and Xu 2022; Bu et al. 2023).
+
+    ``b`` is (n, p, T) and ``u`` is (n, d, T); the norm is <U^T U, B^T B>, which never forms the (n, p, d) gradients,
+    and the weighted sum is one matrix product over examples and positions together.
+    """
+
+    def __init__(self, module: Any, b: Tensor, u: Tensor, bias: Tensor | None) -> None:
+        self.module, self.b, self.u, self.bias = module, b, u, bias
+
+    def squared_norms(self) -> Tensor:
+        outer, inner = self.b.transpose(1, 2) @ self.b, self.u.transpose(1, 2) @ self.u
+        # The sum can cancel. Its rounding error is below a few units of |B|^2 |U|^2 (Cauchy-Schwarz), which is added,
+        # so that the norm errs upwards and the clipped gradient never exceeds the clip norm.
+        trace = outer.diagonal(dim1=1, dim2=2).sum(1) * inner.diagonal(dim1=1, dim2=2).sum(1)
+        norms = outer.mul_(inner).sum((1, 2)).clamp_(min=0.0) + 4 * torch.finfo(trace.dtype).eps * trace
+        return norms if self.bias is None else norms + squared_norm(self.bias)
+
+    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
+        scaled = self.b * weights.to(self.b.dtype).view(-1, 1, 1)
+        p, d = self.b.shape[1], self.u.shape[1]
+        total = scaled.transpose(0, 1).reshape(p, -1) @ self.u.transpose(1, 2).reshape(-1, d)
+        sums = {"weight": total.view(self.module.weight.shape)}
+        if self.bias is not None:
+            sums["bias"] = weights.to(self.bias.dtype) @ self.bias
+        return sums
+
+    def per_example(self) -> dict[str, Tensor]:
+        gradients = {"weight": (self.b @ self.u.transpose(1, 2)).view(-1, *self.module.weight.shape)}
+        if self.bias is not None:
+            gradients["bias"] = self.bias
+        return gradients
+
+
+def ghost_pays(positions: int, outputs: int, inputs: int) -> bool:
+    """Return whether the two T x T products are cheaper to hold than the gradient (Bu, Mao and Xu 2022, section 4)."""
+    return 2 * positions * positions <= outputs * inputs
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Linear, tape: Tape) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.module, ctx.tape = module, tape
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        ctx.tape.add(ctx.module, linear_record(ctx.module, x, b))
+        return b @ weight if ctx.needs_input_grad[0] else None, None, None, None, None
+
+
+def linear_record(module: nn.Linear, x: Tensor, b: Tensor) -> Record:
+    n = len(x)
+    u = full_precision(x).reshape(n, -1, x.shape[-1]).transpose(1, 2)
+    b = full_precision(b).reshape(n, -1, b.shape[-1]).transpose(1, 2)
+    bias = b.sum(2) if module.bias is not None and module.bias.requires_grad else None
+    if module.weight.requires_grad and ghost_pays(b.shape[2], b.shape[1], u.shape[1]):
+        return GhostRecord(module, b, u, bias)
+    gradients = {"weight": b @ u.transpose(1, 2)} if module.weight.requires_grad else {}
+    return Instantiated(gradients if bias is None else {**gradients, "bias": bias})
+
+
+@register(nn.Linear)
+def linear(module: nn.Linear, tape: Tape) -> Forward:
+    return lambda x: _Linear.apply(x, module.weight, module.bias, module, tape)

@@ -1,0 +1,148 @@
+"""The frozen plan that couples everything the guarantee rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import accounting
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+    from torch import Tensor, nn
+
+    from .gradients import LossFunction
+    from .noise import NoiseStream
+    from .sampling import PoissonSampler
+
+UNITS = ("image",)
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """DP-SGD with Poisson sampling, flat clipping and Gaussian noise, as one unchangeable whole.
+
+    Formal guarantee: training by this plan's sampler, clip and noise for at most ``steps`` steps is
+    (``epsilon()``, ``delta``)-differentially private for adding or removing one privacy unit, towards anyone who sees
+    every iterate (Abadi et al. 2016, algorithm 1, accounted by RDP). Nothing can change the sampler, the clip or the
+    noise without changing the event that is accounted, because all of them are made from here.
+
+    Attributes:
+        sample_rate: Chance q that one unit is in one step's draw, in (0, 1].
+        steps: Number T of noised steps, at least 1.
+        noise_multiplier: Standard deviation of the noise in units of the clip norm; above 0.
+        clip_norm: Largest norm C of one unit's gradient; finite and above 0.
+        delta: In (0, 1); should be well below one over the number of units.
+        expected_batch_size: Public constant that the noisy sum is divided by; never the true size of a draw.
+        unit: What one person's data is: ``image``.
+    """
+
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    clip_norm: float
+    delta: float
+    expected_batch_size: int
+    unit: str = "image"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sample_rate <= 1.0:
+            raise ConfigError(f"sample_rate={self.sample_rate} is not in (0, 1]: the chance that one unit is in a step")
+        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
+            raise ConfigError(f"steps={self.steps} must be a whole number, at least 1")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
+            raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be a finite number above 0")
+        if not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
+            raise ConfigError(f"clip_norm={self.clip_norm} must be a finite number above 0")
+        accounting.check_delta(self.delta)
+        if self.expected_batch_size != int(self.expected_batch_size) or self.expected_batch_size < 1:
+            raise ConfigError(f"expected_batch_size={self.expected_batch_size} must be a whole number, at least 1")
+        if self.unit not in UNITS:
+            raise ConfigError(f"unit={self.unit!r} is not one of {', '.join(UNITS)}")
+
+    @classmethod
+    def calibrate(
+        cls,
+        *,
+        epsilon: float,
+        delta: float,
+        sample_rate: float,
+        steps: int,
+        expected_batch_size: int,
+        clip_norm: float = 1.0,
+        unit: str = "image",
+    ) -> PrivacyPlan:
+        """Return the plan with the least noise whose RDP epsilon is at most ``epsilon``."""
+        draft = cls(sample_rate, steps, 1.0, clip_norm, delta, expected_batch_size, unit)  # checks the rest
+        noise = accounting.calibrate_noise(epsilon, delta, draft.sample_rate, draft.steps)
+        return cls(sample_rate, steps, noise, clip_norm, delta, expected_batch_size, unit)
+
+    @classmethod
+    def steps_for(
+        cls,
+        *,
+        epsilon: float,
+        noise_multiplier: float,
+        delta: float,
+        sample_rate: float,
+        expected_batch_size: int,
+        clip_norm: float = 1.0,
+        unit: str = "image",
+    ) -> PrivacyPlan:
+        """Return the plan with the most steps whose RDP epsilon is at most ``epsilon``."""
+        draft = cls(sample_rate, 1, noise_multiplier, clip_norm, delta, expected_batch_size, unit)
+        steps = accounting.calibrate_steps(epsilon, delta, draft.sample_rate, draft.noise_multiplier)
+        return cls(sample_rate, steps, noise_multiplier, clip_norm, delta, expected_batch_size, unit)
+
+    def event(self, steps: int | None = None) -> DpEvent:
+        """Return what is accounted for ``steps`` steps, all of them by default."""
+        return accounting.dp_sgd_event(self.sample_rate, self._steps(steps), self.noise_multiplier)
+
+    def epsilon(self, accountant: str = "rdp", steps: int | None = None) -> float:
+        """Return the epsilon spent by ``steps`` steps, all of them by default; ``rdp`` or ``pld``."""
+        count = self._steps(steps)
+        return accounting.dp_sgd_epsilon(self.sample_rate, count, self.noise_multiplier, self.delta, accountant)
+
+    def _steps(self, steps: int | None) -> int:
+        return int(self.steps) if steps is None else int(steps)
+
+    @property
+    def signal(self) -> float:
+        """q sqrt(T / 2) / sigma, which grows with what can be learnt at this budget (De et al. 2022)."""
+        return self.sample_rate * math.sqrt(self.steps / 2) / self.noise_multiplier
+
+    # The three parts, for a training loop of one's own. The order of use is then the caller's duty:
+    # sampler -> clipped sum over exactly the units drawn -> noise -> anything else.
+
+    def sampler(self, num_units: int, stream: NoiseStream) -> PoissonSampler:
+        """Return the Poisson sampler of this plan over ``num_units`` units."""
+        from .sampling import PoissonSampler
+
+        return PoissonSampler(num_units, self.sample_rate, stream)
+
+    def clipped_sum(
+        self, module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused"
+    ) -> dict[str, Tensor]:
+        """Return the sum of the units' gradients, each clipped to this plan's norm."""
+        from .gradients import clipped_gradient_sum
+
+        return clipped_gradient_sum(module, loss_function, batch, self.clip_norm, method)
+
+    def noise(self, total: Mapping[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
+        """Return the noised sum divided by the expected batch size: the gradient of one step.
+
+        ``total`` is the clipped sum over *all* the units of one draw; noise is added once a step.
+        """
+        from . import noise as door
+        from .clipping import FlatClip
+
+        noised = door.privatize(
+            total,
+            sensitivity=FlatClip(self.clip_norm).sensitivity(),
+            noise_multiplier=self.noise_multiplier,
+            stream=stream,
+        )
+        return {name: tensor / self.expected_batch_size for name, tensor in noised.items()}
