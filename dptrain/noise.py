@@ -32,8 +32,16 @@ class NoiseStream:
 
     def __init__(self, seed: int | None = None, purpose: str = "") -> None:
         self.secure = seed is None
+        self._seed, self._purpose = seed, purpose
         key = os.urandom(32) if seed is None else _test_key(seed, purpose)
         self._keystream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def at(self, step: int) -> NoiseStream:
+        """Return the stream for one step: this one, going on; or, of a seeded stream, a repeatable one of its own.
+
+        So a seeded test run that is cut and resumed equals an uncut one, while a secure stream never repeats.
+        """
+        return self if self.secure else NoiseStream(self._seed, f"{self._purpose} {step}")
 
     def _words(self, count: int) -> np.ndarray:
         return np.frombuffer(self._keystream.update(bytes(8 * count)), dtype="<u8")

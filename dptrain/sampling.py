@@ -41,12 +41,13 @@ class PoissonSampler:
         self.sample_rate = float(sample_rate)
         self._stream = stream
 
-    def draw(self) -> Draw:
-        """Draw the units of the next step."""
-        uniform = self._stream.uniform(self.num_units)
-        return Draw(np.flatnonzero(uniform < self.sample_rate), int(self._stream.integer()))
+    def draw(self, step: int) -> Draw:
+        """Draw the units of a step; every call is a fresh draw unless the stream is seeded."""
+        stream = self._stream.at(step)
+        uniform = stream.uniform(self.num_units)
+        return Draw(np.flatnonzero(uniform < self.sample_rate), stream.integer())
 
-    def draws(self, steps: int) -> Iterator[Draw]:
-        """Yield ``steps`` draws, one at a time, when asked."""
-        for _ in range(steps):
-            yield self.draw()
+    def draws(self, steps: int, start: int = 0) -> Iterator[Draw]:
+        """Yield the draws of steps ``start`` to ``steps - 1``, one at a time, when asked."""
+        for step in range(start, steps):
+            yield self.draw(step)

@@ -1,0 +1,48 @@
+"""The progress bar of a run: step, epsilon so far, time left. All of it is public."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from .plan import PrivacyPlan
+
+
+class Progress:
+    """Shows a bar on a terminal, and only the printed lines elsewhere."""
+
+    def __init__(self, console: Console, plan: PrivacyPlan) -> None:
+        self._plan = plan
+        self._bar = RichProgress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("epsilon {task.fields[epsilon]:.3f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("train", total=plan.steps, epsilon=0.0)
+
+    def update(self, step: int) -> None:
+        """Show that ``step`` steps are done."""
+        self._bar.update(self._task, completed=step, epsilon=self._plan.epsilon(steps=step))
+
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(text, soft_wrap=True)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()

@@ -1,0 +1,47 @@
+"""The table of a run, ``results.csv``, and its picture: accuracy over the privacy spent."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
+
+
+def append_row(file: Path, row: Mapping[str, float | int]) -> None:
+    """Append a row; the first one writes the header."""
+    new = not file.exists()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_rows(file: Path) -> list[dict[str, float]]:
+    """Read the table back, every value as a number."""
+    with file.open(newline="") as stream:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> None:
+    """Draw mAP over the epsilon spent so far (RDP), one point an evaluation."""
+    import matplotlib
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    epsilon = [row["dp/epsilon"] for row in rows]
+    for key, label in ((MAP50, "mAP50"), (MAP, "mAP50-95")):
+        axes.plot(epsilon, [row[key] for row in rows], marker="o", markersize=3, label=label)
+    axes.set_xlabel(f"epsilon spent (RDP, delta = {rows[-1]['dp/delta']:.2g})")
+    axes.set_ylabel("on the public validation split")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with matplotlib.rc_context({"savefig.transparent": False}):
+        figure.savefig(file, metadata={"Software": None})

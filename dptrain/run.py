@@ -1,0 +1,402 @@
+"""One training run from its settings to its statement: ``dptrain train`` and ``dptrain.train``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from . import config as settings
+from .checkpoint import StepJournal, load_checkpoint, save_checkpoint, write_atomically
+from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoader, load_data, refuse_overlap
+from .detection.evaluate import evaluate
+from .detection.loss import PerImageLoss, one2many_weight
+from .detection.model import load_model, save_weights
+from .errors import ConfigError, PrivacyError
+from .gradients import trainable_parameters
+from .optimizers import make_optimizer
+from .plan import PrivacyPlan
+from .progress import Progress
+from .results import append_row, draw_curve, read_rows
+from .schema import AugmentConfig, TrainConfig
+from .statement import make_statement, to_json, to_markdown
+from .tracking import NoTracker, Tracker
+from .training import PrivateTrainer, learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run gives back.
+
+    Attributes:
+        weights: ``weights/last.pt``, the moving average; opens with ``ultralytics.YOLO``.
+        epsilon: RDP epsilon of all steps that were started, at ``plan.delta``.
+        metrics: Ultralytics' metrics on the validation split at the end; empty without evaluation.
+        statement: The privacy statement, as in ``statement.json``.
+        output_dir: The folder of the run.
+        plan: The plan it followed.
+    """
+
+    weights: Path
+    epsilon: float
+    metrics: dict[str, float]
+    statement: dict[str, Any] = field(repr=False)
+    output_dir: Path
+    plan: PrivacyPlan
+
+
+def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, **options: Any) -> TrainResult:
+    """Train a detector with differential privacy.
+
+    Guarantee: what the run releases is (``result.epsilon``, ``plan.delta``)-differentially private for adding or
+    removing one training image, under the assumptions that ``result.statement`` lists.
+
+    Args:
+        model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``).
+        data: An Ultralytics ``data.yaml``.
+        plan: The privacy plan; or leave it out and give ``privacy={"epsilon": 8, "dataset_size": 10000}``.
+        **options: The keys of ``dptrain train``; a section is a dict, such as ``optimizer={"name": "sgd", "lr": 0.1}``.
+
+    Raises:
+        DptrainError: One line with what is wrong and the mend, before the first step wherever that is possible.
+    """
+    return train_from_config(settings.from_kwargs(plan=plan, model=str(model), data=str(data), **options))
+
+
+def train_from_config(config: TrainConfig) -> TrainResult:
+    """Do what :func:`train` does, from the typed configuration that Hydra fills."""
+    config = settings.resolve(config)
+    plan = settings.make_plan(config)
+    config = settings.with_plan(config, plan)
+    run = _Run(config, plan, Console())
+    return run.execute()
+
+
+class _Run:
+    """The state of one run. Everything that can be refused is refused before the output folder exists."""
+
+    def __init__(self, config: TrainConfig, plan: PrivacyPlan, console: Console) -> None:
+        self.config, self.plan, self.console = config, plan, console
+        self.output = Path(config.output_dir)
+        self._check_output()
+        self.device = _device(config.device)
+        data = load_data(config.data)
+        self.data_name = _data_name(Path(config.data))
+        self.evaluates = config.validation == "public" and bool(data.val)
+        if self.evaluates:
+            refuse_overlap(data)
+        self.model = load_model(
+            config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
+        ).to(self.device)
+        self.start_hash = _file_hash(Path(config.model))
+        self.dataset = DetectionDataset(data, "train", config.imgsz, _augmentation(config.augment))
+        self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
+        self.trainer = self._trainer()
+        self._describe(data)
+
+    def _check_output(self) -> None:
+        begun = (self.output / "steps.journal").exists()
+        if begun and not self.config.resume:
+            raise ConfigError(
+                f"output_dir={self.output} already holds a run: choose another, or resume=true to go on with it"
+            )
+        if self.config.resume and not begun:
+            raise ConfigError(f"resume=true, and output_dir={self.output} holds no run: leave resume out to start one")
+
+    def _trainer(self) -> PrivateTrainer:
+        config, plan = self.config, self.plan
+        loss = PerImageLoss()
+        schedule = config.schedule
+
+        def rate(step: int) -> float:
+            return learning_rate(
+                schedule.name, config.optimizer.lr, step, plan.steps, schedule.warmup_steps, schedule.final
+            )
+
+        def weigh_heads(step: int) -> None:
+            loss.one2many = one2many_weight(step / max(1, plan.steps - 1))
+
+        return PrivateTrainer(
+            self.model,
+            loss,
+            plan,
+            make_optimizer(config.optimizer, trainable_parameters(self.model).values()),
+            StepLoader(self.dataset, config.physical_batch_size, config.workers, self.device),
+            len(self.dataset),
+            seed=config.seed,
+            engine=config.engine,
+            ema_decay=config.ema.decay,
+            set_rate=rate,
+            before_step=weigh_heads,
+            on_release=lambda steps: self.journal.record(steps),
+        )
+
+    def _describe(self, data: DataConfig) -> None:
+        plan, say = self.plan, self._say
+        trainable = sum(p.numel() for p in self.trainer.parameters.values())
+        total = sum(p.numel() for p in self.model.parameters())
+        say(
+            f"[bold]dptrain[/] {Path(self.config.model).name} on {self.data_name}: {data.num_classes} classes, "
+            f"{trainable:,} of {total:,} parameters train, {self.device}"
+        )
+        say(
+            f"epsilon {plan.epsilon():.3f} (RDP; PLD {plan.epsilon('pld'):.3f}), delta {plan.delta:.3g}, unit {plan.unit}: "
+            f"{plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
+            f"sample rate {plan.sample_rate:.4g}, expected batch {plan.expected_batch_size}"
+        )
+        if self.evaluates:
+            say("validation=public: the metrics of the val split are released without noise")
+        elif self.config.validation == "public":
+            say(f"no evaluation: {self.config.data} has no val split")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def execute(self) -> TrainResult:
+        with ExitStack() as stack:
+            self._open_output(stack)
+            tracker = stack.enter_context(self._tracker())
+            self._restore()
+            if self.trainer.step == 0:
+                self._evaluate(tracker)
+            stop = stack.enter_context(_stop_signal())
+            with Progress(self.console, self.plan) as progress:
+                progress.update(self.trainer.step)
+                for step in self.trainer.run():
+                    progress.update(step)
+                    last = step == self.plan.steps
+                    if last or stop.is_set() or step % self._every == 0:
+                        self._checkpoint("finished" if last else "running")
+                        if not stop.is_set() or last:
+                            self._evaluate(tracker, progress)
+                    if stop.is_set() and not last:
+                        self._stop_early()
+            return self._finish(tracker)
+
+    @property
+    def _every(self) -> int:
+        return self.config.evaluate_every or self.plan.steps
+
+    def _open_output(self, stack: ExitStack) -> None:
+        """Make the folder; if the run cannot start after all, take back what was made."""
+        try:
+            made = [folder for folder in (self.output, *self.output.parents) if not folder.exists()]
+            self.output.mkdir(parents=True, exist_ok=True)
+            self.journal = StepJournal(self.output / "steps.journal", new=not self.config.resume)
+        except OSError as error:
+            raise ConfigError(f"output_dir={self.output} cannot be written ({error.strerror}): choose another") from error
+        stack.callback(self.journal.close)
+
+        def undo() -> None:
+            if self.journal.steps == 0 and not (self.output / "checkpoint.pt").exists():
+                for name in ("steps.journal", "config.yaml", "mlflow_run"):
+                    (self.output / name).unlink(missing_ok=True)
+                for folder in made:
+                    if not any(folder.iterdir()):
+                        folder.rmdir()
+
+        stack.callback(undo)
+        text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
+        write_atomically(self.output / "config.yaml", lambda stream: stream.write(text.encode()))
+
+    def _tracker(self) -> Tracker:
+        tracking, plan = self.config.tracking, self.plan
+        if not tracking.enabled:
+            return NoTracker()
+        tags = {
+            "dptrain.model": Path(self.config.model).name,
+            "dptrain.dataset": self.data_name,
+            "dptrain.unit": plan.unit,
+            "dptrain.accountant": "RDP (dp-accounting)",
+            "dptrain.sampler": "Poisson",
+            "dptrain.valid": str(self.trainer.secure).lower(),
+        }
+        note = self.output / "mlflow_run"
+        known = note.read_text().strip() if note.exists() else None
+        tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
+        write_atomically(note, lambda stream: stream.write(tracker.run_id.encode()))
+        if known is None:
+            flat = {k: v for k, v in _flatten(asdict(self.config)).items() if not k.startswith("tracking.")}
+            tracker.parameters({**flat, "privacy.epsilon": plan.epsilon(), "privacy.epsilon_pld": plan.epsilon("pld")})
+        return tracker
+
+    def _restore(self) -> None:
+        if not self.config.resume:
+            return
+        checkpoint = self.output / "checkpoint.pt"
+        if checkpoint.exists():
+            state = load_checkpoint(checkpoint, self.plan, self.config.seed)
+        elif self.journal.steps:
+            state = self.trainer.state()  # stopped before its first checkpoint: the start, with those steps spent
+        else:
+            return
+        spent = self.journal.steps if self.trainer.secure else state["step"]
+        lost = spent - state["step"]
+        self.trainer.restore(state, spent)
+        self._say(
+            f"resumed after step {state['step']}"
+            + (f"; {lost} later steps were started and lost, and stay spent" if lost > 0 else "")
+        )
+
+    def _checkpoint(self, status: str) -> None:
+        """Write the state, the weights and the statement, in this order, before anything of them is reported."""
+        save_checkpoint(self.output / "checkpoint.pt", self.trainer.state(), self.plan, self.config.seed)
+        save_weights(self.model, self.output / "weights" / "last_raw.pt")
+        with self.trainer.average.applied():
+            save_weights(self.model, self.output / "weights" / "last.pt")
+        self._write_statement(status)
+
+    def _write_statement(self, status: str) -> dict[str, Any]:
+        statement = make_statement(
+            self.plan,
+            steps=max(self.trainer.step, self.journal.steps if self.trainer.secure else 0),
+            status=status,
+            secure=self.trainer.secure,
+            dataset={"name": self.data_name, "declared_size": self.config.privacy.dataset_size},
+            model={
+                "start": Path(self.config.model).name,
+                "start_sha256": self.start_hash,
+                "trainable": self.config.trainable,
+                "trainable_parameters": sum(p.numel() for p in self.trainer.parameters.values()),
+            },
+            validation=self._validation_words(),
+            deviations=tuple(self._deviations()),
+        )
+        write_atomically(self.output / "statement.json", lambda s: s.write(to_json(statement).encode()))
+        write_atomically(self.output / "statement.md", lambda s: s.write(to_markdown(statement).encode()))
+        return statement
+
+    def _validation_words(self) -> str:
+        if not self.evaluates:
+            return "not evaluated in the run"
+        return "declared public; metrics released without noise; no stopping or selection by them"
+
+    def _deviations(self) -> Iterator[str]:
+        earlier = Path(self.config.model).parent.parent / "statement.json"
+        if Path(self.config.model).suffix == ".pt" and earlier.is_file():
+            try:
+                spent = json.loads(earlier.read_text())["guarantee"]["epsilon"]
+            except (OSError, ValueError, KeyError):
+                spent = None
+            amount = "unknown epsilon" if spent is None else f"epsilon {spent:.4g}"
+            yield (
+                f"The start weights come from a private run ({amount}). If it used any of the same images, "
+                "the two guarantees compose and this statement covers the second only."
+            )
+
+    def _evaluate(self, tracker: Tracker, progress: Progress | None = None) -> None:
+        if self.validation is None:
+            return
+        step = self.trainer.step
+        with self.trainer.average.applied():
+            result = evaluate(
+                self.model, self.validation, batch_size=self.config.physical_batch_size, device=str(self.device)
+            )
+        row = {
+            "step": step,
+            "dp/epsilon": self.plan.epsilon(steps=step),
+            "dp/epsilon_pld": self.plan.epsilon("pld", steps=step),
+            "dp/delta": self.plan.delta,
+            **result.values,
+        }
+        append_row(self.output / "results.csv", row)
+        tracker.metrics({key: value for key, value in row.items() if key != "step"}, step)
+        text = (
+            f"step {step:>5}/{self.plan.steps}  epsilon {row['dp/epsilon']:.3f}  "
+            f"mAP50 {row['metrics/mAP50B']:.3f}  mAP50-95 {row['metrics/mAP50-95B']:.3f}"
+        )
+        (progress.print if progress else self._say)(text)
+
+    def _stop_early(self) -> None:
+        self._write_statement("stopped")
+        raise SystemExit(
+            f"stopped after step {self.trainer.step} of {self.plan.steps}; go on with the same command and "
+            f"output_dir={self.output} resume=true"
+        )
+
+    def _finish(self, tracker: Tracker) -> TrainResult:
+        statement = self._write_statement("finished")
+        metrics: dict[str, float] = {}
+        files = [self.output / name for name in ("statement.json", "statement.md", "config.yaml")]
+        if (self.output / "results.csv").exists():
+            rows = read_rows(self.output / "results.csv")
+            metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
+            picture = self.output / "epsilon_vs_map.png"
+            draw_curve(rows, picture, f"{Path(self.config.model).stem} on {self.data_name}")
+            files += [picture, self.output / "results.csv"]
+        for file in files:
+            tracker.file(file)
+        for name in ("last.pt", "last_raw.pt"):
+            tracker.file(self.output / "weights" / name, "weights")
+        epsilon = statement["guarantee"]["epsilon"]
+        self._say(f"done: epsilon {epsilon:.3f} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
+        return TrainResult(
+            self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan
+        )  # fmt: skip
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device={name} cannot be used ({reason[:120]}): try device=cpu") from error
+    return device
+
+
+def _augmentation(config: AugmentConfig) -> Augmentation:
+    return Augmentation(**{name: getattr(config, name) for name in Augmentation.__dataclass_fields__})
+
+
+def _data_name(file: Path) -> str:
+    """Return what people call the dataset: ``pets`` for pets.yaml, the folder for a plain data.yaml."""
+    return file.resolve().parent.name if file.stem in ("data", "dataset") else file.stem
+
+
+def _file_hash(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".pt" else None
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event that is looked at between steps; a second one acts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _: Any) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""MLflow: the privacy budget next to mAP, at the same whole-number step.
+
+What is logged is noised, public, or computed on a validation split that was declared public. A run whose tracker cannot
+be reached does not start; one whose tracker goes away later goes on, says so once, and keeps everything in its folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import TrackingError
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """One MLflow run. ``Tracker.start`` raises ``TrackingError``; after that nothing here does."""
+
+    def __init__(self, client: Any, run_id: str, uri: str) -> None:
+        self._client, self.run_id, self.uri = client, run_id, uri
+        self._lost = False
+
+    @classmethod
+    def start(
+        cls, uri: str, experiment: str, run_name: str | None, tags: Mapping[str, str], run_id: str | None = None
+    ) -> Tracker:
+        """Open a run, or go on with ``run_id``.
+
+        Raises:
+            TrackingError: The store cannot be reached or refuses.
+        """
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        for noisy in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        try:
+            from mlflow.tracking import MlflowClient
+
+            client = MlflowClient(tracking_uri=uri)
+            if run_id is None:
+                run_id = client.create_run(
+                    _experiment_id(client, experiment), run_name=run_name, tags=dict(tags)
+                ).info.run_id
+            else:
+                client.update_run(run_id, status="RUNNING")
+        except Exception as error:  # every store has its own errors; all mean that nothing would be recorded
+            reason = " ".join(str(error).split())[:160]
+            raise TrackingError(
+                f"tracking.uri={uri} cannot be used ({type(error).__name__}: {reason}): mend it, "
+                "or set tracking.enabled=false; no step was taken"
+            ) from error
+        return cls(client, run_id, uri)
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; MLflow keeps them as text."""
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)) for key, value in values.items()]
+        self._try(lambda: self._client.log_batch(self.run_id, params=params))
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics at a whole-number step."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, int(step)) for key, value in values.items()]
+        self._try(lambda: self._client.log_batch(self.run_id, metrics=metrics))
+
+    def file(self, file: Path, folder: str | None = None) -> None:
+        """Store a file of the run as an artifact."""
+        self._try(lambda: self._client.log_artifact(self.run_id, str(file), folder))
+
+    def end(self, status: str) -> None:
+        """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        self._try(lambda: self._client.set_terminated(self.run_id, status))
+
+    def _try(self, call: Any) -> None:
+        if self._lost:
+            return
+        try:
+            call()
+        except Exception as error:  # training must not lose a spent budget because its tracker went away
+            self._lost = True
+            reason = " ".join(str(error).split())[:160]
+            logger.warning(
+                "MLflow at %s went away (%s: %s): training goes on, and results.csv in the output folder has it all",
+                self.uri,
+                type(error).__name__,
+                reason,
+            )
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.end("FINISHED")
+        else:
+            self.end("KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED")
+
+
+class NoTracker(Tracker):
+    """Stands in where tracking is turned off."""
+
+    def __init__(self) -> None:
+        super().__init__(None, "", "")
+        self._lost = True
+
+
+def _experiment_id(client: Any, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name)
+        except MlflowException:  # another process made it in the meantime
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(f"the experiment {name!r} was deleted: restore it, or choose another name")
+    return found.experiment_id

@@ -1,0 +1,218 @@
+"""The DP-SGD loop (Abadi et al. 2016, algorithm 1), for any torch module with a per-example loss.
+
+Per step: draw units -> sum their clipped gradients over physical batches -> noise, once -> divide by the public expected
+batch size -> optimizer -> moving average. The optimizer, the average and whoever watches see noised gradients only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, PrivacyError
+from .gradients import LossFunction
+from .gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
+from .noise import NoiseStream
+from .plan import PrivacyPlan
+from .sampling import Draw
+
+
+class Loader(Protocol):
+    """Turns draws into batches; an empty draw is a step without batches."""
+
+    def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
+        """Yield, for every draw, its physical batches: each unit drawn exactly once."""
+
+
+class MovingAverage:
+    """Exponential moving average of the iterates, corrected for its start (De et al. 2022, section 3.2).
+
+    After step t the decay is ``min(decay, (1 + t) / (10 + t))``. It is made of noised iterates and costs no privacy.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ConfigError(f"ema.decay={decay} is not in [0, 1)")
+        self.decay = decay
+        self._live = parameters
+        self.values = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the iterate after ``step`` steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self._live.values()], 1.0 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in the place of the iterate inside the block."""
+        kept = {name: p.detach().clone() for name, p in self._live.items()}
+        try:
+            _copy(self._live, self.values)
+            yield
+        finally:
+            _copy(self._live, kept)
+
+
+@torch.no_grad()
+def _copy(target: dict[str, nn.Parameter], source: dict[str, Tensor]) -> None:
+    for name, parameter in target.items():
+        parameter.copy_(source[name])
+
+
+def learning_rate(name: str, base: float, step: int, steps: int, warmup_steps: int = 0, final: float = 0.01) -> float:
+    """Return the learning rate of a step (counted from 0): a function of public numbers only.
+
+    ``constant``; or ``cosine`` or ``linear`` from ``base`` to ``final * base`` at the last step; each after a linear
+    warm-up over ``warmup_steps``.
+    """
+    if step < warmup_steps:
+        return base * (step + 1) / warmup_steps
+    fraction = (step - warmup_steps) / max(1, steps - warmup_steps - 1)
+    if name == "constant":
+        return base
+    if name == "linear":
+        return base * (1.0 - (1.0 - final) * fraction)
+    if name == "cosine":
+        return base * (final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * fraction)))
+    raise ConfigError(f"schedule.name={name!r} is not one of constant, cosine, linear")
+
+
+class PrivateTrainer:
+    """Trains a module by a plan.
+
+    Formal guarantee: after t calls of the loop the module's parameters, the moving average and the optimizer state are
+    together (plan.epsilon(steps=t), plan.delta)-differentially private in the units that ``loader`` serves, provided
+    that loss i of ``loss_function`` depends on example i only. A step is taken for every draw, empty ones too.
+
+    Args:
+        module: What to train; every trainable parameter must have a per-example gradient rule.
+        loss_function: ``loss_function(module, batch)`` -> one loss an example, (n,).
+        plan: Makes the sampler, the clip and the noise.
+        optimizer: A torch optimizer over exactly the module's trainable parameters.
+        loader: Serves the units of a draw.
+        num_units: Number of units that ``loader`` can be asked for.
+        seed: For tests only: repeats sampling and noise, and voids the guarantee.
+        engine: ``fused``, ``opacus`` or ``microbatch``.
+        ema_decay: Decay of the moving average; 0 leaves it equal to the iterate.
+        set_rate: Learning rate of a step, from the step's number alone.
+        before_step: Called with the step's number before anything of it is computed; it must not look at data.
+        on_release: Called with the number of steps, this one included, right before the step's noised gradient is made.
+
+    Raises:
+        ModelError, ConfigError: Before the first step, if the module or the optimizer cannot be trained privately.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_function: LossFunction,
+        plan: PrivacyPlan,
+        optimizer: torch.optim.Optimizer,
+        loader: Loader,
+        num_units: int,
+        *,
+        seed: int | None = None,
+        engine: str = "fused",
+        ema_decay: float = 0.0,
+        set_rate: Callable[[int], float] | None = None,
+        before_step: Callable[[int], None] | None = None,
+        on_release: Callable[[int], None] | None = None,
+    ) -> None:
+        refuse_coupling(module)
+        refuse_unsupported(module)
+        self.module, self.loss_function, self.plan, self.engine = module, loss_function, plan, engine
+        self.parameters = trainable_parameters(module)
+        self.optimizer, self.loader = optimizer, loader
+        self._check_optimizer()
+        self.average = MovingAverage(self.parameters, ema_decay)
+        self.sampler = plan.sampler(num_units, NoiseStream(seed, "sampling"))
+        self.noise_stream = NoiseStream(seed, "noise")
+        self.secure = seed is None
+        self.step = 0
+        self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
+
+    def _check_optimizer(self) -> None:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if held != {id(p) for p in self.parameters.values()}:
+            raise ConfigError("the optimizer must hold exactly the module's trainable parameters, no more and no less")
+
+    def run(self, until: int | None = None) -> Iterator[int]:
+        """Take steps up to number ``until`` (default: all of the plan's), yielding the number of steps done so far.
+
+        Between two yields exactly one noised step is taken. Raises ``PrivacyError`` for more steps than planned.
+        """
+        until = self.plan.steps if until is None else until
+        if until > self.plan.steps:
+            raise PrivacyError(f"{until} steps asked for, and the plan accounts for {self.plan.steps}: make a new plan")
+        steps = self.loader.steps(self.sampler.draws(until, start=self.step))
+        try:
+            for batches in steps:
+                self._take_step(batches)
+                yield self.step
+        finally:
+            close = getattr(steps, "close", None)
+            if close is not None:
+                close()
+
+    def _take_step(self, batches: Iterator[Any]) -> None:
+        if self._before_step is not None:
+            self._before_step(self.step)
+        if self._set_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._set_rate(self.step)
+        total = self._clipped_sum(batches)
+        if self._on_release is not None:
+            self._on_release(self.step + 1)
+        gradient = self.plan.noise(total, self.noise_stream.at(self.step))
+        del total
+        for name, parameter in self.parameters.items():
+            parameter.grad = gradient[name]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.average.update(self.step)
+
+    def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+        """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
+        total = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in self.parameters.items()}
+        before = self._buffer_versions()
+        for batch in batches:
+            part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
+            torch._foreach_add_(list(total.values()), list(part.values()))
+        if before != self._buffer_versions():
+            raise PrivacyError(
+                "a buffer of the module changed while it looked at private images, and nothing noises it: "
+                "freeze the layer that keeps running statistics"
+            )
+        return total
+
+    def _buffer_versions(self) -> dict[str, tuple[int, int]]:
+        return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs: noised or public, all of it."""
+        return {
+            "step": self.step,
+            "parameters": {name: p.detach().clone() for name, p in self.parameters.items()},
+            "average": {name: value.clone() for name, value in self.average.values.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], step: int | None = None) -> None:
+        """Go on from :meth:`state`; ``step``, if later, counts steps that were started and lost as taken.
+
+        Raises:
+            PrivacyError: The state is of other parameters.
+        """
+        if list(state["parameters"]) != list(self.parameters):
+            raise PrivacyError("the checkpoint holds other trainable parameters than this run: resume with its settings")
+        _copy(self.parameters, state["parameters"])
+        self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = max(state["step"], step or 0)
