@@ -177,13 +177,15 @@ class _Run:
                 progress.update(self.trainer.step)
                 for step in self.trainer.run():
                     progress.update(step)
-                    last = step == self.plan.steps
-                    if last or stop.is_set() or step % self._every == 0:
-                        self._checkpoint("finished" if last else "running")
-                        if not stop.is_set() or last:
-                            self._evaluate(tracker, progress)
-                    if stop.is_set() and not last:
+                    if step == self.plan.steps:
+                        break
+                    if stop.is_set():
                         self._stop_early()
+                    if step % self._every == 0:
+                        self._checkpoint("running")
+                        self._evaluate(tracker, progress)
+            self._checkpoint("finished")
+            self._evaluate(tracker)
             return self._finish(tracker)
 
     @property
@@ -202,7 +204,7 @@ class _Run:
 
         def undo() -> None:
             if self.journal.steps == 0 and not (self.output / "checkpoint.pt").exists():
-                for name in ("steps.journal", "config.yaml", "mlflow_run"):
+                for name in ("steps.journal", "config.yaml", "mlflow_run", "results.csv"):
                     (self.output / name).unlink(missing_ok=True)
                 for folder in made:
                     if not any(folder.iterdir()):
@@ -321,7 +323,7 @@ class _Run:
         (progress.print if progress else self._say)(text)
 
     def _stop_early(self) -> None:
-        self._write_statement("stopped")
+        self._checkpoint("stopped")
         raise SystemExit(
             f"stopped after step {self.trainer.step} of {self.plan.steps}; go on with the same command and "
             f"output_dir={self.output} resume=true"
@@ -343,9 +345,7 @@ class _Run:
             tracker.file(self.output / "weights" / name, "weights")
         epsilon = statement["guarantee"]["epsilon"]
         self._say(f"done: epsilon {epsilon:.3f} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
-        return TrainResult(
-            self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan
-        )  # fmt: skip
+        return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)
 
 
 def _device(name: str) -> torch.device:

@@ -44,8 +44,8 @@ class PoissonSampler:
     def draw(self, step: int) -> Draw:
         """Draw the units of a step; every call is a fresh draw unless the stream is seeded."""
         stream = self._stream.at(step)
-        uniform = stream.uniform(self.num_units)
-        return Draw(np.flatnonzero(uniform < self.sample_rate), stream.integer())
+        seed = stream.integer()  # before the coins: one unit more must not change how the others are augmented
+        return Draw(np.flatnonzero(stream.uniform(self.num_units) < self.sample_rate), seed)
 
     def draws(self, steps: int, start: int = 0) -> Iterator[Draw]:
         """Yield the draws of steps ``start`` to ``steps - 1``, one at a time, when asked."""

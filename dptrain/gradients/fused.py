@@ -50,6 +50,8 @@ def run(module: nn.Module, loss_function: LossFunction, batch: Any) -> tuple[int
         _check_losses(losses)
         if len(losses) == 0:
             return 0, {}
+        if not losses.requires_grad:
+            refuse_missing(parameters, {})
         leaked = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
     for name, gradient in zip(parameters, leaked, strict=True):
         if gradient is not None:
@@ -57,24 +59,12 @@ def run(module: nn.Module, loss_function: LossFunction, batch: Any) -> tuple[int
                 f"parameter {name!r} is used outside its own layer, where its per-example gradient is not seen: "
                 "call the layer instead of reading the parameter"
             )
-    return len(losses), {layer: _merge(layer, records, len(losses)) for layer, records in tape.records.items()}
+    return len(losses), tape.take()
 
 
 def _check_losses(losses: Tensor) -> None:
     if losses.dim() != 1:
         raise ModelError(f"the loss function returned shape {tuple(losses.shape)}: it must be one loss an example, (n,)")
-
-
-def _merge(layer: nn.Module, records: list[Record], n: int) -> Record:
-    """Make one record of a layer's calls; the gradient of a layer that is used twice is the sum over its uses."""
-    whole = records[0]
-    if len(records) > 1:
-        total: dict[str, Tensor] = {}
-        for record in records:
-            for name, gradient in record.per_example().items():
-                total[name] = total[name] + gradient if name in total else gradient
-        whole = Instantiated(total)
-    return whole
 
 
 def _named(module: nn.Module, records: dict[nn.Module, Any]) -> Iterator[tuple[str, str, Any]]:

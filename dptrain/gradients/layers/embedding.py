@@ -25,7 +25,8 @@ class _EmbeddingRecord:
     def squared_norms(self) -> Tensor:
         # Rows of one token add up before they are squared: sum over pairs of positions with the same token.
         same = self.tokens.unsqueeze(2) == self.tokens.unsqueeze(1)
-        return ((self.b @ self.b.transpose(1, 2)) * same).sum((1, 2)).clamp_(min=0.0)
+        b = self.b.double()  # the sum can cancel
+        return ((b @ b.transpose(1, 2)) * same).sum((1, 2)).clamp_(min=0.0)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
         rows = (self.b * weights.to(self.b.dtype).view(-1, 1, 1)).flatten(0, 1)

@@ -22,11 +22,13 @@ class GhostRecord:
         self.module, self.b, self.u, self.bias = module, b, u, bias
 
     def squared_norms(self) -> Tensor:
-        outer, inner = self.b.transpose(1, 2) @ self.b, self.u.transpose(1, 2) @ self.u
-        # The sum can cancel. Its rounding error is below a few units of |B|^2 |U|^2 (Cauchy-Schwarz), which is added,
-        # so that the norm errs upwards and the clipped gradient never exceeds the clip norm.
+        # In double precision: the sum can cancel, and products over thousands of channels round by 1e-4 in single.
+        b, u = self.b.double(), self.u.double()
+        outer, inner = b.transpose(1, 2) @ b, u.transpose(1, 2) @ u
+        # What the weighted sum below rounds off is a few units of |B|^2 |U|^2 (Cauchy-Schwarz). It is added, so that
+        # the norm errs upwards and the clipped gradient never exceeds the clip norm.
         trace = outer.diagonal(dim1=1, dim2=2).sum(1) * inner.diagonal(dim1=1, dim2=2).sum(1)
-        norms = outer.mul_(inner).sum((1, 2)).clamp_(min=0.0) + 4 * torch.finfo(trace.dtype).eps * trace
+        norms = outer.mul_(inner).sum((1, 2)).clamp_(min=0.0) + 4 * torch.finfo(self.b.dtype).eps * trace
         return norms if self.bias is None else norms + squared_norm(self.bias)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:

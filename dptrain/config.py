@@ -1,0 +1,367 @@
+"""The settings of a training run: from Hydra or from Python keywords, checked once, turned into the frozen plan.
+
+``dptrain train`` fills the dataclasses of :mod:`dptrain.schema` through Hydra (``conf/``), ``dptrain.train(...)``
+through :func:`from_kwargs`; both then pass :func:`resolve`, so a value is checked in the same words wherever it came
+from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import ConfigError
+from .schema import (
+    DEFAULT_EXPECTED_BATCH_SIZE,
+    DEFAULT_STEPS,
+    ENGINES,
+    EVALUATIONS_PER_RUN,
+    NORMS,
+    OPTIMIZERS,
+    REFUSED_AUGMENTATIONS,
+    SCHEDULES,
+    VALIDATIONS,
+    AugmentConfig,
+    EmaConfig,
+    OptimizerConfig,
+    PrivacyConfig,
+    ScheduleConfig,
+    TrackingConfig,
+    TrainConfig,
+    config_error,
+    nearest_key,
+)
+
+if TYPE_CHECKING:
+    from .plan import PrivacyPlan
+
+__all__ = [
+    "AugmentConfig",
+    "EmaConfig",
+    "OptimizerConfig",
+    "PrivacyConfig",
+    "ScheduleConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "default_output_dir",
+    "from_kwargs",
+    "from_omegaconf",
+    "make_plan",
+    "parse_device",
+    "resolve",
+    "with_plan",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfig:
+    """Build the configuration from Python keywords; sections are given as dicts.
+
+    ``from_kwargs(model="yolo26n.yaml", data="pets.yaml", plan=plan, optimizer={"name": "sgd", "lr": 0.1})``
+
+    Args:
+        plan: Fills ``steps`` and the ``privacy`` keys; a key given beside it that says otherwise is an error.
+        **kwargs: The fields of :class:`TrainConfig`; a section is a dict or its dataclass.
+
+    Raises:
+        ConfigError: A misspelt keyword (with the nearest name), a value of the wrong type, or one that
+            contradicts ``plan``.
+    """
+    sections = {item.name for item in dataclasses.fields(TrainConfig) if isinstance(item.default_factory, type)}
+    for name in sections & kwargs.keys():
+        value = kwargs[name]
+        if not isinstance(value, Mapping) and not (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+            raise ConfigError(f"{name}={value!r} is not a dict such as {name}={{...}}")
+        kwargs[name] = dict(value) if isinstance(value, Mapping) else value
+    try:
+        config = _typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), kwargs))
+    except OmegaConfBaseException as error:
+        raise config_error(error) from error
+    if plan is None:
+        return config
+    given = _given_keys(kwargs)
+    for key, value in _plan_values(plan).items():
+        if key in given and _get(config, key) != value:
+            raise ConfigError(f"{key}={_get(config, key)} contradicts the plan, which has {value}: give it once")
+        _set(config, key, value)
+    if config.privacy.epsilon is not None:
+        raise ConfigError("privacy.epsilon is fixed by the plan: leave it out, or leave the plan out")
+    return config
+
+
+def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
+    """Return ``config`` with everything the plan settles written out, so that it makes the same plan again.
+
+    ``privacy.epsilon`` becomes null (steps and noise determine it), and ``evaluate_every`` is filled in.
+    """
+    settled = _typed(config)
+    for key, value in _plan_values(plan).items():
+        _set(settled, key, value)
+    settled.privacy.epsilon = None
+    if settled.evaluate_every is None:
+        settled.evaluate_every = max(1, plan.steps // EVALUATIONS_PER_RUN)
+    return settled
+
+
+def default_output_dir() -> str:
+    """``runs/<date>_<time>``, relative to the working directory."""
+    return datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S")
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Check every value, once, and return a copy in canonical form.
+
+    Raises:
+        ConfigError: One line that names the key, its value and the mend.
+    """
+    try:
+        config = _typed(config)
+    except OmegaConfBaseException as error:
+        raise config_error(error) from error
+    for key, example in (("model", "model=yolo26n.yaml or model=start.pt"), ("data", "data=pets.yaml")):
+        if _get(config, key) in ("", MISSING):
+            raise ConfigError(f"{key} is not set: give {example}")
+    config.optimizer.name = config.optimizer.name.lower()
+    config.device = parse_device(config.device)
+    config.output_dir = config.output_dir or default_output_dir()
+    config.trainable = _trainable(config.trainable)
+
+    for key, choices in _CHOICES.items():
+        value = _get(config, key)
+        if value not in choices:
+            raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
+    if config.privacy.unit != "image":
+        raise ConfigError(
+            f"privacy.unit={config.privacy.unit} is not offered yet: only image is; "
+            "units of several images (patient, video) come later"
+        )
+    for name, reason in REFUSED_AUGMENTATIONS.items():
+        if getattr(config.augment, name):
+            raise ConfigError(f"augment.{name}={getattr(config.augment, name)} is refused: {reason}; leave it out")
+    for keys_, valid, needed in _RANGES:
+        for key in keys_.split():
+            value = _get(config, key)
+            if value is not None and not (math.isfinite(value) and valid(value)):
+                raise ConfigError(f"{key}={value} must be {needed}")
+    _check_rest(config)
+    return config
+
+
+def parse_device(value: str, key: str = "device") -> str:
+    """Return ``value`` as torch spells it (Ultralytics' ``0`` is ``cuda:0``).
+
+    Raises:
+        ConfigError: It is no device, or several.
+    """
+    device = f"cuda:{value}" if value.isdecimal() else value.lower()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ConfigError(f"{key}={value} is not one of auto, cpu, mps, cuda, cuda:0 (one device a run)")
+    return device
+
+
+def make_plan(config: TrainConfig) -> PrivacyPlan:
+    """Turn a resolved configuration into the frozen plan; any two of {epsilon, noise_multiplier, steps} find the third.
+
+    With only epsilon or only noise_multiplier, ``steps`` is :data:`DEFAULT_STEPS`. No value is ever taken from the
+    images: sample rate, batch size and delta come from the settings or from the *declared* dataset size.
+
+    Warns, on the logger ``dptrain.config``, of a delta that is not below 1/n and of a seed.
+
+    Raises:
+        ConfigError: Too few or too many of the three are given, a public constant is missing, or the target
+            cannot be met.
+    """
+    from .plan import PrivacyPlan
+
+    privacy, steps = config.privacy, config.steps
+    if privacy.epsilon is None and privacy.noise_multiplier is None:
+        raise ConfigError(
+            "no guarantee is asked for: give privacy.epsilon=8 (the target) or privacy.noise_multiplier=1.0"
+        )
+    if privacy.epsilon is not None and privacy.noise_multiplier is not None and steps is not None:
+        raise ConfigError(
+            f"privacy.epsilon={privacy.epsilon}, privacy.noise_multiplier={privacy.noise_multiplier} and steps={steps} "
+            "are one too many: any two determine the third, so leave one out"
+        )
+    batch_size, sample_rate, delta = _public_constants(privacy)
+    _warn(config, delta)
+    settled = steps if steps is not None else DEFAULT_STEPS
+    if steps is None and (privacy.epsilon is None or privacy.noise_multiplier is None):
+        logger.info("steps is not set: %d steps", settled)
+    common: dict[str, Any] = {
+        "sample_rate": sample_rate,
+        "clip_norm": privacy.clip_norm,
+        "delta": delta,
+        "expected_batch_size": batch_size,
+        "unit": privacy.unit,
+    }
+    if privacy.epsilon is None:
+        assert privacy.noise_multiplier is not None
+        return PrivacyPlan(noise_multiplier=privacy.noise_multiplier, steps=settled, **common)
+    if privacy.noise_multiplier is None:
+        return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=settled, **common)
+    return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
+
+
+def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
+    """Expected batch size, sample rate and delta from what is declared; each default is said in a line."""
+    size, batch_size, sample_rate, delta = (
+        privacy.dataset_size,
+        privacy.expected_batch_size,
+        privacy.sample_rate,
+        privacy.delta,
+    )
+    declare = "declare the number of training images you are willing to make public, privacy.dataset_size=..."
+    if sample_rate is None:
+        if size is None:
+            raise ConfigError(
+                f"privacy.sample_rate is not set, and the files are not counted for it (their number is private): "
+                f"{declare}, or give privacy.sample_rate=..."
+            )
+        if batch_size is None:
+            batch_size = min(DEFAULT_EXPECTED_BATCH_SIZE, size)
+            logger.info("privacy.expected_batch_size is not set: %d", batch_size)
+        sample_rate = batch_size / size
+        if sample_rate > 1:
+            raise ConfigError(
+                f"privacy.expected_batch_size={batch_size} is more than privacy.dataset_size={size}: "
+                "the sample rate would be over 1; give a smaller batch"
+            )
+        logger.info("privacy.sample_rate is %d/%d = %.6g", batch_size, size, sample_rate)
+    elif batch_size is None:
+        if size is None:
+            raise ConfigError(
+                f"privacy.expected_batch_size is not set: give it (such as {DEFAULT_EXPECTED_BATCH_SIZE}), or {declare}"
+            )
+        batch_size = max(1, round(sample_rate * size))
+        logger.info("privacy.expected_batch_size is %.6g x %d = %d", sample_rate, size, batch_size)
+    if delta is None:
+        if size is None:
+            raise ConfigError(f"privacy.delta is not set: give privacy.delta=1e-5 (no silent default), or {declare}")
+        delta = float(size) ** -1.1
+        logger.info("privacy.delta is dataset_size**-1.1 = %.3g", delta)
+    return batch_size, sample_rate, delta
+
+
+def _check_rest(config: TrainConfig) -> None:
+    """What one value alone does not show."""
+    if config.imgsz % 32:
+        below = max(32, config.imgsz // 32 * 32)
+        raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"optimizer.betas={betas} must be two numbers in [0, 1), such as [0.9,0.999]")
+    if config.steps is not None and config.schedule.warmup_steps > config.steps:
+        warmup = config.schedule.warmup_steps
+        raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
+
+
+def _warn(config: TrainConfig, delta: float) -> None:
+    size = config.privacy.dataset_size
+    if size is not None and delta >= 1 / size:
+        logger.warning(
+            "privacy.delta=%g is not below 1/dataset_size=%.3g, and so permits releasing whole records: "
+            "leave it out for %.3g",
+            delta,
+            1 / size,
+            size**-1.1,
+        )
+    if config.seed is not None:
+        logger.warning("seed=%d: noise that can be predicted protects nobody; the guarantee is void", config.seed)
+
+
+def _trainable(value: Any) -> str | list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"trainable={value} is not all, head, neck_and_head, norm_and_bias or a list of patterns")
+    return names[0] if len(names) == 1 else names
+
+
+def _typed(config: Any) -> TrainConfig:
+    """A checked copy: OmegaConf converts and validates the types of every field, and raises for the wrong ones."""
+    node = config if OmegaConf.is_config(config) else OmegaConf.structured(config)
+    plain = OmegaConf.to_container(node, resolve=True)  # a plain dict: Hydra's +key=value gets past a typed node
+    values = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
+    sections = {item.name: item.default_factory for item in dataclasses.fields(TrainConfig)}
+    assert isinstance(values, dict)
+    # Built by hand, since OmegaConf.to_object raises for a missing model or data, which resolve() words better.
+    return TrainConfig(
+        **{
+            str(name): sections[str(name)](**value) if isinstance(value, dict) else value  # type: ignore[operator]
+            for name, value in values.items()
+        }
+    )
+
+
+def from_omegaconf(node: Any) -> TrainConfig:
+    """The dataclass of a composed Hydra configuration (job part); interpolations are resolved.
+
+    Raises:
+        ConfigError: A key or value that the schema does not have, or an interpolation that leads nowhere.
+    """
+    try:
+        return _typed(node)
+    except OmegaConfBaseException as error:
+        raise config_error(error) from error
+
+
+def _plan_values(plan: PrivacyPlan) -> dict[str, Any]:
+    fields = ("noise_multiplier", "sample_rate", "expected_batch_size", "clip_norm", "delta", "unit")
+    return {"steps": plan.steps, **{f"privacy.{name}": getattr(plan, name) for name in fields}}
+
+
+def _given_keys(kwargs: Mapping[str, Any]) -> set[str]:
+    given = set(kwargs)
+    privacy = kwargs.get("privacy", {})
+    return given | {f"privacy.{name}" for name in (privacy if isinstance(privacy, Mapping) else vars(privacy))}
+
+
+def _get(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _set(config: Any, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    setattr(config, name, value)
+
+
+_CHOICES = {
+    "norm": NORMS,
+    "engine": ENGINES,
+    "validation": VALIDATIONS,
+    "optimizer.name": OPTIMIZERS,
+    "schedule.name": SCHEDULES,
+}
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("privacy.epsilon", lambda v: v > 0, "more than 0 and finite: it is the privacy loss allowed"),
+    ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
+    ("privacy.noise_multiplier", lambda v: v > 0, "more than 0 and finite: without noise there is no guarantee"),
+    ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one image can change"),
+    ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that an image is in a step"),
+    (
+        "privacy.expected_batch_size privacy.dataset_size steps physical_batch_size evaluate_every",
+        lambda v: v >= 1,
+        "1 or more",
+    ),
+    ("imgsz", lambda v: v >= 32, "32 or more, a multiple of 32"),
+    ("workers seed schedule.warmup_steps optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
+    ("optimizer.lr", lambda v: v > 0, "more than 0 and finite"),
+    ("optimizer.momentum ema.decay", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("schedule.final", lambda v: 0 <= v <= 1, "in [0, 1]: a fraction of optimizer.lr"),
+    ("augment.fliplr augment.flipud", lambda v: 0 <= v <= 1, "a chance in [0, 1]"),
+    ("augment.hsv_h augment.hsv_s augment.hsv_v augment.translate", lambda v: 0 <= v <= 1, "a fraction in [0, 1]"),
+    ("augment.scale augment.crop", lambda v: 0 <= v < 1, "a fraction in [0, 1)"),
+)

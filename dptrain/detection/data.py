@@ -1,0 +1,138 @@
+"""Detection datasets for private training: checked once, then read one image at a time and never written to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..errors import DataError
+from .augment import Augmentation
+from .images import Letterbox, read_image
+from .labels import label_path, read_labels
+from .loader import StepLoader, collate, to_device
+from .sources import DataConfig, load_data, refuse_overlap
+
+__all__ = [
+    "Augmentation",
+    "DataConfig",
+    "DetectionDataset",
+    "StepLoader",
+    "collate",
+    "load_data",
+    "refuse_overlap",
+    "to_device",
+]
+
+T = TypeVar("T")
+
+
+class DetectionDataset(Dataset):
+    """The images and boxes of one split; row i is the same image in every run on the same files.
+
+    Nothing is cached on disk and nothing in the dataset's folders is written. Labels are held in memory (20 bytes a
+    box), images are decoded when asked for.
+
+    Args:
+        data: From ``load_data``.
+        split: train, val or test.
+        imgsz: Side of the square canvas in pixels.
+        augmentation: What to do to each image; ``None`` is the plain letterbox, as in validation.
+        verify: Also decode every image once, now, so that a damaged file stops the run before step one.
+
+    Raises:
+        DataError: One line about the first image or label, in path order, that is not as it should be; or no image of
+            the split has a label file.
+    """
+
+    def __init__(
+        self, data: DataConfig, split: str, imgsz: int, augmentation: Augmentation | None = None, verify: bool = True
+    ) -> None:
+        if imgsz < 1:
+            raise DataError(f"imgsz={imgsz} is not a number of pixels above 0")
+        self.data = data
+        self.split = split
+        self.imgsz = imgsz
+        self.augmentation = augmentation if augmentation is not None and augmentation.active else None
+        self.image_files = data.files(split)
+        labels = list(_in_threads(lambda image: read_labels(label_path(image), data.num_classes), self.image_files))
+        if all(rows is None for rows in labels):
+            raise DataError(
+                f"{data.file}: none of the {split} images has a label file (looked for "
+                f"{label_path(self.image_files[0])}); an empty .txt declares a background image"
+            )
+        # One array, not one a row: workers started by fork then share it instead of copying it.
+        filled = [np.zeros((0, 5), np.float32) if rows is None else rows for rows in labels]
+        self._labels = np.concatenate(filled)
+        self._starts = np.concatenate([[0], np.cumsum([len(rows) for rows in filled])])
+        if verify:
+            for _ in _in_threads(_check_image, self.image_files):
+                pass
+
+    def __len__(self) -> int:
+        return len(self.image_files)
+
+    @property
+    def most_boxes(self) -> int:
+        """The largest number of boxes in one image. Private for a training split."""
+        return int(np.diff(self._starts).max())
+
+    def labels(self, index: int) -> np.ndarray:
+        """Class and xywh box in parts of the original image, float32 of shape (m, 5); a copy."""
+        return self._labels[self._starts[index] : self._starts[index + 1]].copy()
+
+    def sample(self, index: int, seed: int = 0) -> dict[str, torch.Tensor]:
+        """Read, augment and letterbox one image.
+
+        Args:
+            index: Row number in ``range(len(self))``.
+            seed: Not negative. With ``index`` it decides the augmentation, and nothing else does.
+
+        Returns:
+            ``img`` uint8 (3, imgsz, imgsz) RGB; ``cls`` float32 (m, 1); ``bboxes`` float32 (m, 4), xywh in parts of the
+            canvas.
+
+        Raises:
+            DataError: The image cannot be read any more.
+        """
+        image = read_image(self.image_files[index])
+        labels = self.labels(index)
+        if self.augmentation is None:
+            place = Letterbox.fit(image.shape[0], image.shape[1], self.imgsz)
+            canvas = place.pad(place.resize(image))
+            labels[:, 1:] = place.to_canvas(labels[:, 1:])
+        else:
+            rng = np.random.default_rng([seed, index])
+            canvas, labels = self.augmentation.apply(image, labels, self.imgsz, rng)
+        return {
+            "img": torch.from_numpy(to_rgb_planes(canvas)),
+            "cls": torch.from_numpy(labels[:, :1].copy()),
+            "bboxes": torch.from_numpy(labels[:, 1:].copy()),
+        }
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index)
+
+
+def to_rgb_planes(canvas: np.ndarray) -> np.ndarray:
+    """BGR pixels (h, w, 3) to RGB planes (3, h, w), contiguous."""
+    return np.ascontiguousarray(canvas.transpose(2, 0, 1)[::-1])
+
+
+def _check_image(image: Path) -> None:
+    read_image(image, strict=True)
+
+
+def _in_threads(function: Callable[[Path], T], items: Iterable[Path]) -> Iterator[T]:
+    """Map in order; the first failure, in that order, ends it."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)

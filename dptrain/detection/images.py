@@ -1,0 +1,150 @@
+"""Image files to 8-bit pixels, and the letterbox that Ultralytics' own validation applies to them."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, JpegImagePlugin
+
+from ..errors import DataError
+
+#: Suffixes that count as images inside a folder or a list, as in Ultralytics.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
+PADDING = 114
+_MEND = "replace it with a sound copy or take it out of the split"
+
+
+def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
+    """Decode an image file as stock Ultralytics does, without its downloads and its repairs on disk.
+
+    EXIF rotation is applied, grey is repeated over three channels, alpha is dropped, 16-bit keeps its high byte.
+
+    Args:
+        path: The file.
+        strict: Also refuse a JPEG whose end is missing, which older OpenCV versions fill with grey in silence.
+
+    Returns:
+        uint8 array of shape (height, width, 3), BGR.
+
+    Raises:
+        DataError: The file cannot be read, is damaged, or has a pixel type other than 8- or 16-bit integers.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the image ({error.strerror}); check path and permission") from None
+    if not data:
+        raise DataError(f"{path}: the image file is empty (0 bytes); {_MEND}")
+    suffix = path.suffix.lower()
+    if suffix in {".heic", ".heif"}:
+        raise DataError(f"{path}: HEIC images cannot be decoded here; convert them to JPEG or PNG")
+    if strict and data[:2] == b"\xff\xd8":
+        _refuse_cut_jpeg(path, data)
+    image = _decode(path, data, suffix)
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise DataError(f"{path}: pixels of type {image.dtype} are not 8- or 16-bit integers; convert it to 8-bit PNG")
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(image[..., :3])
+
+
+def _decode(path: Path, data: bytes, suffix: str) -> np.ndarray:
+    """Pixels as OpenCV gives them; any failure of a decoder is a DataError."""
+    buffer = np.frombuffer(data, np.uint8)
+    image: np.ndarray | None = None
+    try:
+        if suffix in {".tif", ".tiff"}:
+            # OpenCV's colour flag misreads some multi-band TIFFs; a stack of pages counts as its first page.
+            found, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
+            if found and len(pages) and pages[0].ndim == 3:
+                image = pages[0]
+        elif suffix == ".avif":
+            image = _decode_avif(data)
+        if image is None:
+            image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
+    except (cv2.error, MemoryError):
+        image = None
+    if image is None or image.size == 0:
+        raise DataError(f"{path}: the image is damaged or not in a format that OpenCV reads; {_MEND}")
+    return image
+
+
+def _decode_avif(data: bytes) -> np.ndarray | None:
+    """AVIF through Pillow's own plugin; ``Image.open`` is avoided as Ultralytics patches it to install packages."""
+    Image.init()
+    if "AVIF" not in Image.OPEN:
+        return None
+    try:
+        with ImageOps.exif_transpose(Image.OPEN["AVIF"][0](io.BytesIO(data), "")) as image:
+            return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _refuse_cut_jpeg(path: Path, data: bytes) -> None:
+    try:
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))  # 1/8 size, but reads every byte
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: damaged JPEG ({reason}); {_MEND}") from None
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where an image of a given size lies on the square canvas.
+
+    The geometry is that of Ultralytics' dataset: the longer side is scaled to the canvas (up as well as down), the
+    shorter one rounded up, and the rest is padded with grey on both sides. Lengths are in pixels.
+    """
+
+    imgsz: int
+    width: int
+    height: int
+    left: int
+    top: int
+
+    @classmethod
+    def fit(cls, height: int, width: int, imgsz: int) -> Letterbox:
+        """The place of an image of ``height`` x ``width`` pixels on a canvas of ``imgsz`` x ``imgsz``."""
+        ratio = imgsz / max(height, width)
+        if ratio != 1:
+            width, height = min(math.ceil(width * ratio), imgsz), min(math.ceil(height * ratio), imgsz)
+        # The 0.1 is Ultralytics': an odd pixel of padding goes to the right and to the bottom.
+        return cls(imgsz, width, height, round((imgsz - width) / 2 - 0.1), round((imgsz - height) / 2 - 0.1))
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image at its size on the canvas, without the padding."""
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        return cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+
+    def pad(self, resized: np.ndarray) -> np.ndarray:
+        """The resized image on its canvas, shape (imgsz, imgsz, 3)."""
+        if resized.shape[:2] == (self.imgsz, self.imgsz):
+            return resized
+        canvas = np.full((self.imgsz, self.imgsz, 3), PADDING, np.uint8)
+        canvas[self.top : self.top + self.height, self.left : self.left + self.width] = resized
+        return canvas
+
+    def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """xywh boxes in parts of the image to xywh boxes in parts of the canvas, shape (m, 4)."""
+        size = np.array([self.width, self.height, self.width, self.height], np.float32)
+        shift = np.array([self.left, self.top, 0, 0], np.float32)
+        return (boxes * size + shift) / np.float32(self.imgsz)
+
+    def to_image(self, boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        """xyxy boxes in canvas pixels to xyxy boxes in pixels of the original image, cut at its edges, shape (m, 4)."""
+        shift = np.array([self.left, self.top] * 2, np.float32)
+        scale = np.array([width / self.width, height / self.height] * 2, np.float32)
+        return np.clip((boxes - shift) * scale, 0, np.array([width, height] * 2, np.float32))

@@ -1,0 +1,108 @@
+"""Label files in Ultralytics' text format: one object a line, ``class x y w h`` or ``class x1 y1 x2 y2 x3 y3 ...``."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+
+#: How far an edge may lie outside the image, in parts of its side. Ultralytics allows coordinates the same 1 %: tools
+#: that count pixels from 1, or round, put an honest edge that far out.
+TOLERANCE = 0.01
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: the last ``images`` folder of its path becomes ``labels``, the suffix ``.txt``."""
+    head, sep, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    return Path(f"{head}{os.sep}labels{os.sep}{tail}" if sep else tail).with_suffix(".txt")
+
+
+def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
+    """Read and check one label file.
+
+    Polygons become their bounding boxes, and a repeated line counts once, as in Ultralytics.
+
+    Args:
+        path: The ``.txt`` file.
+        num_classes: Classes are the whole numbers from 0 to ``num_classes - 1``.
+
+    Returns:
+        float32 array of shape (m, 5): class, then the box's centre, width and height in parts of the image. ``None``
+        where there is no such file: the image is background.
+
+    Raises:
+        DataError: A line has the wrong number of columns, a value that is not a finite number, a class out of range,
+            or a box outside the image; it names file, line, value and mend.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the label file is not UTF-8 text; export it again as plain text") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the label file ({error.strerror}); check path and permission") from None
+    rows: list[list[float]] = []
+    seen: set[bytes] = set()
+    kind = 0  # 5 for boxes, 7 for polygons; a file holds one kind
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        place = f"{path}:{number}"
+        values = [_number(word, place) for word in words]
+        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
+            raise DataError(
+                f"{place}: {len(values)} columns, but a box has 5 (class x y w h) and a polygon 7, 9, 11, ... (class, "
+                "then x y pairs); correct the line"
+            )
+        if kind and kind != min(len(values), 7):
+            raise DataError(f"{place}: boxes (5 columns) and polygons (more) are mixed in one file; use one kind")
+        kind = min(len(values), 7)
+        key = np.array(values, np.float32).tobytes()
+        if key in seen:
+            continue
+        seen.add(key)
+        rows.append([_class(values[0], words[0], num_classes, place), *_box(values[1:], place)])
+    return np.array(rows, np.float32).reshape(-1, 5)
+
+
+def _number(word: str, place: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        raise DataError(f"{place}: '{word}' is not a number; write class x y w h") from None
+    if not math.isfinite(value):
+        raise DataError(f"{place}: '{word}' is not a finite number; correct the line or delete it")
+    return value
+
+
+def _class(value: float, word: str, num_classes: int, place: str) -> float:
+    if value != int(value) or not 0 <= value < num_classes:
+        raise DataError(
+            f"{place}: class '{word}' is not a whole number from 0 to {num_classes - 1}; correct it, or name the class "
+            "in data.yaml"
+        )
+    return value
+
+
+def _box(values: list[float], place: str) -> list[float]:
+    """Centre, width and height of a box or of a polygon's extent, checked against the image."""
+    if len(values) == 4:
+        x, y, w, h = values
+    else:
+        x1, x2, y1, y2 = min(values[::2]), max(values[::2]), min(values[1::2]), max(values[1::2])
+        x, y, w, h = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    shown = f"box x={x:g} y={y:g} w={w:g} h={h:g}"
+    if w <= 0 or h <= 0:
+        raise DataError(f"{place}: {shown} has no area; correct the line or delete it")
+    if min(x - w / 2, y - h / 2) < -TOLERANCE or max(x + w / 2, y + h / 2) > 1 + TOLERANCE:
+        raise DataError(
+            f"{place}: {shown} reaches outside the image, from x {x - w / 2:g} to {x + w / 2:g} and y {y - h / 2:g} to "
+            f"{y + h / 2:g}; coordinates are parts of the image in [0, 1]: divide pixels by its size, cut at the edge"
+        )
+    return [x, y, w, h]

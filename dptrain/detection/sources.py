@@ -1,0 +1,261 @@
+"""Ultralytics' ``data.yaml``: which image files a dataset holds, read without writing or downloading anything."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import DataError
+from .images import IMAGE_SUFFIXES
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A dataset as its ``data.yaml`` declares it.
+
+    Attributes:
+        path: Root folder that relative entries start from.
+        names: Class number to class name, numbers 0, 1, 2, ...
+        train: Image files of the training split, sorted, each file once. **Their number is private.**
+        val: Image files of the validation split.
+        test: Image files of the test split; empty where it is not declared or not there.
+        file: The ``data.yaml`` itself.
+        missing: Why a split has no files, by split.
+    """
+
+    path: Path
+    names: dict[int, str]
+    train: tuple[Path, ...] = ()
+    val: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+    file: Path = Path("data.yaml")
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the dataset names."""
+        return len(self.names)
+
+    def files(self, split: str) -> tuple[Path, ...]:
+        """The image files of ``split`` (train, val or test), at least one; ``DataError`` says why there is none."""
+        if split not in SPLITS:
+            raise DataError(f"split '{split}' is none of {', '.join(SPLITS)}")
+        found: tuple[Path, ...] = getattr(self, split)
+        if not found:
+            raise DataError(self.missing.get(split, f"{self.file}: split '{split}' holds no images; add some"))
+        return found
+
+
+def load_data(path: str | Path) -> DataConfig:
+    """Read a ``data.yaml`` and list the images of its splits.
+
+    Entries are folders (searched to any depth), ``.txt`` lists of image files, or a list of either. As in Ultralytics,
+    a list's line that begins with ``./`` starts from the list's own folder and any other relative line from the
+    current folder. A relative ``path`` starts from the folder of the ``data.yaml``. ``download`` is never followed.
+
+    Args:
+        path: The ``data.yaml``.
+
+    Returns:
+        The splits' image files; ``test`` may be empty, and ``val`` where none is declared.
+
+    Raises:
+        DataError: One line with the place, the value and the mend: no such file, not YAML, no names, ``nc`` that does
+            not match, a missing folder or image, an image listed twice within a split.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder; give the data.yaml inside it")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such data.yaml; nothing is downloaded, so give the path of a local file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as text ({' '.join(str(error).split())})") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise DataError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    if not isinstance(data, Mapping):
+        raise DataError(f"{file}: holds {type(data).__name__}, not 'key: value' lines; it needs train, val and names")
+    root = _root(file, data)
+    names = _names(file, data)
+    files: dict[str, tuple[Path, ...]] = {}
+    missing: dict[str, str] = {}
+    for split in SPLITS:
+        entry = data.get(split)
+        if split == "val" and entry is None:
+            entry = data.get("validation")  # Ultralytics' other name for it
+        try:
+            files[split] = _list_split(file, split, root, entry)
+        except DataError as error:
+            if split != "test" and entry is not None:
+                raise  # a test split that is not on this machine stops only those who ask for it
+            missing[split] = str(error)
+    if not files.get("train"):
+        raise DataError(missing["train"])
+    return DataConfig(root, names, file=file, missing=missing, **files)
+
+
+def refuse_overlap(data: DataConfig) -> None:
+    """Refuse a validation image that is also a training image, by resolved path or by content.
+
+    The metrics of such an image would leave the run without noise. Near copies (resized, re-encoded) are not found.
+
+    Raises:
+        DataError: It names both files.
+    """
+    train = {image.resolve(): image for image in data.train}
+    for image in data.val:
+        if image.resolve() in train:
+            raise DataError(f"{image}: is in train and in val: its metrics would be released without noise; keep one")
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for image in data.train:
+        by_size[_size(image)].append(image)
+    digests: dict[int, dict[bytes, Path]] = {}
+    for image in data.val:
+        size = _size(image)
+        if size not in by_size:
+            continue
+        if size not in digests:
+            digests[size] = {_digest(other): other for other in by_size[size]}
+        other = digests[size].get(_digest(image))
+        if other is not None:
+            raise DataError(f"{image}: val image with the same content as train image {other}; remove one of them")
+
+
+def _root(file: Path, data: Mapping[Any, Any]) -> Path:
+    entry = data.get("path") or "."
+    if not isinstance(entry, str):
+        raise DataError(f"{file}: path: {entry!r} is not a folder name")
+    root = (file.parent / Path(entry).expanduser()).resolve()
+    if not root.is_dir():
+        raise DataError(
+            f"{file}: path: {entry} is no folder (looked for {root}); write it absolute or from data.yaml's own folder"
+        )
+    return root
+
+
+def _names(file: Path, data: Mapping[Any, Any]) -> dict[int, str]:
+    names, count = data.get("names"), data.get("nc")
+    if count is not None and (isinstance(count, bool) or not _whole(count) or int(float(count)) < 1):
+        raise DataError(f"{file}: nc: {count!r} is not a whole number above 0; correct it or leave it out")
+    if names is None:
+        if count is None:
+            raise DataError(f"{file}: neither names nor nc is given; add 'names: [first class, second class]'")
+        return {i: f"class_{i}" for i in range(int(float(count)))}
+    if not isinstance(names, (list, Mapping)) or not names:
+        raise DataError(f"{file}: names: {names!r} is not a list of class names, nor 'number: name' lines")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not all(_whole(key) for key in names) or sorted(int(key) for key in names) != list(range(len(names))):
+        raise DataError(f"{file}: names: the class numbers {list(names)} are not 0 to {len(names) - 1}; renumber them")
+    named = {int(key): names[key] for key in sorted(names, key=int)}
+    texts = [str(value).strip() if isinstance(value, (str, int, float)) else "" for value in named.values()]
+    for number, name in enumerate(texts):
+        if not name or texts.index(name) != number:
+            raise DataError(f"{file}: names: class {number} is named {named[number]!r}; give each class its own name")
+    if count is not None and int(float(count)) != len(texts):
+        raise DataError(f"{file}: nc: {count} but names has {len(texts)} classes; make them agree or leave nc out")
+    return dict(enumerate(texts))
+
+
+def _whole(value: Any) -> bool:
+    try:
+        return float(value) == int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, ...]:
+    """Every image file of a split, sorted by path, each once."""
+    if entry is None or entry == []:
+        raise DataError(f"{file}: split '{split}' is not declared; add '{split}: <folder of images>'")
+    entries = entry if isinstance(entry, list) else [entry]
+    found: list[Path] = []
+    for item in entries:
+        if not isinstance(item, str):
+            raise DataError(f"{file}: {split}: {item!r} is not a folder or a .txt file; write a path")
+        place = (root / item).resolve()
+        if not place.exists() and item.startswith("../"):
+            place = (root / item[3:]).resolve()  # Roboflow exports write ../train/images for train/images
+        if place.is_dir():
+            found += _images_under(place)
+        elif place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(place)
+        elif place.is_file():
+            found += _images_listed(place)
+        else:
+            raise DataError(
+                f"{file}: {split}: {item} does not exist (looked for {root / item}); correct it or 'path:', nothing is "
+                "downloaded"
+            )
+    if not found:
+        raise DataError(
+            f"{file}: {split}: no images in {', '.join(map(str, entries))} (looked in {root}); suffixes that count: "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return _each_once(file, split, sorted(found))
+
+
+def _images_under(folder: Path) -> list[Path]:
+    # As Ultralytics searches: to any depth, through links, without hidden files.
+    names = glob.iglob(f"{glob.escape(str(folder))}/**/*.*", recursive=True)  # noqa: PTH207 - rglob follows no links
+    return [path for path in map(Path, names) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _images_listed(file: Path) -> list[Path]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as a list of image files ({' '.join(str(error).split())})") from None
+    images = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        image = file.parent / line[2:] if line.startswith("./") else Path(line).absolute()
+        if image.suffix.lower() not in IMAGE_SUFFIXES:
+            raise DataError(f"{file}:{number}: '{line}' is not an image file name; correct the line or delete it")
+        if not image.is_file():
+            raise DataError(
+                f"{file}:{number}: no such image '{line}' (looked for {image}); begin it with ./ to start from the "
+                "list's folder"
+            )
+        images.append(image)
+    return images
+
+
+def _each_once(file: Path, split: str, images: Iterable[Path]) -> tuple[Path, ...]:
+    first: dict[Path, Path] = {}
+    for image in images:
+        other = first.setdefault(image.resolve(), image)
+        if other is not image:
+            raise DataError(
+                f"{file}: {split}: {image} is listed twice (also as {other}); a photo counts as one record, so keep one"
+            )
+    return tuple(first.values())
+
+
+def _size(image: Path) -> int:
+    try:
+        return image.stat().st_size
+    except OSError as error:
+        raise DataError(f"{image}: cannot read the image ({error.strerror}); check path and permission") from None
+
+
+def _digest(image: Path) -> bytes:
+    try:
+        return hashlib.sha256(image.read_bytes()).digest()
+    except OSError as error:
+        raise DataError(f"{image}: cannot read the image ({error.strerror}); check path and permission") from None

@@ -1,0 +1,202 @@
+"""The dataclasses of a run's settings: Hydra's schema and the keyword defaults of ``dptrain.train``.
+
+Every field carries its help line, so ``dptrain train --help`` cannot drift from what is accepted. The values are
+checked in :mod:`dptrain.config`; here a key that does not exist, or a value of the wrong type, is put into words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from .errors import ConfigError
+
+DEFAULT_STEPS = 1000
+DEFAULT_EXPECTED_BATCH_SIZE = 256
+EVALUATIONS_PER_RUN = 10
+
+NORMS = ("auto", "group", "frozen_bn")
+ENGINES = ("fused", "opacus", "microbatch")
+VALIDATIONS = ("public", "off")
+SCHEDULES = ("constant", "cosine", "linear")
+OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd")
+
+_MIXES = "one image would then enter the gradients of several others, and clipping no longer bounds what it changes"
+REFUSED_AUGMENTATIONS = {
+    "mosaic": _MIXES,
+    "mixup": _MIXES,
+    "cutmix": _MIXES,
+    "copy_paste": _MIXES,
+    "rect": "batches sorted by the shapes of the private images are not Poisson samples, so the accounting is void",
+    "cls_pw": "class weights are counted on the private labels, and nothing adds noise to them",
+    "autobatch": "a batch size that is measured on private images is no public constant",
+    "autoanchor": "anchors fitted to the private boxes would be released without noise",
+}
+
+
+def _key(default: Any, help: str) -> Any:
+    """A field with a default and the line that ``dptrain train --help`` shows for it."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PrivacyConfig:
+    """The guarantee: any two of epsilon, noise_multiplier and the run's ``steps`` find the third."""
+
+    epsilon: float | None = _key(None, "target epsilon of the whole run (RDP)")
+    delta: float | None = _key(None, "chance of failure allowed; default dataset_size**-1.1")
+    noise_multiplier: float | None = _key(None, "noise standard deviation in units of clip_norm")
+    clip_norm: float = _key(1.0, "L2 norm to which every unit's gradient is clipped")
+    sample_rate: float | None = _key(None, "chance that a unit is in a step; default expected_batch_size/dataset_size")
+    expected_batch_size: int | None = _key(None, "public constant that divides the noisy sum; default 256")
+    dataset_size: int | None = _key(None, "declared, public number of units (never counted in the folder)")
+    unit: str = _key("image", "what one record is: image")
+
+
+@dataclass
+class OptimizerConfig:
+    """Any torch.optim optimizer of :data:`OPTIMIZERS`; it sees noisy gradients only."""
+
+    name: str = _key("adamw", f"one of {', '.join(OPTIMIZERS)}")
+    lr: float = _key(1e-3, "learning rate")
+    momentum: float = _key(0.0, "momentum (sgd, rmsprop)")
+    weight_decay: float = _key(0.0, "weight decay")
+    betas: list[float] = _key([0.9, 0.999], "decay rates of the Adam family")
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate by step; it depends on no data."""
+
+    name: str = _key("constant", f"one of {', '.join(SCHEDULES)}")
+    warmup_steps: int = _key(0, "steps of linear warm-up")
+    final: float = _key(0.01, "last learning rate as a fraction of optimizer.lr (cosine, linear)")
+
+
+@dataclass
+class EmaConfig:
+    """Exponential moving average of the iterates: post-processing, free of privacy cost."""
+
+    decay: float = _key(0.99, "decay of the average; 0 turns it off")
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentations of one image only. Those that couple images or read private data exist to be refused by name."""
+
+    fliplr: float = _key(0.0, "chance of a left-right flip")
+    flipud: float = _key(0.0, "chance of an up-down flip")
+    hsv_h: float = _key(0.0, "hue jitter, fraction")
+    hsv_s: float = _key(0.0, "saturation jitter, fraction")
+    hsv_v: float = _key(0.0, "brightness jitter, fraction")
+    scale: float = _key(0.0, "zoom jitter, fraction")
+    translate: float = _key(0.0, "shift, fraction of the image")
+    crop: float = _key(0.0, "largest fraction cropped away")
+    mosaic: float = _key(0.0, "refused: mixes images")
+    mixup: float = _key(0.0, "refused: mixes images")
+    cutmix: float = _key(0.0, "refused: mixes images")
+    copy_paste: float = _key(0.0, "refused: mixes images")
+    rect: bool = _key(False, "refused: batches by image shape")
+    cls_pw: float = _key(0.0, "refused: class weights counted on private labels")
+    autobatch: bool = _key(False, "refused: batch size measured on private images")
+    autoanchor: bool = _key(False, "refused: anchors fitted to private boxes")
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow writes."""
+
+    uri: str = _key("sqlite:///mlflow.db", "MLflow tracking URI")
+    experiment: str = _key("dptrain", "MLflow experiment name")
+    run_name: str | None = _key(None, "MLflow run name; default chosen by MLflow")
+    enabled: bool = _key(True, "false: no MLflow at all")
+
+
+@dataclass
+class TrainConfig:
+    """Everything one training run is told. See ``dptrain train --help`` for the keys."""
+
+    model: str = _key(MISSING, "yolo26n.yaml (from scratch), a .pt checkpoint trained on public data, or a preset")
+    data: str = _key(MISSING, "an Ultralytics data.yaml, or a preset")
+    imgsz: int = _key(640, "side of the letterboxed square image in pixels, a multiple of 32")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:1, mps")
+    steps: int | None = _key(None, f"number of steps; default found from epsilon and noise, or {DEFAULT_STEPS}")
+    physical_batch_size: int = _key(16, "images in memory at once; changes speed and memory only")
+    output_dir: str = _key("", "folder of the run; default runs/<date>_<time>")
+    seed: int | None = _key(None, "for tests only: predictable noise voids the guarantee")
+    trainable: Any = _key("all", "all, head, neck_and_head, norm_and_bias, or a list of parameter name patterns")
+    norm: str = _key("auto", f"one of {', '.join(NORMS)}; auto: frozen_bn from a checkpoint, group from scratch")
+    workers: int = _key(2, "processes that load images")
+    evaluate_every: int | None = _key(None, f"steps between evaluations; default {EVALUATIONS_PER_RUN} in a run")
+    validation: str = _key("public", "public: you declare the val split public; off: no evaluation")
+    engine: str = _key("fused", f"per-image gradients by one of {', '.join(ENGINES)}")
+    resume: bool = _key(False, "continue the run in output_dir")
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def keys(schema: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every dotted key of the schema with its field, a section's own keys after the section's name."""
+    for item in dataclasses.fields(schema):
+        nested = item.default_factory
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            yield from keys(nested, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", item
+
+
+def nearest_key(key: str, candidates: list[str] | None = None) -> str:
+    """Return ``"; did you mean X?"`` for the valid key that is nearest to ``key``, or the empty string.
+
+    ``epsilon`` finds ``privacy.epsilon``: a key of a section typed without its section counts as near.
+    """
+    known = candidates if candidates is not None else [name for name, _ in keys()]
+    section, _, leaf = key.rpartition(".")
+    leaves: dict[str, list[str]] = {}
+    for name in known:
+        leaves.setdefault(name.rpartition(".")[2], []).append(name)
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    if leaf in leaves:
+        found = leaves[leaf]
+    elif near := difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6):
+        found = [f"{section}.{near[0]}" if section else near[0]]
+    elif near := difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.7):
+        found = leaves[near[0]]
+    else:
+        found = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def config_error(error: OmegaConfBaseException) -> ConfigError:
+    """Say in one line what OmegaConf refused: the key, the value and the type expected, or the nearest valid key."""
+    key = error.full_key or (str(error.key) if error.key is not None else "")
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return ConfigError(f"unknown key {key}{nearest_key(key) or ' (dptrain train --help lists the keys)'}")
+    first_line = str(error).strip().splitlines()[0]
+    field_name, _, is_item = key.partition("[")
+    expected = {name: _type_in_words(str(item.type)) for name, item in keys()}.get(field_name)
+    if isinstance(error, ValidationError) and expected:
+        value = re.search(r"[Vv]alue '(.*)'(?: of type| is not| for field)", first_line)
+        shown = f"={value.group(1)}" if value else ""
+        shown = "=null" if "None" in first_line or "Optional" in first_line else shown
+        return ConfigError(f"{key}{shown} is not {'a number' if is_item else expected}")
+    return ConfigError(f"{key}: {first_line}" if key else first_line)
+
+
+def _type_in_words(annotation: str) -> str:
+    kind = annotation.split(" ")[0]
+    words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+    return words.get(kind, "a list of numbers such as [0.9,0.999]")

@@ -1,0 +1,1 @@
+"""Scripts that reproduce every number and picture this project publishes."""

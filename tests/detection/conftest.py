@@ -1,0 +1,41 @@
+"""Small datasets in Ultralytics' layout, made afresh for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+MakeDataset = Callable[..., Path]
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> MakeDataset:
+    """Write ``train`` and ``val`` images of bright squares on noise, and return the ``data.yaml``."""
+
+    def make(train: int = 6, val: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
+        rng = np.random.default_rng(seed)
+        for split, count in (("train", train), ("val", val)):
+            images, labels = tmp_path / "images" / split, tmp_path / "labels" / split
+            images.mkdir(parents=True)
+            labels.mkdir(parents=True)
+            for number in range(count):
+                picture = rng.integers(0, 60, (*size, 3), np.uint8)
+                lines = []
+                for _ in range(number % 3):  # the first image of three has no object
+                    kind = int(rng.integers(2))
+                    h, w = (int(v) for v in rng.integers(12, 24, 2))
+                    y, x = int(rng.integers(size[0] - h)), int(rng.integers(size[1] - w))
+                    picture[y : y + h, x : x + w] = (255, 60, 60) if kind else (60, 255, 60)
+                    box = (x + w / 2) / size[1], (y + h / 2) / size[0], w / size[1], h / size[0]
+                    lines.append(" ".join(map(str, (kind, *box))))
+                cv2.imwrite(str(images / f"{number:03}.png"), picture)
+                (labels / f"{number:03}.txt").write_text("\n".join(lines))
+        file = tmp_path / "data.yaml"
+        file.write_text("train: images/train\nval: images/val\nnames: [green, blue]\n")
+        return file
+
+    return make

@@ -1,0 +1,129 @@
+"""Which files a data.yaml stands for, and what is said when it cannot be read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dptrain.detection.sources import load_data, refuse_overlap
+from dptrain.errors import DataError
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        load_data(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_folders_are_listed_in_order(make_dataset, monkeypatch, tmp_path_factory):
+    file = make_dataset()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    data = load_data(file)
+    assert [path.name for path in data.train] == [f"{i:03}.png" for i in range(6)]
+    assert len(data.val) == 3 and data.test == ()
+    assert data.names == {0: "green", 1: "blue"} and data.num_classes == 2
+
+
+def test_the_forms_ultralytics_takes_list_the_same_files(make_dataset, monkeypatch):
+    file = make_dataset()
+    root = file.parent
+    want = load_data(file).train
+    (root / "train.txt").write_text("".join(f"./images/train/{i:03}.png\n" for i in reversed(range(6))), "utf-8-sig")
+    (root / "absolute.txt").write_text("".join(f"{path}\n\n" for path in want))
+    (root / "here.txt").write_text("".join(f"images/train/{path.name}\n" for path in want))
+    (root / "sub").mkdir()
+    monkeypatch.chdir(root)
+    forms = [
+        f"path: {root}\ntrain: images/train\nval: images/val\nnames: {{0: green, 1: blue}}\nnc: 2\n",
+        "path: .\ntrain: [train.txt]\nvalidation: images/val\nnames: [green, blue]\n",
+        "train: absolute.txt\nval: images/val\nnc: '2'\n",
+        "train: here.txt\nval: [images/val]\nnames: {'1': blue, '0': green}\n",
+        "train: ../images/train\nval: ../images/val\nnames: [green, blue]\n",  # as Roboflow exports it
+    ]
+    for text in forms:
+        file.write_text(text)
+        data = load_data(file.relative_to(root))
+        assert data.train == want and len(data.val) == 3, text
+    (root / "sub" / "data.yaml").write_text("path: ..\ntrain: images/train\nval: images/val\nnames: [green, blue]\n")
+    assert load_data(root / "sub" / "data.yaml").train == want
+    (root / "images" / "train" / "deeper").mkdir()
+    shutil.move(want[0], root / "images" / "train" / "deeper" / "x.PNG")
+    assert len(load_data(file).train) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("train: images/train\nval: images/val", ["names", "nc"]),
+        ("train: images/train\nnames: [a", ["data.yaml:", "YAML"]),
+        ("just words", ["str"]),
+        ("train: images/train\nval: images/val\nnames: [a, b]\nnc: 3", ["nc: 3", "2 classes"]),
+        ("train: images/train\nval: images/val\nnames: [a]\nnc: many", ["nc: 'many'"]),
+        ("train: images/train\nval: images/val\nnames: {0: a, 2: b}", ["0 to 1", "[0, 2]"]),
+        ("train: images/train\nval: images/val\nnames: [a, a]", ["class 1", "'a'"]),
+        ("train: images/train\nval: images/val\nnames: [a, ]\npath: 3", ["path: 3"]),
+        ("train: images/train\nval: images/val\nnames: []", ["names: []"]),
+        ("train: images/train\nval: images/val\nnames: {}", ["names: {}"]),
+        ("train: images/train\nval: images/val\nnames: [a, {b: c}]", ["class 1"]),
+        ("train: images/trains\nval: images/val\nnames: [a, b]", ["train: images/trains", "does not exist"]),
+        ("train: images/train\nval: images/vals\nnames: [a, b]", ["val: images/vals", "does not exist"]),
+        ("path: gone\ntrain: images/train\nval: images/val\nnames: [a, b]", ["path: gone", "no folder"]),
+        ("val: images/val\nnames: [a, b]", ["'train'", "not declared"]),
+        ("train:\nval: images/val\nnames: [a, b]", ["'train'", "not declared"]),
+        ("train: 7\nval: images/val\nnames: [a, b]", ["train: 7"]),
+        ("train: labels/train\nval: images/val\nnames: [a, b]", ["train", "no images in labels/train", ".png"]),
+        ("train: [images/train, images]\nval: images/val\nnames: [a, b]", ["listed twice", "000.png"]),
+        ("train: bad.txt\nval: images/val\nnames: [a, b]", ["bad.txt:2", "'./images/train/none.png'"]),
+        ("train: odd.txt\nval: images/val\nnames: [a, b]", ["odd.txt:1", "'notes.doc'"]),
+    ],
+)
+def test_a_bad_data_yaml_is_one_line(make_dataset, text, parts):
+    file = make_dataset()
+    (file.parent / "bad.txt").write_text("./images/train/000.png\n./images/train/none.png\n")
+    (file.parent / "odd.txt").write_text("notes.doc\n")
+    file.write_text(text)
+    message = refusal(file)
+    assert "data.yaml" in message or ".txt" in message
+    for part in parts:
+        assert part in message
+
+
+def test_no_such_file_or_a_folder(tmp_path):
+    assert "no such data.yaml" in refusal(tmp_path / "none.yaml")
+    assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "data.yaml").write_bytes(b"\xff\xfe\x00names")
+    assert "cannot be read as text" in refusal(tmp_path / "data.yaml")
+
+
+def test_test_split_and_undeclared_val_only_matter_to_those_who_ask(make_dataset):
+    file = make_dataset()
+    file.write_text("train: images/train\ntest: gone\nnames: [green, blue]\n")
+    data = load_data(file)
+    with pytest.raises(DataError, match="test: gone does not exist"):
+        data.files("test")
+    with pytest.raises(DataError, match="'val' is not declared"):
+        data.files("val")
+    with pytest.raises(DataError, match="none of train, val, test"):
+        data.files("trian")
+
+
+def test_an_image_in_train_and_val_is_refused(make_dataset):
+    file = make_dataset()
+    root = file.parent
+    refuse_overlap(load_data(file))
+    copy = root / "images" / "val" / "copy.png"
+    shutil.copy(root / "images" / "train" / "002.png", copy)
+    with pytest.raises(DataError, match=r"copy\.png: val image with the same content as train image .*002\.png"):
+        refuse_overlap(load_data(file))
+    copy.unlink()
+    copy.symlink_to(root / "images" / "train" / "002.png")
+    with pytest.raises(DataError, match="in train and in val"):
+        refuse_overlap(load_data(file))
+    copy.unlink()
+    file.write_text("train: images/train\nval: [images/val, images/train/001.png]\nnames: [green, blue]\n")
+    with pytest.raises(DataError, match=r"001\.png: is in train and in val"):
+        refuse_overlap(load_data(file))

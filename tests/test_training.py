@@ -1,0 +1,246 @@
+"""The loop, on a module that is not a detector: what reaches the optimizer, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dptrain import ConfigError, ModelError, PrivacyError, PrivacyPlan, noise
+from dptrain.sampling import Draw
+from dptrain.training import MovingAverage, PrivateTrainer, learning_rate
+
+X = torch.linspace(-1, 1, 60).view(20, 3)
+Y = (X[:, 0] > 0).long()
+
+
+class Batches:
+    """Serves rows of X and Y in physical batches of a given size."""
+
+    def __init__(self, size: int = 4) -> None:
+        self.size = size
+        self.served: list[list[int]] = []
+
+    def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
+        for draw in draws:
+            self.served.append(draw.indices.tolist())
+            yield ((X[part], Y[part]) for part in np.split(draw.indices, range(self.size, len(draw.indices), self.size))
+                   if len(part))  # fmt: skip
+
+
+def losses(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+
+def make(plan: PrivacyPlan, *, batches: Batches | None = None, lr: float = 0.1, **options: Any) -> PrivateTrainer:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(module.parameters(), lr=lr)
+    return PrivateTrainer(module, losses, plan, optimizer, batches or Batches(), 20, **options)
+
+
+def plan(**changes: Any) -> PrivacyPlan:
+    values = {
+        "sample_rate": 0.3, "steps": 8, "noise_multiplier": 1.0, "clip_norm": 0.5, "delta": 1e-5, "expected_batch_size": 6,
+    }  # fmt: skip
+    return PrivacyPlan(**{**values, **changes})
+
+
+def weights(trainer: PrivateTrainer) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.parameters.values()])
+
+
+def test_one_step_is_noised_clipped_sum_over_the_expected_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums: list[dict[str, Tensor]] = []
+
+    def record(value: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        sums.append({k: v.clone() for k, v in value.items()})
+        assert options["sensitivity"] == 0.5 and options["noise_multiplier"] == 1.0
+        return value
+
+    monkeypatch.setattr(noise, "privatize", record)
+    batches = Batches()
+    trainer = make(plan(), batches=batches, lr=0.1)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    next(trainer.run())
+    drawn = batches.served[0]
+    reference = make(plan())
+    total = {name: torch.zeros_like(p) for name, p in before.items()}
+    for row in drawn:  # clipped one at a time, by hand
+        loss = losses(reference.module, (X[row : row + 1], Y[row : row + 1])).sum()
+        gradients = torch.autograd.grad(loss, list(reference.parameters.values()))
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        for name, gradient in zip(total, gradients, strict=True):
+            total[name] += gradient * min(1.0, 0.5 / float(norm))
+    for name, p in trainer.parameters.items():
+        assert torch.allclose(sums[0][name], total[name], atol=1e-6)
+        assert torch.allclose(p, before[name] - 0.1 * total[name] / 6, atol=1e-6)
+
+
+def test_an_empty_draw_takes_a_noised_step() -> None:
+    trainer = make(plan(sample_rate=1e-9, steps=3), on_release=(released := []).append)
+    start = weights(trainer)
+    assert list(trainer.run()) == [1, 2, 3]
+    assert released == [1, 2, 3]
+    assert not torch.equal(start, weights(trainer))
+
+
+def test_noise_is_added_once_a_step_whatever_the_physical_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = noise.privatize, []
+    monkeypatch.setattr(noise, "privatize", lambda value, **o: (calls.append(1), real(value, **o))[1])
+    trainer = make(plan(sample_rate=1.0, steps=4), batches=Batches(size=1))
+    list(trainer.run())
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 20])
+def test_the_physical_batch_changes_nothing_but_rounding(size: int) -> None:
+    one, other = make(plan(), batches=Batches(20), seed=5), make(plan(), batches=Batches(size), seed=5)
+    list(one.run())
+    list(other.run())
+    assert torch.allclose(weights(one), weights(other), atol=1e-5)
+
+
+def test_production_runs_differ_and_seeded_ones_do_not() -> None:
+    runs = [make(plan()) for _ in range(2)] + [make(plan(), seed=1) for _ in range(2)]
+    for trainer in runs:
+        list(trainer.run())
+    assert not torch.equal(weights(runs[0]), weights(runs[1]))
+    assert torch.equal(weights(runs[2]), weights(runs[3]))
+    assert runs[0].secure and not runs[2].secure
+
+
+def test_a_cut_seeded_run_equals_an_uncut_one_bitwise() -> None:
+    whole, first, second = (make(plan(), seed=2, ema_decay=0.9) for _ in range(3))
+    list(whole.run())
+    for step in first.run():
+        if step == 3:
+            break
+    second.restore(first.state())
+    assert list(second.run()) == [4, 5, 6, 7, 8]
+    assert torch.equal(weights(whole), weights(second))
+    for name, value in whole.average.values.items():
+        assert torch.equal(value, second.average.values[name])
+
+
+def test_lost_steps_stay_spent() -> None:
+    trainer = make(plan())
+    trainer.restore(make(plan()).state(), step=6)
+    assert list(trainer.run()) == [7, 8]
+
+
+def test_more_steps_than_planned_are_refused() -> None:
+    trainer = make(plan())
+    with pytest.raises(PrivacyError, match="9 steps"):
+        list(trainer.run(until=9))
+    list(trainer.run())
+    assert list(trainer.run()) == []
+
+
+def test_the_average_follows_the_noised_iterates_only() -> None:
+    trainer = make(plan(), seed=1, ema_decay=0.5)
+    name = next(iter(trainer.parameters))
+    value = trainer.parameters[name].detach().clone()
+    for step in trainer.run():
+        decay = min(0.5, (1 + step) / (10 + step))
+        value = decay * value + (1 - decay) * trainer.parameters[name].detach()
+        assert torch.allclose(trainer.average.values[name], value, atol=1e-6)
+
+
+def test_the_average_is_put_back() -> None:
+    trainer = make(plan(), ema_decay=0.9)
+    list(trainer.run())
+    live = weights(trainer)
+    with trainer.average.applied():
+        assert not torch.equal(weights(trainer), live)
+    assert torch.equal(weights(trainer), live)
+
+
+def test_an_exception_in_a_step_leaves_no_stale_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was summed before the failure must not enter the next step."""
+
+    class Failing(Batches):
+        def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
+            def broken() -> Iterator[Any]:
+                yield X, Y
+                raise OSError("disk gone")
+
+            next(draws)
+            yield broken()
+
+    trainer = make(plan(), batches=Failing())
+    before = weights(trainer)
+    with pytest.raises(OSError, match="disk gone"):
+        list(trainer.run())
+    assert trainer.step == 0 and torch.equal(weights(trainer), before)
+    sums: list[float] = []
+    monkeypatch.setattr(noise, "privatize", lambda v, **_: (sums.append(sum(float(t.abs().sum()) for t in v.values())), v)[1])
+    trainer.loader = Batches()
+    trainer.sampler.sample_rate = 1e-12
+    next(trainer.run())
+    assert sums == [0.0]
+
+
+def test_a_layer_that_keeps_statistics_is_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += x.detach().sum(0)
+            return self.inner(x)
+
+    module = Counting()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    trainer = PrivateTrainer(module, losses, plan(sample_rate=1.0), optimizer, Batches(), 20)
+    with pytest.raises(PrivacyError, match="buffer"):
+        next(trainer.run())
+
+
+def test_batch_norm_switched_on_after_the_start_is_refused() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    module[1].eval()
+    trainer = PrivateTrainer(module, losses, plan(), torch.optim.SGD(module.parameters(), lr=0.1), Batches(), 20)
+    steps = trainer.run()
+    next(steps)
+    module.train()
+    with pytest.raises(ModelError, match="BatchNorm1d"):
+        for _ in steps:
+            pass
+
+
+def test_the_optimizer_must_hold_what_is_noised() -> None:
+    module = nn.Linear(3, 2)
+    with pytest.raises(ConfigError, match="optimizer"):
+        PrivateTrainer(module, losses, plan(), torch.optim.SGD([module.weight], lr=0.1), Batches(), 20)
+
+
+def test_private_training_learns() -> None:
+    """Many steps with little noise bring the loss down, so the sign and scale of the update are right."""
+    trainer = make(plan(steps=300, sample_rate=1.0, noise_multiplier=0.05, clip_norm=1.0, expected_batch_size=20), lr=0.5)
+    before = losses(trainer.module, (X, Y)).mean().item()
+    list(trainer.run())
+    assert losses(trainer.module, (X, Y)).mean().item() < 0.9 * before
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
+def test_learning_rates(name: str) -> None:
+    rates = [learning_rate(name, 0.4, step, 20, warmup_steps=4, final=0.1) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rates[4] == pytest.approx(0.4)
+    assert rates[-1] == pytest.approx(0.4 if name == "constant" else 0.04)
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_unknown_schedule_and_decay_are_refused() -> None:
+    with pytest.raises(ConfigError, match="step"):
+        learning_rate("step", 0.1, 0, 10)
+    with pytest.raises(ConfigError, match=r"ema\.decay"):
+        MovingAverage({}, 1.0)
