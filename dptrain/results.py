@@ -27,8 +27,6 @@ def read_rows(file: Path) -> list[dict[str, float]]:
 
 def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> None:
     """Draw mAP over the epsilon spent so far (RDP), one point an evaluation."""
-    import matplotlib
-
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
@@ -43,5 +41,4 @@ def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> N
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    with matplotlib.rc_context({"savefig.transparent": False}):
-        figure.savefig(file, metadata={"Software": None})
+    figure.savefig(file, metadata={"Software": None})

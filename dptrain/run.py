@@ -23,7 +23,7 @@ from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoad
 from .detection.evaluate import evaluate
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.model import load_model, save_weights
-from .errors import ConfigError, PrivacyError
+from .errors import ConfigError
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
@@ -153,8 +153,8 @@ class _Run:
             f"{trainable:,} of {total:,} parameters train, {self.device}"
         )
         say(
-            f"epsilon {plan.epsilon():.3f} (RDP; PLD {plan.epsilon('pld'):.3f}), delta {plan.delta:.3g}, unit {plan.unit}: "
-            f"{plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
+            f"epsilon {plan.epsilon():.3f} (RDP; PLD {plan.epsilon('pld'):.3f}), delta {plan.delta:.3g}, "
+            f"unit {plan.unit}: {plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
             f"sample rate {plan.sample_rate:.4g}, expected batch {plan.expected_batch_size}"
         )
         if self.evaluates:
@@ -199,7 +199,9 @@ class _Run:
             self.output.mkdir(parents=True, exist_ok=True)
             self.journal = StepJournal(self.output / "steps.journal", new=not self.config.resume)
         except OSError as error:
-            raise ConfigError(f"output_dir={self.output} cannot be written ({error.strerror}): choose another") from error
+            raise ConfigError(
+                f"output_dir={self.output} cannot be written ({error.strerror}): choose another"
+            ) from error
         stack.callback(self.journal.close)
 
         def undo() -> None:

@@ -21,9 +21,9 @@ RELEASED = (
     "the settings in config.yaml, among them the declared dataset size",
 )
 ASSUMPTIONS = (
-    "The declared constants (dataset size, expected batch size, sample rate, delta, image size, class names) are public.",
+    "The declared constants (dataset size, expected batch size, sample rate, delta, image size, names) are public.",
     "The start weights were made from data that is public or shares no unit with the training split.",
-    "One person's data is in one unit. A person in several images has a weaker guarantee, which grows with their number.",
+    "One person's data is in one unit: a person in several images has a guarantee that weakens with their number.",
     "The adversary sees everything released and every iterate, and not the memory, the timing or the crashes of the "
     "training machine.",
     "The noise is Gaussian up to the rounding of floating-point numbers.",

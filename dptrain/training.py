@@ -1,7 +1,8 @@
 """The DP-SGD loop (Abadi et al. 2016, algorithm 1), for any torch module with a per-example loss.
 
-Per step: draw units -> sum their clipped gradients over physical batches -> noise, once -> divide by the public expected
-batch size -> optimizer -> moving average. The optimizer, the average and whoever watches see noised gradients only.
+Per step: draw units -> sum their clipped gradients over physical batches -> noise, once -> divide by the public
+expected batch size -> optimizer -> moving average. The optimizer, the average and whoever watches see noised
+gradients only.
 """
 
 from __future__ import annotations
@@ -180,7 +181,9 @@ class PrivateTrainer:
 
     def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
-        total = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in self.parameters.items()}
+        total = {
+            name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in self.parameters.items()
+        }
         before = self._buffer_versions()
         for batch in batches:
             part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
@@ -211,7 +214,9 @@ class PrivateTrainer:
             PrivacyError: The state is of other parameters.
         """
         if list(state["parameters"]) != list(self.parameters):
-            raise PrivacyError("the checkpoint holds other trainable parameters than this run: resume with its settings")
+            raise PrivacyError(
+                "the checkpoint holds other trainable parameters than this run: resume with its settings"
+            )
         _copy(self.parameters, state["parameters"])
         self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
         self.optimizer.load_state_dict(state["optimizer"])

@@ -71,7 +71,7 @@ def one_image(batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
 
 def ultralytics_loss(model: Any, batch: dict[str, Tensor], one2many: float | None = None) -> Tensor:
     """Return the loss of Ultralytics' own criterion, a scalar, in the model's mode."""
-    end_to_end = getattr(model, "end2end", False)
+    end_to_end = getattr(model.model[-1], "one2one_cv2", None) is not None
     criterion: Any = E2ELoss(model) if end_to_end else v8DetectionLoss(model)
     if one2many is not None:
         criterion.o2m, criterion.o2o = one2many, 1.0 - one2many

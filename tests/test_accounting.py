@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -60,7 +61,7 @@ def test_epsilon_grows_with_steps_and_starts_at_zero() -> None:
     plan = PrivacyPlan(0.1, 50, 1.0, 1.0, 1e-5, 64)
     values = [plan.epsilon(steps=k) for k in range(51)]
     assert values[0] == 0.0
-    assert all(a < b for a, b in zip(values, values[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(values))
     assert values[-1] == plan.epsilon()
 
 
@@ -94,9 +95,7 @@ def test_rdp_curve_is_finite_where_it_matters() -> None:
 
 def test_orders_that_do_not_converge_do_not_lower_epsilon() -> None:
     """dp-accounting leaves such orders out, with a warning that is kept off the screen; the result stays a bound."""
-    event = dp_event.SelfComposedDpEvent(
-        dp_event.PoissonSampledDpEvent(0.08, dp_event.GaussianDpEvent(0.4771)), 6
-    )
+    event = dp_event.SelfComposedDpEvent(dp_event.PoissonSampledDpEvent(0.08, dp_event.GaussianDpEvent(0.4771)), 6)
     assert accounting.epsilon(event, 1e-3) >= accounting.epsilon(event, 1e-3, "pld")
 
 

@@ -83,6 +83,4 @@ def test_no_noise_is_refused(bad: float) -> None:
 
 def test_a_sum_that_is_not_finite_never_leaves() -> None:
     with pytest.raises(PrivacyError, match="'a'"):
-        privatize(
-            {"a": torch.tensor([1.0, math.nan])}, sensitivity=1.0, noise_multiplier=1.0, stream=NoiseStream()
-        )
+        privatize({"a": torch.tensor([1.0, math.nan])}, sensitivity=1.0, noise_multiplier=1.0, stream=NoiseStream())

@@ -13,8 +13,13 @@ from dptrain import ConfigError, PrivacyPlan
 from dptrain.noise import NoiseStream
 
 GOOD: dict[str, Any] = {
-    "sample_rate": 0.02, "steps": 10, "noise_multiplier": 1.1, "clip_norm": 0.5, "delta": 1e-5, "expected_batch_size": 32,
-}  # fmt: skip
+    "sample_rate": 0.02,
+    "steps": 10,
+    "noise_multiplier": 1.1,
+    "clip_norm": 0.5,
+    "delta": 1e-5,
+    "expected_batch_size": 32,
+}
 
 
 def test_plan_is_frozen() -> None:

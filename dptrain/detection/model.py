@@ -104,7 +104,9 @@ def _from_checkpoint(file: Path) -> DetectionModel:
         checkpoint, _ = torch_safe_load(file, safe_only=True)
         detector = (checkpoint.get("ema") or checkpoint["model"]).float()
     except Exception as error:  # unpickling fails in many ways; all mean the same to the user
-        raise ModelError(f"model={str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})") from error
+        raise ModelError(
+            f"model={str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})"
+        ) from error
     task = getattr(detector, "task", None) or guess_model_task(detector)
     if task != "detect" or not isinstance(detector, DetectionModel):
         raise ModelError(f"model={str(file)!r} is a model for {task!r}, not a detector")
@@ -144,6 +146,7 @@ def _set_classes(detector: DetectionModel, num_classes: int | None, names: Mappi
         for level, layers in enumerate(branch or ()):
             old = layers[-1]
             new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)
+            assert new.bias is not None and old.bias is not None
             with torch.no_grad():
                 # The prior of Detect.bias_init: about five objects in a 640 px image.
                 new.bias.fill_(math.log(5 / num_classes / (640 / float(head.stride[level])) ** 2))
@@ -183,7 +186,9 @@ def _replace_norms(detector: DetectionModel, norm: str) -> None:
             if norm == "frozen_bn" and isinstance(child, nn.BatchNorm2d):
                 setattr(module, child_name, FrozenBatchNorm2d.from_batch_norm(child))
             elif norm == "group" and isinstance(child, _BATCH_NORMS) and not isinstance(module, Conv):
-                raise ModelError(f"norm=group cannot replace {name}.{child_name} ({type(module).__name__}): use frozen_bn")
+                raise ModelError(
+                    f"norm=group cannot replace {name}.{child_name} ({type(module).__name__}): use frozen_bn"
+                )
 
 
 def set_trainable(detector: DetectionModel, trainable: str | Sequence[str] = "all") -> list[str]:

@@ -20,7 +20,7 @@ from .fused import LossFunction
 
 ENGINES: dict[str, ModuleType] = {"fused": fused, "opacus": opacus_engine, "microbatch": microbatch}
 
-__all__ = ["ENGINES", "clipped_gradient_sum", "per_sample_gradients", "trainable_parameters"]
+__all__ = ["ENGINES", "LossFunction", "clipped_gradient_sum", "per_sample_gradients", "trainable_parameters"]
 
 
 def _engine(method: str, module: nn.Module) -> ModuleType:

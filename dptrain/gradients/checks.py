@@ -39,15 +39,15 @@ def refuse_unsupported(module: nn.Module) -> None:
         ModelError: A trainable parameter is shared between layers, or belongs to a layer kind without a rule; or
             nothing is trainable.
     """
-    owners: dict[int, str] = {}
+    owners: dict[int, tuple[str, nn.Module, str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             continue
         layer_name, _, attribute = name.rpartition(".")
         layer = module.get_submodule(layer_name)
-        first = owners.setdefault(id(parameter), name)
-        if first != name and layer is not module.get_submodule(first.rpartition(".")[0]):
-            raise ModelError(f"parameter {name!r} is shared with {first!r}: untie the two layers, or freeze them")
+        first, owner, role = owners.setdefault(id(parameter), (name, layer, attribute))
+        if layer is not owner or attribute != role:  # one layer may well have two names
+            raise ModelError(f"parameter {name!r} is shared with {first!r}: untie the two, or freeze them")
         if rule_for(layer) is None or attribute not in ("weight", "bias"):
             kinds = ", ".join(sorted({kind.__name__ for kind in registered_rules()}))
             raise ModelError(

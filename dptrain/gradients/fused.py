@@ -59,12 +59,15 @@ def run(module: nn.Module, loss_function: LossFunction, batch: Any) -> tuple[int
                 f"parameter {name!r} is used outside its own layer, where its per-example gradient is not seen: "
                 "call the layer instead of reading the parameter"
             )
-    return len(losses), tape.take()
+    names = {layer: name for name, layer in module.named_modules()}
+    return len(losses), tape.take(lambda layer, rows: _check_rows(names[layer], rows, len(losses)))
 
 
 def _check_losses(losses: Tensor) -> None:
     if losses.dim() != 1:
-        raise ModelError(f"the loss function returned shape {tuple(losses.shape)}: it must be one loss an example, (n,)")
+        raise ModelError(
+            f"the loss function returned shape {tuple(losses.shape)}: it must be one loss an example, (n,)"
+        )
 
 
 def _named(module: nn.Module, records: dict[nn.Module, Any]) -> Iterator[tuple[str, str, Any]]:

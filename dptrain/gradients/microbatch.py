@@ -54,6 +54,8 @@ def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any
         losses = loss_function(module, take_example(batch, index))
         if losses.shape != (1,):
             raise ModelError(f"the loss of one example has shape {tuple(losses.shape)}: it must be (1,)")
+        if not losses.requires_grad:
+            refuse_missing(parameters, {})
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
         found = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
         refuse_missing(parameters, found)

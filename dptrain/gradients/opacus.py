@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import ModelError
 from ..layers import FrozenBatchNorm2d
 from .checks import refuse_missing, trainable_parameters
-from .fused import LossFunction, _check_losses
+from .fused import LossFunction, _check_losses, _check_rows
 
 
 def _frozen_batch_norm_rule(
@@ -26,16 +28,38 @@ def _frozen_batch_norm_rule(
 
 
 @contextmanager
-def _out_of_place(module: nn.Module) -> Iterator[None]:
-    """Turn in-place activations off: they would overwrite what Opacus's hooks hand on."""
-    changed = [layer for layer in module.modules() if getattr(layer, "inplace", False) is True]
-    for layer in changed:
-        layer.inplace = False
+def _as_opacus_needs_it(module: nn.Module) -> Iterator[None]:
+    """Turn in-place activations off, which would overwrite what Opacus's hooks hand on, and set ``.grad`` aside.
+
+    Layers with trainable parameters are put in train mode, in which alone Opacus sees them; it changes nothing of
+    what these kinds compute.
+    """
+    changed: list[tuple[nn.Module, str, bool]] = []
+    gradients = {p: p.grad for p in module.parameters()}
+    for name, layer in module.named_modules():
+        trains = any(p.requires_grad for p in layer.parameters(recurse=False))
+        if trains and isinstance(layer, _BatchNorm):
+            raise ModelError(
+                f"Opacus has no rule for layer {name!r} ({type(layer).__name__}) in eval mode: use method='fused', "
+                "dptrain.layers.FrozenBatchNorm2d, or freeze its parameters"
+            )
+        if trains and not layer.training:
+            changed.append((layer, "training", False))
+        if getattr(layer, "inplace", False) is True:
+            changed.append((layer, "inplace", True))
+    for layer, attribute, value in changed:
+        layer.__dict__[attribute] = not value
+    for p in gradients:
+        p.grad = None
     try:
         yield
     finally:
-        for layer in changed:
-            layer.inplace = True
+        for layer, attribute, value in changed:
+            layer.__dict__[attribute] = value
+        for p, gradient in gradients.items():
+            p.grad = gradient
+            p.__dict__.pop("grad_sample", None)
+            p.__dict__.pop("_forward_counter", None)
 
 
 def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
@@ -44,8 +68,7 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
 
     GradSampleModule.GRAD_SAMPLERS.setdefault(FrozenBatchNorm2d, _frozen_batch_norm_rule)
     parameters = trainable_parameters(module)
-    before = {name: p.grad for name, p in parameters.items()}
-    with _out_of_place(module), warnings.catch_warnings():
+    with _as_opacus_needs_it(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = GradSampleModule(module, loss_reduction="sum", strict=False)
         try:
@@ -53,23 +76,38 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
             _check_losses(losses)
             if len(losses) == 0:
                 return {name: p.new_zeros((0, *p.shape)) for name, p in parameters.items()}
+            if not losses.requires_grad:
+                refuse_missing(parameters, {})
             losses.sum().backward()
+            made = {name: getattr(p, "grad_sample", None) for name, p in parameters.items()}
             found = {
-                name: _one_pass(p.grad_sample) for name, p in parameters.items() if getattr(p, "grad_sample", None) is not None
+                name: _one_pass(name, gradient, len(losses)) for name, gradient in made.items() if gradient is not None
             }
+            refuse_missing(parameters, found)
+            for name, p in parameters.items():
+                _check_total(name, found[name], p.grad)
         finally:
             wrapped._close()
-            for name, p in module.named_parameters():
-                p.__dict__.pop("grad_sample", None)
-                p.__dict__.pop("_forward_counter", None)
-                if name in before:
-                    p.grad = before[name]
-    refuse_missing(parameters, found)
     return found
 
 
-def _one_pass(grad_sample: Tensor | list[Tensor]) -> Tensor:
-    return grad_sample if isinstance(grad_sample, Tensor) else torch.stack(grad_sample).sum(0)
+def _one_pass(name: str, grad_sample: Tensor | list[Tensor], n: int) -> Tensor:
+    uses = [grad_sample] if isinstance(grad_sample, Tensor) else grad_sample
+    for rows in uses:
+        _check_rows(name.rpartition(".")[0], rows, n)
+    return torch.stack(uses).sum(0)
+
+
+def _check_total(name: str, rows: Tensor, total: Tensor | None) -> None:
+    """Refuse what Opacus gets wrong: padding modes other than zeros, and parameters read outside their layer."""
+    if total is None or not bool(torch.isfinite(total).all()):
+        return
+    scale = float(rows.flatten(1).norm(dim=1).sum())
+    if float((rows.sum(0) - total).norm()) > 1e-3 * scale + 1e-12:
+        raise ModelError(
+            f"Opacus's per-example gradients of parameter {name!r} do not add up to its gradient: it has no right rule "
+            "for the layer, or the parameter is used outside it; use method='fused'"
+        )
 
 
 def clipped_sum(
@@ -80,7 +118,5 @@ def clipped_sum(
     squared = torch.stack([g.flatten(1).double().square().sum(1) for g in gradients.values()]).sum(0)
     weights = weigh(squared)
     dropped = ~torch.isfinite(squared)
-    return {
-        name: (weights.to(g.dtype) @ g.masked_fill(dropped.view(-1, *[1] * (g.dim() - 1)), 0.0).flatten(1)).view(g.shape[1:])
-        for name, g in gradients.items()
-    }
+    kept = {name: g.flatten(1).masked_fill(dropped.view(-1, 1), 0.0) for name, g in gradients.items()}
+    return {name: (weights.to(g.dtype) @ g).view(gradients[name].shape[1:]) for name, g in kept.items()}

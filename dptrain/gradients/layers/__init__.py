@@ -6,7 +6,7 @@ somebody registers one.
 
 from __future__ import annotations
 
+from . import conv, embedding, linear, norm  # noqa: F401 - each registers its rules
 from .base import Record, Rule, Tape, registered_rules, rule_for
-from . import conv, embedding, linear, norm  # noqa: F401, I001 - each registers its rules
 
 __all__ = ["Record", "Rule", "Tape", "registered_rules", "rule_for"]

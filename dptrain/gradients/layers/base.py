@@ -35,12 +35,15 @@ class Tape:
     def add(self, module: nn.Module, record: Record) -> None:
         self.records.setdefault(module, []).append(record)
 
-    def take(self) -> dict[nn.Module, Record]:
+    def take(self, check_rows: Callable[[nn.Module, Tensor], None]) -> dict[nn.Module, Record]:
         """Return one record a layer, and forget them: what stays on the tape would keep the graph alive with it.
 
-        The gradient of a layer that was used several times is the sum over its uses.
+        The gradient of a layer that was used several times is the sum over its uses. Each use is given to
+        ``check_rows`` before: in a sum, one row would spread over all examples.
         """
-        taken = {module: records[0] if len(records) == 1 else _sum(records) for module, records in self.records.items()}
+        taken: dict[nn.Module, Record] = {}
+        for module, records in self.records.items():
+            taken[module] = records[0] if len(records) == 1 else _sum(module, records, check_rows)
         self.records.clear()
         return taken
 
@@ -97,10 +100,13 @@ class Instantiated:
 _BLOCK = 256
 
 
-def _sum(records: list[Record]) -> Instantiated:
+def _sum(
+    module: nn.Module, records: list[Record], check_rows: Callable[[nn.Module, Tensor], None]
+) -> Instantiated:
     total: dict[str, Tensor] = {}
     for record in records:
         for name, gradient in record.per_example().items():
+            check_rows(module, gradient)
             total[name] = total[name] + gradient if name in total else gradient
     return Instantiated(total)
 

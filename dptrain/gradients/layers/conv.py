@@ -103,7 +103,7 @@ def _unfold(module: nn.Conv2d | nn.ConvTranspose2d, geometry: _Geometry, x: Tens
     """Return U of every example, (n, d, T); for a convolution of one group."""
     if module.kernel_size == (1, 1) and module.stride == (1, 1) and not any(geometry.padding):
         return x.flatten(2)
-    return F.unfold(x, module.kernel_size, module.dilation, geometry.padding, module.stride)
+    return F.unfold(x, module.kernel_size, module.dilation, tuple(geometry.padding), module.stride)
 
 
 def _by_bmm(module: Any, geometry: _Geometry, x: Tensor, b: Tensor) -> Tensor:
@@ -116,7 +116,11 @@ def _by_fold(module: Any, geometry: _Geometry, x: Tensor, b: Tensor) -> Tensor:
     # Only the shape of the weight matters here.
     shaped = weight.expand(n, *weight.shape).reshape(-1, *weight.shape[1:]).to(x.dtype)
     _, gradient, _ = geometry.backward(
-        b.reshape(1, -1, *b.shape[2:]), x.reshape(1, -1, *x.shape[2:]), shaped, geometry.groups * n, (False, True, False)
+        b.reshape(1, -1, *b.shape[2:]),
+        x.reshape(1, -1, *x.shape[2:]),
+        shaped,
+        geometry.groups * n,
+        (False, True, False),
     )
     assert gradient is not None
     return gradient.view(n, *weight.shape)
@@ -153,11 +157,14 @@ def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
 
 @register(nn.ConvTranspose2d)
 def conv_transpose2d(module: nn.ConvTranspose2d, tape: Tape) -> Forward:
+    assert not isinstance(module.padding, str)  # only nn.Conv2d takes "same"
+    padding = list(module.padding)
+
     def forward(x: Tensor, output_size: list[int] | None = None) -> Tensor:
         output_padding = module._output_padding(
-            x, output_size, list(module.stride), list(module.padding), list(module.kernel_size), 2, list(module.dilation)
+            x, output_size, list(module.stride), padding, list(module.kernel_size), 2, list(module.dilation)
         )
-        geometry = _Geometry(module, list(module.padding), list(output_padding))
+        geometry = _Geometry(module, padding, list(output_padding))
         return _Conv.apply(x, module.weight, module.bias, module, geometry, tape)
 
     return forward
