@@ -22,9 +22,6 @@ EXIT_FAILED = 1  # something that dptrain did not foresee
 EXIT_REFUSED = 2  # a setting, a file or a guarantee that does not hold
 EXIT_INTERRUPTED = 130
 
-# Above it a budget promises nothing, and the privacy loss distribution takes minutes to hours to discretize.
-PLD_UP_TO_EPSILON = 1000.0
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 2 with one line on stderr for what the user can mend."""
@@ -177,6 +174,8 @@ def _epsilon(options: argparse.Namespace) -> int:
 
 
 def _print_plan(plan: PrivacyPlan, as_json: bool) -> int:
+    from .accounting import PLD_UP_TO_EPSILON
+
     rdp = plan.epsilon("rdp")
     values: dict[str, float | int | None] = {
         "noise_multiplier": plan.noise_multiplier,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,6 +54,8 @@ def load_model(
         num_classes = len(names)
     if num_classes is not None and num_classes < 1:
         raise ConfigError(f"num_classes={num_classes}: a detector needs at least one class")
+    if names is not None:
+        _check_names(names, num_classes)
     file = Path(model)
     if file.suffix in (".yaml", ".yml"):
         detector = _from_yaml(str(model), num_classes)
@@ -84,17 +87,32 @@ def _from_yaml(name: str, num_classes: int | None) -> DetectionModel:
         description = yaml_model_load(name)
     except Exception as error:  # Ultralytics raises several kinds, and tries its own search before
         raise ModelError(f"model={name!r}: no such model description ({_first_line(error)})") from error
-    task = guess_model_task(description)
-    if task != "detect":
-        raise ModelError(f"model={name!r} is a model for {task!r}, not a detector: use one such as yolo26n.yaml")
-    level = LOGGER.level
-    LOGGER.setLevel("ERROR")  # it announces the number of classes on stdout
-    try:
-        detector = DetectionModel(description, nc=num_classes, verbose=False)
-    finally:
-        LOGGER.setLevel(level)
+    with _quietly():  # it announces the number of classes on stdout
+        task = guess_model_task(description)
+        if task != "detect":
+            raise ModelError(f"model={name!r} is {_kind(task)}, not a detector: use one such as yolo26n.yaml")
+        try:
+            detector = DetectionModel(description, nc=num_classes, verbose=False)
+        except Exception as error:  # a data.yaml, a family with inputs of its own, a misspelt layer: many kinds
+            raise ModelError(
+                f"model={name!r} does not describe a plain detector such as yolo26n.yaml ({_first_line(error)})"
+            ) from error
     _check_head(detector, name)
     return detector
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    level = LOGGER.level
+    LOGGER.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+
+
+def _kind(task: str | None) -> str:
+    return f"a model for {task!r}" if task else "a model of another kind"
 
 
 def _from_checkpoint(file: Path) -> DetectionModel:
@@ -107,9 +125,12 @@ def _from_checkpoint(file: Path) -> DetectionModel:
         raise ModelError(
             f"model={str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})"
         ) from error
-    task = getattr(detector, "task", None) or guess_model_task(detector)
-    if task != "detect" or not isinstance(detector, DetectionModel):
-        raise ModelError(f"model={str(file)!r} is a model for {task!r}, not a detector")
+    if not isinstance(detector, DetectionModel):
+        raise ModelError(f"model={str(file)!r} holds a {type(detector).__name__}, not a detector")
+    with _quietly():
+        task = getattr(detector, "task", None) or guess_model_task(detector)
+    if task != "detect":
+        raise ModelError(f"model={str(file)!r} is {_kind(task)}, not a detector")
     if detector.is_fused() and not any(isinstance(m, nn.GroupNorm) for m in detector.modules()):
         raise ModelError(f"model={str(file)!r} was fused for inference and has lost its norm layers: use the original")
     _check_head(detector, str(file))
@@ -165,12 +186,17 @@ def set_names(detector: DetectionModel, names: Mapping[int, str]) -> None:
     """Write the class names that Ultralytics shows.
 
     Raises:
-        ConfigError: The number of names is not the number of classes.
+        ConfigError: The names are not those of classes 0, 1, ... of the model.
     """
-    classes = detector.model[-1].nc
+    _check_names(names, detector.model[-1].nc)
+    detector.names = {int(k): str(v) for k, v in names.items()}
+
+
+def _check_names(names: Mapping[int, str], classes: int | None) -> None:
     if len(names) != classes:
         raise ConfigError(f"{len(names)} class names for a model of {classes} classes")
-    detector.names = {int(k): str(v) for k, v in names.items()}
+    if sorted(int(number) for number in names) != list(range(classes)):
+        raise ConfigError(f"the class names are numbered {sorted(names)}: number them 0 to {classes - 1}")
 
 
 def _replace_norms(detector: DetectionModel, norm: str) -> None:

@@ -72,8 +72,11 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
         warnings.simplefilter("ignore")
         wrapped = GradSampleModule(module, loss_reduction="sum", strict=False)
         try:
-            losses = loss_function(module, batch)
+            with _watching(module, parameters) as outputs:
+                losses = loss_function(module, batch)
             _check_losses(losses)
+            for layer_name, rows in outputs:
+                _check_rows(layer_name, rows, len(losses))
             if len(losses) == 0:
                 return {name: p.new_zeros((0, *p.shape)) for name, p in parameters.items()}
             if not losses.requires_grad:
@@ -81,7 +84,9 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
             losses.sum().backward()
             made = {name: getattr(p, "grad_sample", None) for name, p in parameters.items()}
             found = {
-                name: _one_pass(name, gradient, len(losses)) for name, gradient in made.items() if gradient is not None
+                name: gradient if isinstance(gradient, Tensor) else torch.stack(gradient).sum(0)
+                for name, gradient in made.items()
+                if gradient is not None
             }
             refuse_missing(parameters, found)
             for name, p in parameters.items():
@@ -91,11 +96,21 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
     return found
 
 
-def _one_pass(name: str, grad_sample: Tensor | list[Tensor], n: int) -> Tensor:
-    uses = [grad_sample] if isinstance(grad_sample, Tensor) else grad_sample
-    for rows in uses:
-        _check_rows(name.rpartition(".")[0], rows, n)
-    return torch.stack(uses).sum(0)
+@contextmanager
+def _watching(module: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Note the outputs of the trainable layers: Opacus adds a use with fewer rows to the first examples."""
+    outputs: list[tuple[str, Tensor]] = []
+    hooks = [
+        module.get_submodule(layer_name).register_forward_hook(
+            lambda _layer, _inputs, output, layer_name=layer_name: outputs.append((layer_name, output.new_empty(len(output), 0)))
+        )
+        for layer_name in {name.rpartition(".")[0] for name in parameters}
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _check_total(name: str, rows: Tensor, total: Tensor | None) -> None:

@@ -19,7 +19,7 @@ def projected_losses(out_of: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     def losses(module: nn.Module, x: Tensor) -> Tensor:
         out = module(x) if out_of is None else out_of(module, x)
-        flat = out.reshape(len(out), -1)
+        flat = out.flatten(1)
         weights = torch.sin(1.0 + torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device))
         return (flat * weights).sum(1) + 0.1 * (flat * flat).sum(1)
 

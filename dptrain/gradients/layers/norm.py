@@ -27,7 +27,7 @@ class _GroupNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, module: nn.GroupNorm, tape: Tape) -> Tensor:
         n, c = x.shape[:2]
         x = x.contiguous()
-        positions = x[0, 0].numel() if x.numel() else 0
+        positions = x.shape[2:].numel()
         out, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, positions, module.num_groups, module.eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.module, ctx.tape = module, tape

@@ -15,6 +15,11 @@ MakeDataset = Callable[..., Path]
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
     """Write ``train`` and ``val`` images of bright squares on noise, and return the ``data.yaml``."""
+    return dataset_maker(tmp_path)
+
+
+def dataset_maker(tmp_path: Path) -> MakeDataset:
+    """Return what the fixture gives, for any folder."""
 
     def make(train: int = 6, val: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
         rng = np.random.default_rng(seed)

@@ -1,0 +1,284 @@
+"""A whole run, from files to statement: what it leaves behind, how it stops, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+import dptrain
+from dptrain import ConfigError, DataError, PrivacyPlan, TrackingError
+from dptrain.checkpoint import CHECKPOINT_KEYS
+
+from .conftest import MakeDataset
+
+PLAN = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3)
+METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
+BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
+
+
+def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": "yolo26n.yaml",
+        "plan": PLAN,
+        "imgsz": 64,
+        "trainable": "head",
+        "physical_batch_size": 2,
+        "workers": 0,
+        "evaluate_every": 2,
+        "output_dir": str(tmp_path / "out"),
+        "tracking": {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "experiment": "test"},
+        **changes,
+    }
+
+
+def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
+    return {
+        str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns)
+        for f in folder.rglob("*")
+        if f.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dptrain.TrainResult, Path]:
+    """One finished run, in a working directory of its own."""
+    tmp_path = tmp_path_factory.mktemp("run")
+    data = make_dataset_at(tmp_path / "data")()
+    before = fingerprint(tmp_path / "data")
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        result = dptrain.train(data=data, **options(tmp_path))
+    finally:
+        os.chdir(here)
+    assert fingerprint(tmp_path / "data") == before, "the dataset's folder was written to"
+    return result, tmp_path
+
+
+def make_dataset_at(folder: Path) -> MakeDataset:
+    from .conftest import dataset_maker
+
+    folder.mkdir()
+    return dataset_maker(folder)
+
+
+def test_result_is_what_the_plan_promised(finished: tuple[dptrain.TrainResult, Path]) -> None:
+    result, _ = finished
+    assert result.epsilon == PLAN.epsilon()
+    assert set(result.metrics) == METRICS
+    assert result.statement["guarantee"]["epsilon"] == PLAN.epsilon()
+    assert result.statement["valid"] is True
+    assert result.weights == result.output_dir / "weights" / "last.pt"
+
+
+def test_the_folder_holds_what_was_announced_and_nothing_else(finished: tuple[dptrain.TrainResult, Path]) -> None:
+    result, _ = finished
+    files = {str(f.relative_to(result.output_dir)) for f in result.output_dir.rglob("*") if f.is_file()}
+    assert files == {
+        "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "results.csv", "statement.json",
+        "statement.md", "steps.journal", "weights/last.pt", "weights/last_raw.pt",
+    }  # fmt: skip
+
+
+def test_the_checkpoint_holds_the_whitelist_only(finished: tuple[dptrain.TrainResult, Path]) -> None:
+    result, _ = finished
+    payload = torch.load(result.output_dir / "checkpoint.pt", weights_only=True)
+    assert set(payload) == set(CHECKPOINT_KEYS)
+
+
+def test_results_and_mlflow_hold_the_same_public_numbers(finished: tuple[dptrain.TrainResult, Path]) -> None:
+    """Every metric key is on this list: none is made of training images without noise."""
+    result, tmp_path = finished
+    with (result.output_dir / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["step"]) for row in rows] == [0, 2, 4]
+    assert set(rows[0]) == {"step"} | METRICS | BUDGET
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.get_run((result.output_dir / "mlflow_run").read_text())
+    assert run.info.status == "FINISHED"
+    assert set(run.data.metrics) == METRICS | BUDGET
+    for key in METRICS | BUDGET:
+        history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, key)}
+        assert history == {int(row["step"]): pytest.approx(float(row[key])) for row in rows}
+    assert [float(row["dp/epsilon"]) for row in rows] == [PLAN.epsilon(steps=k) for k in (0, 2, 4)]
+    assert float(run.data.params["privacy.epsilon"]) == pytest.approx(PLAN.epsilon())
+    assert run.data.tags["dptrain.sampler"] == "Poisson"
+    artifacts = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {
+        "config.yaml", "epsilon_vs_map.png", "results.csv", "statement.json", "statement.md", "weights",
+    }  # fmt: skip
+
+
+def test_nothing_written_tells_the_number_of_training_images(tmp_path: Path) -> None:
+    """Six images or seven, declared as 1000: whatever is written beside the weights is the same to the letter."""
+    privacy = {"noise_multiplier": 1.0, "dataset_size": 1000, "expected_batch_size": 300}
+    told = []
+    for count in (6, 7):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        data = make_dataset_at(folder / "data")(train=count)
+        changed = options(folder, plan=None, steps=2, privacy=privacy, validation="off")
+        result = dptrain.train(data=data, **changed)
+        names = ("statement.json", "statement.md", "config.yaml", "steps.journal")
+        told.append([(result.output_dir / name).read_text().replace(str(folder), "") for name in names])
+        assert result.statement["dataset"]["declared_size"] == 1000
+        assert result.plan.delta == pytest.approx(1000**-1.1)
+    assert told[0] == told[1]
+
+
+def test_python_and_command_make_the_same_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    data = make_dataset()
+    one = dptrain.train(data=data, **options(tmp_path, seed=3, tracking={"enabled": False}))
+    command = [
+        sys.executable, "-m", "dptrain.cli", "train", "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
+        "physical_batch_size=2", "workers=0", "evaluate_every=2", "seed=3", "steps=4", "privacy.noise_multiplier=1.0",
+        "privacy.clip_norm=1.0", "privacy.sample_rate=0.5", "privacy.delta=1e-3", "privacy.expected_batch_size=3",
+        "tracking.enabled=false", f"output_dir={tmp_path / 'two'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # From scratch the start weights are random; all else is the same.
+    written = json.loads((tmp_path / "two" / "statement.json").read_text())
+    assert written["mechanism"] == one.statement["mechanism"]
+    assert written["guarantee"] == one.statement["guarantee"]
+
+
+def test_a_seed_voids_the_statement(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    result = dptrain.train(data=make_dataset(), **options(tmp_path, seed=1, validation="off"))
+    assert result.statement["valid"] is False
+    assert "VOID" in (result.output_dir / "statement.md").read_text()
+    assert result.metrics == {}
+    assert not (result.output_dir / "results.csv").exists()
+
+
+def test_an_output_folder_in_use_is_refused(finished: tuple[dptrain.TrainResult, Path]) -> None:
+    _, tmp_path = finished
+    before = fingerprint(tmp_path / "out")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        dptrain.train(data=tmp_path / "data" / "data.yaml", **options(tmp_path))
+    assert fingerprint(tmp_path / "out") == before
+
+
+def test_resume_needs_a_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        dptrain.train(data=make_dataset(), **options(tmp_path, resume=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db", "nonsense://there"],
+    ids=["server", "file", "scheme"],
+)
+def test_a_tracker_that_cannot_be_reached_stops_before_step_one(
+    uri: str, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(TrackingError, match="tracking.uri") as caught:
+        dptrain.train(data=make_dataset(), **options(tmp_path, tracking={"uri": uri}))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_that_goes_away_does_not_lose_the_run(
+    make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, calls = MlflowClient.log_batch, []
+
+    def flaky(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) > 2:
+            raise ConnectionError("server gone")
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    result = dptrain.train(data=make_dataset(), **options(tmp_path))
+    assert len((result.output_dir / "results.csv").read_text().splitlines()) == 4
+    assert [r.message for r in caplog.records if "went away" in r.message]
+    assert len(calls) == 3, "it is told once and then left alone"
+
+
+def test_a_train_image_in_val_is_refused(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    data = make_dataset()
+    (tmp_path / "images" / "val" / "000.png").write_bytes((tmp_path / "images" / "train" / "001.png").read_bytes())
+    with pytest.raises(DataError, match="val"):
+        dptrain.train(data=data, **options(tmp_path))
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        dptrain.train(data=make_dataset(), **options(tmp_path, output_dir=str(blocked / "out")))
+
+
+def start(tmp_path: Path, data: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Start a run of 400 steps as a process, and wait until it has taken some."""
+    command = [
+        sys.executable, "-m", "dptrain.cli", "train", "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
+        "physical_batch_size=2", "workers=0", "evaluate_every=2", "steps=400", "privacy.noise_multiplier=1.0",
+        "privacy.sample_rate=0.5", "privacy.delta=1e-3", "privacy.expected_batch_size=3",
+        f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", f"output_dir={tmp_path / 'out'}", *overrides,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    journal, deadline = tmp_path / "out" / "steps.journal", time.monotonic() + 120
+    known = journal.stat().st_size if journal.exists() else 0
+    while not (tmp_path / "out" / "checkpoint.pt").exists() or journal.stat().st_size < known + 3:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def test_a_stopped_run_says_how_to_go_on_and_a_killed_one_forgets_no_step(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    data = make_dataset()
+    journal = tmp_path / "out" / "steps.journal"
+    process = start(tmp_path, data)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "resume=true" in errors and "Traceback" not in errors
+    stopped = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"]
+    assert stopped == journal.stat().st_size
+    statement = json.loads((tmp_path / "out" / "statement.json").read_text())
+    assert (statement["status"], statement["mechanism"]["steps"]) == ("stopped", stopped)
+
+    process = start(tmp_path, data, "resume=true")
+    process.kill()
+    process.communicate()
+    killed = journal.stat().st_size
+    checkpointed = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"]
+    assert stopped < checkpointed <= killed
+
+    process = start(tmp_path, data, "resume=true")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    final = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
+    assert final["step"] == journal.stat().st_size > killed
+    # The optimizer has seen fewer updates than the budget has paid for: those that the kill lost stay spent.
+    updates = int(next(iter(final["optimizer"]["state"].values()))["step"])
+    assert updates == final["step"] - (killed - checkpointed)
+
+
+def test_two_processes_cannot_share_a_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    data = make_dataset()
+    process = start(tmp_path, data)
+    try:
+        with pytest.raises(dptrain.PrivacyError, match="another process"):
+            dptrain.train(data=data, **options(tmp_path, resume=True, plan=PrivacyPlan(0.5, 400, 1.0, 1.0, 1e-3, 3)))
+    finally:
+        process.kill()
+        process.communicate()
