@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    with _messages_on_stderr():
+    with _messages():
         try:
             if arguments[:1] == ["train"]:
                 return _train(arguments[1:], debug)
@@ -55,19 +55,19 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {line} (--debug shows where)"
 
 
-class _StderrHandler(logging.StreamHandler):
-    """Writes to what ``sys.stderr`` is now, so that lines go around a progress bar that has replaced it."""
+class _ConsoleHandler(logging.StreamHandler):
+    """Facts go to stdout, warnings to stderr, each as it is now, so that lines go around a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
+        self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         super().emit(record)
 
 
 @contextmanager
-def _messages_on_stderr() -> Iterator[None]:
+def _messages() -> Iterator[None]:
     """Print dptrain's own log lines, and only those, whatever handlers MLflow and others put on the root logger."""
     logger = logging.getLogger("dptrain")
-    handler = _StderrHandler()
+    handler = _ConsoleHandler()
     handler.setFormatter(logging.Formatter("dptrain: %(message)s"))
     before = logger.level, logger.propagate
     logger.addHandler(handler)

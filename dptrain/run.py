@@ -154,8 +154,9 @@ class _Run:
         )
         say(
             f"epsilon {plan.epsilon():.3f} (RDP; PLD {plan.epsilon('pld'):.3f}), delta {plan.delta:.3g}, "
-            f"unit {plan.unit}: {plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
-            f"sample rate {plan.sample_rate:.4g}, expected batch {plan.expected_batch_size}"
+            f"unit {plan.unit}: {plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, "
+            f"clip norm {plan.clip_norm:g}, sample rate {plan.sample_rate:.4g}, "
+            f"expected batch {plan.expected_batch_size}"
         )
         if self.evaluates:
             say("validation=public: the metrics of the val split are released without noise")

@@ -37,8 +37,8 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        for noisy in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
         try:
             from mlflow.tracking import MlflowClient
 

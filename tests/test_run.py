@@ -25,6 +25,7 @@ from .conftest import MakeDataset
 
 PLAN = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3)
 METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
+COMMAND = (sys.executable, "-m", "dptrain.cli", "train")
 BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
 
 
@@ -142,7 +143,7 @@ def test_python_and_command_make_the_same_run(make_dataset: MakeDataset, tmp_pat
     data = make_dataset()
     one = dptrain.train(data=data, **options(tmp_path, seed=3, tracking={"enabled": False}))
     command = [
-        sys.executable, "-m", "dptrain.cli", "train", "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
+        *COMMAND, "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
         "physical_batch_size=2", "workers=0", "evaluate_every=2", "seed=3", "steps=4", "privacy.noise_multiplier=1.0",
         "privacy.clip_norm=1.0", "privacy.sample_rate=0.5", "privacy.delta=1e-3", "privacy.expected_batch_size=3",
         "tracking.enabled=false", f"output_dir={tmp_path / 'two'}",
@@ -185,7 +186,7 @@ def test_resume_needs_a_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
 def test_a_tracker_that_cannot_be_reached_stops_before_step_one(
     uri: str, make_dataset: MakeDataset, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrackingError, match="tracking.uri") as caught:
+    with pytest.raises(TrackingError, match=r"tracking\.uri") as caught:
         dptrain.train(data=make_dataset(), **options(tmp_path, tracking={"uri": uri}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -226,7 +227,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(make_dataset: MakeDataset
 def start(tmp_path: Path, data: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start a run of 400 steps as a process, and wait until it has taken some."""
     command = [
-        sys.executable, "-m", "dptrain.cli", "train", "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
+        *COMMAND, "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
         "physical_batch_size=2", "workers=0", "evaluate_every=2", "steps=400", "privacy.noise_multiplier=1.0",
         "privacy.sample_rate=0.5", "privacy.delta=1e-3", "privacy.expected_batch_size=3",
         f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", f"output_dir={tmp_path / 'out'}", *overrides,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError
 from ..layers import FrozenBatchNorm2d
@@ -98,14 +99,16 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
 
 @contextmanager
 def _watching(module: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Note the outputs of the trainable layers: Opacus adds a use with fewer rows to the first examples."""
+    """Note how many rows the trainable layers give: Opacus adds a use with fewer of them to the first examples."""
     outputs: list[tuple[str, Tensor]] = []
-    hooks = [
-        module.get_submodule(layer_name).register_forward_hook(
-            lambda _layer, _inputs, output, layer_name=layer_name: outputs.append((layer_name, output.new_empty(len(output), 0)))
-        )
-        for layer_name in {name.rpartition(".")[0] for name in parameters}
-    ]
+
+    def watch(layer_name: str) -> RemovableHandle:
+        def note(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+            outputs.append((layer_name, output.new_empty(len(output), 0)))  # their number alone, not their memory
+
+        return module.get_submodule(layer_name).register_forward_hook(note)
+
+    hooks = [watch(layer_name) for layer_name in {name.rpartition(".")[0] for name in parameters}]
     try:
         yield outputs
     finally:

@@ -49,10 +49,10 @@ def test_a_batch_of_one_is_ultralytics_loss(model: Any, boxes: int, height: int,
     torch.testing.assert_close(ours[0], theirs, rtol=1e-5, atol=1e-5)
 
     double, batch = in_double(model, batch)
-    parameters = [p for p in double.parameters() if p.requires_grad]
-    got = torch.autograd.grad(per_image_losses(double, batch).sum(), parameters)
-    wanted = torch.autograd.grad(ultralytics_loss(double, batch), parameters)
-    for (name, _), g, w in zip(double.named_parameters(), got, wanted, strict=False):
+    parameters = {name: p for name, p in double.named_parameters() if p.requires_grad}
+    got = torch.autograd.grad(per_image_losses(double, batch).sum(), list(parameters.values()))
+    wanted = torch.autograd.grad(ultralytics_loss(double, batch), list(parameters.values()))
+    for name, g, w in zip(parameters, got, wanted, strict=True):
         assert float((g - w).norm()) <= 1e-5 * float(w.norm()) + 1e-12, name
 
 

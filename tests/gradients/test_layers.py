@@ -318,7 +318,7 @@ class Overwritten(nn.Module):
 
 
 def test_an_input_overwritten_after_its_use_is_an_error_and_not_a_wrong_gradient() -> None:
-    with pytest.raises(RuntimeError, match="inplace|in-place"):
+    with pytest.raises(RuntimeError, match=r"inplace|in-place"):
         dptrain.per_sample_gradients(Overwritten(), projected_losses(), torch.randn(2, 2, 3, 3))
 
 
