@@ -19,6 +19,9 @@ from torch import Tensor
 from .errors import ConfigError, PrivacyError
 
 
+_BLOCK = 2**16  # numbers made at a time: their intermediate results stay in the cache
+
+
 class NoiseStream:
     """Uniform and Gaussian numbers from AES-256 in counter mode, keyed by the operating system.
 
@@ -56,13 +59,18 @@ class NoiseStream:
 
     def gaussian(self, count: int) -> Tensor:
         """Return ``count`` standard Gaussians in double precision, shape (count,), on the CPU."""
-        pairs = (count + 1) // 2
-        bits = torch.from_numpy((self._words(2 * pairs) >> np.uint64(11)).astype(np.int64))
-        uniform = bits.double()
-        # (0, 1], so that the logarithm is finite; the angle is on [0, 2 pi).
-        radius = uniform[:pairs].add_(1.0).mul_(2.0**-53).log_().mul_(-2.0).sqrt_()
-        angle = uniform[pairs:].mul_(2.0 * math.pi * 2.0**-53)
-        return torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)))[:count]
+        numbers = torch.empty(count + count % 2, dtype=torch.float64)
+        for start in range(0, len(numbers), _BLOCK):
+            block = numbers[start : start + _BLOCK]
+            pairs = len(block) // 2
+            words = torch.from_numpy(self._words(2 * pairs).astype(np.int64))
+            uniform = words.bitwise_and_(2**53 - 1).double()
+            # (0, 1], so that the logarithm is finite; the angle is on [0, 2 pi).
+            radius = uniform[:pairs].add_(1.0).mul_(2.0**-53).log_().mul_(-2.0).sqrt_()
+            angle = uniform[pairs:].mul_(2.0 * math.pi * 2.0**-53)
+            torch.cos(angle, out=block[:pairs]).mul_(radius)
+            torch.sin(angle, out=block[pairs:]).mul_(radius)
+        return numbers[:count]
 
 
 def _test_key(seed: int, purpose: str) -> bytes:

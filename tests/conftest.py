@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+os.environ.setdefault("YOLO_OFFLINE", "true")  # also where a test imports Ultralytics before dptrain
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 MakeDataset = Callable[..., Path]
 
