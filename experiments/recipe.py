@@ -18,19 +18,24 @@ from dptrain.detection.loader import collate, to_device
 from dptrain.detection.loss import one2many_weight
 from experiments.digits.scenes import SIZE, TRAIN_SCENES
 
-STEPS = 80
-BATCH = 128  # expected; what is drawn varies from step to step
-LEARNING_RATE = 2e-3
-EMA = 0.95
+STEPS = 40
+BATCH = 256  # expected; what is drawn varies from step to step
+LEARNING_RATE = 1.5e-2
+EMA = 0.9
+# 19,076 of 2.5 million parameters: noise grows with their number, and with all of them it undid what was learnt.
+TRAINABLE = "norm_and_bias"
 CLIP_NORM = 1.0
 EPSILON = 8.0
 DELTA = 1e-5
 
 # How these numbers were found matters to whoever reads the result.
 TUNED = (
-    "steps, batch, learning rate and EMA come from trial runs on scenes of these digits, which no budget paid for: "
-    "the digits are public data that play the part of private ones"
+    "steps, batch, learning rate, EMA and which layers train come from nine trial runs on these very scenes, which no "
+    "budget paid for: the digits are public data that play the part of private ones"
 )
+
+
+ALL_LAYERS = {"trainable": "all", "lr": 2e-3}  # what a run without privacy would choose
 
 
 def train_arguments(
@@ -45,6 +50,8 @@ def train_arguments(
         "steps": STEPS,
         "physical_batch_size": 32,
         "workers": 0,
+        "trainable": TRAINABLE,
+        "evaluate_every": max(1, STEPS // 5),
         "privacy": {
             "epsilon": epsilon,
             "delta": DELTA,
@@ -63,21 +70,28 @@ def evaluate_weights(weights: Path, data: Path) -> Metrics:
     return evaluate(load_model(weights), DetectionDataset(load_data(data), "val", SIZE))
 
 
-def train_without_privacy(weights: Path, data: Path, steps: int = STEPS, seed: int = 0) -> tuple[Metrics, float]:
+def train_without_privacy(
+    weights: Path,
+    data: Path,
+    steps: int = STEPS,
+    *,
+    trainable: str = TRAINABLE,
+    lr: float = LEARNING_RATE,
+    seed: int = 0,
+) -> tuple[Metrics, float]:
     """The same recipe with no clipping and no noise: what privacy is compared with.
 
     Same start, Poisson draws of the same rate, loss, division by the expected batch size, Adam and average of the
-    iterates; only the clip and the noise are gone, so it promises nothing. The rate was chosen for the private run, not
-    for this one.
+    iterates; only the clip and the noise are gone, so it promises nothing.
 
     Returns:
         Metrics on val of the averaged model, and the seconds that training took.
     """
     parsed = load_data(data)
     train, val = DetectionDataset(parsed, "train", SIZE), DetectionDataset(parsed, "val", SIZE)
-    model = load_model(weights)
+    model = load_model(weights, trainable=trainable)
     average: DetectionModel = copy.deepcopy(model)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
     rng = np.random.default_rng(seed)
     started = time.perf_counter()
     for step in range(steps):

@@ -386,6 +386,21 @@ def test_the_factored_norm_does_not_fall_short_where_the_gradient_cancels() -> N
     assert float(record.squared_norms()[0]) >= float(exact)
 
 
+def test_what_cancels_but_for_rounding_is_clipped_too() -> None:
+    """The exact gradient is zero; the one that is summed is what single precision left of large numbers."""
+    layer, x = nn.Linear(500, 400, bias=False), torch.randn(1, 1, 500).expand(1, 2, 500)
+    weights = 1e9 * torch.randn(400)
+    losses = lambda m, x: (m(x)[:, 0] * weights).sum(1) - (m(x)[:, 1] * weights).sum(1)  # noqa: E731
+
+    def once(m: nn.Module, x: Tensor) -> Tensor:
+        out = m(x)
+        return ((out[:, 0] - out[:, 1]) * weights).sum(1)
+
+    for function in (once, losses):
+        got = dptrain.clipped_gradient_sum(layer, function, x, 1.0)["weight"]
+        assert float(got.double().norm()) <= 1.0
+
+
 def test_an_embedding_norm_does_not_fall_short_where_the_gradient_cancels() -> None:
     from dptrain.gradients.layers.embedding import _EmbeddingRecord
 
