@@ -14,7 +14,11 @@ from contextlib import contextmanager
 import numpy as np
 from absl import logging as absl_logging
 from dp_accounting import dp_event, privacy_accountant
-from dp_accounting.mechanism_calibration import NoBracketIntervalFoundError, calibrate_dp_mechanism
+from dp_accounting.mechanism_calibration import (
+    ExplicitBracketInterval,
+    NoBracketIntervalFoundError,
+    calibrate_dp_mechanism,
+)
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
@@ -29,6 +33,9 @@ ORDERS: tuple[float, ...] = tuple(float(order) for order in RdpAccountant(neighb
 
 # Above this the loss distribution takes minutes to compose, for a number that protects nobody; RDP's bound stands in.
 PLD_UP_TO_EPSILON = 200.0
+
+NOISE_RANGE = (1e-2, 1e4)  # where calibration looks for the noise multiplier
+MOST_STEPS = 2**31
 
 
 @contextmanager
@@ -120,6 +127,9 @@ def calibrate_noise(target: float, delta: float, sample_rate: float, steps: int)
     """
     check_epsilon(target)
     check_delta(delta)
+    least, most = NOISE_RANGE
+    if dp_sgd_epsilon(sample_rate, steps, least, delta) <= target:
+        raise ConfigError(f"epsilon={target} is met with hardly any noise and so promises nothing: lower it")
     try:
         with _quiet():
             exact = calibrate_dp_mechanism(
@@ -127,7 +137,7 @@ def calibrate_noise(target: float, delta: float, sample_rate: float, steps: int)
                 lambda noise: dp_sgd_event(sample_rate, steps, noise),
                 target,
                 delta,
-                bracket_interval=privacy_bracket(),
+                bracket_interval=ExplicitBracketInterval(least, most),
                 tol=1e-5,
             )
     except (NoBracketIntervalFoundError, ValueError) as error:
@@ -140,13 +150,6 @@ def calibrate_noise(target: float, delta: float, sample_rate: float, steps: int)
     while dp_sgd_epsilon(sample_rate, steps, noise, delta) > target:
         noise = (round(noise * scale) + 1) / scale
     return noise
-
-
-def privacy_bracket() -> object:
-    """Return where the calibration looks for the noise multiplier."""
-    from dp_accounting.mechanism_calibration import ExplicitBracketInterval
-
-    return ExplicitBracketInterval(1e-2, 1e4)
 
 
 def calibrate_steps(target: float, delta: float, sample_rate: float, noise_multiplier: float) -> int:
@@ -166,8 +169,13 @@ def calibrate_steps(target: float, delta: float, sample_rate: float, noise_multi
             f"sample_rate={sample_rate:.6g} and delta={delta}: raise the noise multiplier or epsilon"
         )
     low, high = 1, 2
-    while fits(high) and high < 2**40:
+    while fits(high):
         low, high = high, 2 * high
+        if high > MOST_STEPS:
+            raise ConfigError(
+                f"epsilon={target} leaves room for over {MOST_STEPS} steps at noise_multiplier={noise_multiplier}: "
+                "give the number of steps instead"
+            )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

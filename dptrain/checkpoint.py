@@ -80,7 +80,7 @@ class StepJournal:
 
 
 # Everything a checkpoint may hold. All of it is noised or public.
-CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "average", "optimizer", "seed")
+CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "seed")
 CHECKPOINT_FORMAT = 1
 
 
@@ -116,4 +116,4 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
             f"{file} was made with another {changed[0]} than this run's: resume with the same settings "
             "(they are in config.yaml beside it)"
         )
-    return {key: payload[key] for key in ("step", "parameters", "average", "optimizer")}
+    return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer")}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Norms come from single precision sums of at most 256 squares (gradients.layers.base); shrinking by this keeps the
 # rounded result inside the clip norm.
 _ROUNDING = 1.0 - 8e-6
+
+
+_LEAST_FACTOR = 2.0**-100
+
+
+def check_clip_norm(clip_norm: float) -> None:
+    """Refuse a clip norm that bounds nothing, or that single precision cannot hold with room to spare."""
+    if not 1e-10 <= clip_norm <= 1e10:
+        raise ConfigError(f"clip_norm={clip_norm} must be a number above 0, from 1e-10 to 1e10")
 
 
 @dataclass(frozen=True)
@@ -26,22 +35,25 @@ class FlatClip:
     |---|---|
     | ``clip_norm`` 0, negative, infinite or NaN | ``ConfigError`` |
     | gradient 0 | contributes 0 |
-    | gradient not finite, or its squared norm overflows | contributes 0 |
+    | gradient not finite, its squared norm overflows, or over 1e30 times the clip norm | contributes 0 |
     | no units | the sum is 0 |
     """
 
     clip_norm: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
-            raise ConfigError(f"clip_norm={self.clip_norm} must be a finite number above 0")
+        check_clip_norm(self.clip_norm)
 
     def weights(self, squared_norms: Tensor) -> Tensor:
         """Return the factor of every unit, from the squared norms of their gradients; both of shape (n,)."""
+        import torch
+
         norms = squared_norms.double().sqrt()
         # Dividing before clamping: a zero norm gives infinity, which the clamp turns into 1.
         factors = (self.clip_norm * _ROUNDING / norms).clamp(max=1.0)
-        return torch.where(torch.isfinite(squared_norms), factors, torch.zeros_like(factors))
+        # A factor this small would be rounded coarsely when it meets a single precision gradient.
+        kept = torch.isfinite(squared_norms) & (factors > _LEAST_FACTOR)
+        return torch.where(kept, factors, torch.zeros_like(factors))
 
     def sensitivity(self, relation: str = "add_or_remove_one") -> float:
         """Return the sensitivity of the clipped sum under a neighbouring relation.

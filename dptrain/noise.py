@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .errors import ConfigError, PrivacyError
 
-
 _BLOCK = 2**16  # numbers made at a time: their intermediate results stay in the cache
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import accounting
+from .clipping import check_clip_norm
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,15 +52,14 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         if not 0.0 < self.sample_rate <= 1.0:
             raise ConfigError(f"sample_rate={self.sample_rate} is not in (0, 1]: the chance that one unit is in a step")
-        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
-            raise ConfigError(f"steps={self.steps} must be a whole number, at least 1")
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
-            raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be a finite number above 0")
-        if not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
-            raise ConfigError(f"clip_norm={self.clip_norm} must be a finite number above 0")
+        for name in ("steps", "expected_batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value} must be a whole number, at least 1")
+        if not 1e-3 <= self.noise_multiplier <= 1e6:
+            raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be above 0, from 0.001 to 1,000,000")
+        check_clip_norm(self.clip_norm)
         accounting.check_delta(self.delta)
-        if self.expected_batch_size != int(self.expected_batch_size) or self.expected_batch_size < 1:
-            raise ConfigError(f"expected_batch_size={self.expected_batch_size} must be a whole number, at least 1")
         if self.unit not in UNITS:
             raise ConfigError(f"unit={self.unit!r} is not one of {', '.join(UNITS)}")
 
@@ -107,7 +107,11 @@ class PrivacyPlan:
         return accounting.dp_sgd_epsilon(self.sample_rate, count, self.noise_multiplier, self.delta, accountant)
 
     def _steps(self, steps: int | None) -> int:
-        return int(self.steps) if steps is None else int(steps)
+        if steps is None:
+            return self.steps
+        if steps < 0:
+            raise ConfigError(f"steps={steps} must not be negative")
+        return int(steps)
 
     @property
     def signal(self) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
 
 
-def append_row(file: Path, row: Mapping[str, float | int]) -> None:
+def append_row(file: Path, row: Mapping[str, float | int | str]) -> None:
     """Append a row; the first one writes the header."""
     new = not file.exists()
     with file.open("a", newline="") as stream:

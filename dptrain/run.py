@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from . import config as settings
 from .checkpoint import StepJournal, load_checkpoint, save_checkpoint, write_atomically
 from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoader, load_data, refuse_overlap
 from .detection.evaluate import evaluate
+from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.model import load_model, save_weights
-from .errors import ConfigError
+from .errors import ConfigError, PrivacyError
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
@@ -35,6 +37,9 @@ from .tracking import NoTracker, Tracker
 from .training import PrivateTrainer, learning_rate
 
 logger = logging.getLogger(__name__)
+
+_TABLES = ("results.csv", "per_class.csv")
+_FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "resume", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class _Run:
             config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
         ).to(self.device)
         self.start_hash = _file_hash(Path(config.model))
+        self._refuse_dataset_folder(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, _augmentation(config.augment))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
         self.trainer = self._trainer()
@@ -115,6 +121,31 @@ class _Run:
             )
         if self.config.resume and not begun:
             raise ConfigError(f"resume=true, and output_dir={self.output} holds no run: leave resume out to start one")
+        if not begun and self.output.is_dir() and any(self.output.iterdir()):
+            raise ConfigError(
+                f"output_dir={self.output} is not empty: choose a new folder, so that nothing is overwritten"
+            )
+        statement = self.output / "statement.json"
+        if begun and statement.exists() and json.loads(statement.read_text())["status"] == "finished":
+            raise ConfigError(f"the run in output_dir={self.output} is finished: start a new one in another folder")
+
+    def _refuse_dataset_folder(self, data: DataConfig) -> None:
+        """Pictures written among the images would be training images of the next run."""
+        images = {file.parent.resolve() for file in (*data.train, *data.val, *data.test)}
+        for folder in images | {label_path(folder / "x.jpg").parent for folder in images}:
+            if self.output.resolve().is_relative_to(folder):
+                raise ConfigError(f"output_dir={self.output} is inside the dataset's folder {folder}: choose another")
+
+    def _settings(self) -> dict[str, Any]:
+        """What must not change when a run goes on, all of it public."""
+        values = asdict(self.config)
+        for name in _FREE_TO_CHANGE:
+            values.pop(name)
+        return {
+            **values,
+            "start_sha256": self.start_hash,
+            "names": [self.model.names[i] for i in sorted(self.model.names)],
+        }
 
     def _trainer(self) -> PrivateTrainer:
         config, plan = self.config, self.plan
@@ -149,7 +180,7 @@ class _Run:
         trainable = sum(p.numel() for p in self.trainer.parameters.values())
         total = sum(p.numel() for p in self.model.parameters())
         say(
-            f"[bold]dptrain[/] {Path(self.config.model).name} on {self.data_name}: {data.num_classes} classes, "
+            f"dptrain: {Path(self.config.model).name} on {self.data_name}: {data.num_classes} classes, "
             f"{trainable:,} of {total:,} parameters train, {self.device}"
         )
         say(
@@ -164,16 +195,16 @@ class _Run:
             say(f"no evaluation: {self.config.data} has no val split")
 
     def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, soft_wrap=True, markup=False)
 
     def execute(self) -> TrainResult:
         with ExitStack() as stack:
             self._open_output(stack)
             tracker = stack.enter_context(self._tracker())
             self._restore()
+            stop = stack.enter_context(_stop_signal())
             if self.trainer.step == 0:
                 self._evaluate(tracker)
-            stop = stack.enter_context(_stop_signal())
             with Progress(self.console, self.plan) as progress:
                 progress.update(self.trainer.step)
                 for step in self.trainer.run():
@@ -181,7 +212,7 @@ class _Run:
                     if step == self.plan.steps:
                         break
                     if stop.is_set():
-                        self._stop_early()
+                        self._stop_early(tracker)
                     if step % self._every == 0:
                         self._checkpoint("running")
                         self._evaluate(tracker, progress)
@@ -198,24 +229,52 @@ class _Run:
         try:
             made = [folder for folder in (self.output, *self.output.parents) if not folder.exists()]
             self.output.mkdir(parents=True, exist_ok=True)
+            if not self.config.resume:
+                self._write_settings()  # before the journal: whoever resumes is compared with them
             self.journal = StepJournal(self.output / "steps.journal", new=not self.config.resume)
         except OSError as error:
             raise ConfigError(
                 f"output_dir={self.output} cannot be written ({error.strerror}): choose another"
             ) from error
         stack.callback(self.journal.close)
+        self._refuse_changed_settings()
 
         def undo() -> None:
-            if self.journal.steps == 0 and not (self.output / "checkpoint.pt").exists():
-                for name in ("steps.journal", "config.yaml", "mlflow_run", "results.csv"):
+            if self.journal.steps == 0 and not self.config.resume:
+                for name in ("steps.journal", "settings.json", "config.yaml", "mlflow_run", *_TABLES):
                     (self.output / name).unlink(missing_ok=True)
                 for folder in made:
                     if not any(folder.iterdir()):
                         folder.rmdir()
 
         stack.callback(undo)
+
+    def _write_settings(self) -> None:
         text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
+        text = re.sub(r"(?<=://)[^/@\s]+@", "", text)  # a password in a tracking URI
         write_atomically(self.output / "config.yaml", lambda stream: stream.write(text.encode()))
+        settings_text = json.dumps(self._settings(), indent=1)
+        write_atomically(self.output / "settings.json", lambda stream: stream.write(settings_text.encode()))
+
+    def _refuse_changed_settings(self) -> None:
+        """A resumed run under another plan would be accounted wrongly; under other settings it would be another run.
+
+        Raises:
+            PrivacyError: The settings are not there or differ; it names the first that does.
+        """
+        try:
+            known = _flatten(json.loads((self.output / "settings.json").read_text()))
+        except (OSError, ValueError) as error:
+            raise PrivacyError(
+                f"{self.output / 'settings.json'} cannot be read, so the run cannot be resumed"
+            ) from error
+        now = _flatten(json.loads(json.dumps(self._settings())))
+        for key in known.keys() | now.keys():
+            if known.get(key) != now.get(key):
+                raise PrivacyError(
+                    f"{key}={now.get(key)} differs from the run in {self.output}, which has {known.get(key)}: "
+                    "resume with its own settings (config.yaml), or start a new run elsewhere"
+                )
 
     def _tracker(self) -> Tracker:
         tracking, plan = self.config.tracking, self.plan
@@ -244,10 +303,12 @@ class _Run:
         checkpoint = self.output / "checkpoint.pt"
         if checkpoint.exists():
             state = load_checkpoint(checkpoint, self.plan, self.config.seed)
-        elif self.journal.steps:
+        elif self.journal.steps < self.plan.steps:
             state = self.trainer.state()  # stopped before its first checkpoint: the start, with those steps spent
         else:
-            return
+            raise PrivacyError(
+                f"{checkpoint} is gone and all {self.plan.steps} steps are spent: nothing is left to resume"
+            )
         spent = self.journal.steps if self.trainer.secure else state["step"]
         lost = spent - state["step"]
         self.trainer.restore(state, spent)
@@ -287,7 +348,7 @@ class _Run:
     def _validation_words(self) -> str:
         if not self.evaluates:
             return "not evaluated in the run"
-        return "declared public; metrics released without noise; no stopping or selection by them"
+        return "treated as public (validation=public): metrics released without noise; no stopping or selection by them"
 
     def _deviations(self) -> Iterator[str]:
         earlier = Path(self.config.model).parent.parent / "statement.json"
@@ -318,6 +379,8 @@ class _Run:
             **result.values,
         }
         append_row(self.output / "results.csv", row)
+        for name, values in result.per_class.items():
+            append_row(self.output / "per_class.csv", {"step": step, "class": name, **values})
         tracker.metrics({key: value for key, value in row.items() if key != "step"}, step)
         text = (
             f"step {step:>5}/{self.plan.steps}  epsilon {row['dp/epsilon']:.3f}  "
@@ -325,27 +388,33 @@ class _Run:
         )
         (progress.print if progress else self._say)(text)
 
-    def _stop_early(self) -> None:
+    def _stop_early(self, tracker: Tracker) -> None:
         self._checkpoint("stopped")
+        self._publish(tracker)
         raise SystemExit(
             f"stopped after step {self.trainer.step} of {self.plan.steps}; go on with the same command and "
             f"output_dir={self.output} resume=true"
         )
 
-    def _finish(self, tracker: Tracker) -> TrainResult:
-        statement = self._write_statement("finished")
+    def _publish(self, tracker: Tracker) -> dict[str, float]:
+        """Hand the files of the run to the tracker; return the metrics of the last evaluation."""
         metrics: dict[str, float] = {}
-        files = [self.output / name for name in ("statement.json", "statement.md", "config.yaml")]
+        names = ["statement.json", "statement.md", "config.yaml"]
         if (self.output / "results.csv").exists():
             rows = read_rows(self.output / "results.csv")
             metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
-            picture = self.output / "epsilon_vs_map.png"
-            draw_curve(rows, picture, f"{Path(self.config.model).stem} on {self.data_name}")
-            files += [picture, self.output / "results.csv"]
-        for file in files:
-            tracker.file(file)
+            draw_curve(rows, self.output / "epsilon_vs_map.png", f"{Path(self.config.model).stem} on {self.data_name}")
+            names += ["epsilon_vs_map.png", *_TABLES]
+        for name in names:
+            if (self.output / name).exists():
+                tracker.file(self.output / name)
         for name in ("last.pt", "last_raw.pt"):
             tracker.file(self.output / "weights" / name, "weights")
+        return metrics
+
+    def _finish(self, tracker: Tracker) -> TrainResult:
+        statement = self._write_statement("finished")
+        metrics = self._publish(tracker)
         epsilon = statement["guarantee"]["epsilon"]
         self._say(f"done: epsilon {epsilon:.3f} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
         return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)

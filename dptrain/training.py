@@ -60,6 +60,10 @@ class MovingAverage:
             _copy(self._live, kept)
 
 
+def _wide(parameter: Tensor) -> torch.dtype:
+    return torch.float32 if parameter.device.type == "mps" else torch.float64  # Apple's GPUs have no double
+
+
 @torch.no_grad()
 def _copy(target: dict[str, nn.Parameter], source: dict[str, Tensor]) -> None:
     for name, parameter in target.items():
@@ -162,6 +166,8 @@ class PrivateTrainer:
                 close()
 
     def _take_step(self, batches: Iterator[Any]) -> None:
+        if self.step >= self.plan.steps:
+            raise PrivacyError(f"step {self.step + 1} asked for, and the plan accounts for {self.plan.steps}")
         if self._before_step is not None:
             self._before_step(self.step)
         if self._set_rate is not None:
@@ -173,17 +179,20 @@ class PrivateTrainer:
         gradient = self.plan.noise(total, self.noise_stream.at(self.step))
         del total
         for name, parameter in self.parameters.items():
-            parameter.grad = gradient[name]
+            parameter.grad = gradient[name].to(parameter.dtype)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.average.update(self.step)
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters.values()):
+            raise PrivacyError(
+                f"the weights are no longer finite after step {self.step}: the run diverged; lower the learning rate"
+            )
 
     def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
-        total = {
-            name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in self.parameters.items()
-        }
+        # In double precision: the rounding of a single precision sum grows with the draw, and the sensitivity with it.
+        total = {name: torch.zeros(p.shape, dtype=_wide(p), device=p.device) for name, p in self.parameters.items()}
         before = self._buffer_versions()
         for batch in batches:
             part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
@@ -203,6 +212,7 @@ class PrivateTrainer:
         return {
             "step": self.step,
             "parameters": {name: p.detach().clone() for name, p in self.parameters.items()},
+            "frozen": {name: t.clone() for name, t in self.module.state_dict().items() if name not in self.parameters},
             "average": {name: value.clone() for name, value in self.average.values.items()},
             "optimizer": self.optimizer.state_dict(),
         }
@@ -211,12 +221,20 @@ class PrivateTrainer:
         """Go on from :meth:`state`; ``step``, if later, counts steps that were started and lost as taken.
 
         Raises:
-            PrivacyError: The state is of other parameters.
+            PrivacyError: The state is of other parameters, or this trainer has taken steps already.
         """
+        if self.step:
+            raise PrivacyError(
+                f"this trainer has taken {self.step} steps, which cannot be untaken: restore into a new one"
+            )
         if list(state["parameters"]) != list(self.parameters):
             raise PrivacyError(
                 "the checkpoint holds other trainable parameters than this run: resume with its settings"
             )
+        shapes = {name: tensor.shape for name, tensor in {**state["parameters"], **state["frozen"]}.items()}
+        if shapes != {name: tensor.shape for name, tensor in self.module.state_dict().items()}:
+            raise PrivacyError("the checkpoint is of another model than this run's: resume with its settings")
+        self.module.load_state_dict(state["frozen"], strict=False)
         _copy(self.parameters, state["parameters"])
         self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
         self.optimizer.load_state_dict(state["optimizer"])

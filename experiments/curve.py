@@ -75,7 +75,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         means = [statistics.mean(r[key] for r in runs if r["target_epsilon"] == e) for e in epsilons]
         axes.plot(epsilons, means, "-", color=colour, label=f"private, {key}")
         axes.plot([r["target_epsilon"] for r in runs], [r[key] for r in runs], "o", color=colour)
-        axes.axhline(results["no_privacy_all_layers"][key], color=colour, linestyle="--", alpha=0.7, label=f"no privacy, all layers, {key}")
+        free = results["no_privacy_all_layers"][key]
+        axes.axhline(free, color=colour, linestyle="--", alpha=0.7, label=f"no privacy, all layers, {key}")
         axes.axhline(results["public_start"][key], color=colour, linestyle=":", alpha=0.7, label=f"public start, {key}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(epsilons, [f"{e:g}" for e in epsilons])

@@ -83,6 +83,12 @@ def test_calibrated_steps_are_the_most_that_fit() -> None:
 def test_a_target_that_cannot_be_met_is_refused() -> None:
     with pytest.raises(ConfigError, match="passed by the first step"):
         accounting.calibrate_steps(0.01, 1e-5, 0.5, 0.6)
+    with pytest.raises(ConfigError, match="lower it"):
+        accounting.calibrate_noise(1e7, 1e-5, 0.01, 1)
+    with pytest.raises(ConfigError, match="number of steps"):
+        accounting.calibrate_steps(8.0, 1e-5, 0.001, 1e4)
+    with pytest.raises(ConfigError, match="negative"):
+        PrivacyPlan(0.02, 10, 1.0, 1.0, 1e-5, 64).epsilon(steps=-5)
     with pytest.raises(ConfigError, match="cannot be met"):
         accounting.calibrate_noise(1e-7, 1e-9, 1.0, 10**7)
 

@@ -17,7 +17,11 @@ def test_edge_table() -> None:
     assert FlatClip(1.0).weights(torch.zeros(0)).shape == (0,)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.inf, math.nan])
+def test_a_factor_that_single_precision_cannot_hold_drops_the_example() -> None:
+    assert FlatClip(1.0).weights(torch.tensor([1e90], dtype=torch.float64)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, 1e-40, 1e30, math.inf, math.nan])
 def test_clip_norms_that_bound_nothing_are_refused(bad: float) -> None:
     with pytest.raises(ConfigError, match="clip_norm"):
         FlatClip(bad)

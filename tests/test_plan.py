@@ -31,8 +31,10 @@ def test_plan_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("sample_rate", 0.0), ("sample_rate", 1.5), ("sample_rate", math.nan), ("steps", 0), ("steps", 2.5),
-        ("noise_multiplier", 0.0), ("noise_multiplier", -1.0), ("noise_multiplier", math.inf), ("clip_norm", 0.0),
+        ("sample_rate", 0.0), ("sample_rate", 1.5), ("sample_rate", math.nan), ("steps", 0),
+        ("steps", 2.5), ("steps", 10.0), ("steps", math.nan), ("expected_batch_size", math.inf),
+        ("noise_multiplier", 0.0), ("noise_multiplier", 1e-170),
+        ("noise_multiplier", -1.0), ("noise_multiplier", math.inf), ("clip_norm", 0.0),
         ("clip_norm", math.inf), ("clip_norm", math.nan), ("delta", 0.0), ("delta", 1.0), ("expected_batch_size", 0),
         ("unit", "patient"),
     ],

@@ -18,6 +18,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 import dptrain
+import dptrain.run
 from dptrain import ConfigError, DataError, PrivacyPlan, TrackingError
 from dptrain.checkpoint import CHECKPOINT_KEYS
 
@@ -89,7 +90,7 @@ def test_the_folder_holds_what_was_announced_and_nothing_else(finished: tuple[dp
     files = {str(f.relative_to(result.output_dir)) for f in result.output_dir.rglob("*") if f.is_file()}
     assert files == {
         "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "results.csv", "statement.json",
-        "statement.md", "steps.journal", "weights/last.pt", "weights/last_raw.pt",
+        "settings.json", "per_class.csv", "statement.md", "steps.journal", "weights/last.pt", "weights/last_raw.pt",
     }  # fmt: skip
 
 
@@ -118,7 +119,8 @@ def test_results_and_mlflow_hold_the_same_public_numbers(finished: tuple[dptrain
     assert run.data.tags["dptrain.sampler"] == "Poisson"
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert artifacts == {
-        "config.yaml", "epsilon_vs_map.png", "results.csv", "statement.json", "statement.md", "weights",
+        "config.yaml", "epsilon_vs_map.png", "per_class.csv", "results.csv", "statement.json", "statement.md",
+        "weights",
     }  # fmt: skip
 
 
@@ -170,6 +172,80 @@ def test_an_output_folder_in_use_is_refused(finished: tuple[dptrain.TrainResult,
     with pytest.raises(ConfigError, match="already holds a run"):
         dptrain.train(data=tmp_path / "data" / "data.yaml", **options(tmp_path))
     assert fingerprint(tmp_path / "out") == before
+
+
+def test_a_folder_with_files_of_others_is_refused_and_left_alone(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.csv").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        dptrain.train(data=make_dataset(), **options(tmp_path))
+    assert (tmp_path / "out" / "results.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("inside", ["images/train/run", "labels/val"])
+def test_an_output_folder_among_the_images_is_refused(inside: str, make_dataset: MakeDataset, tmp_path: Path) -> None:
+    data = make_dataset()
+    before = fingerprint(tmp_path)
+    with pytest.raises(ConfigError, match=r"inside the dataset|not empty"):
+        dptrain.train(data=data, **options(tmp_path, output_dir=str(tmp_path / inside)))
+    assert fingerprint(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("named", "changes"),
+    [
+        ("privacy.noise_multiplier", {"plan": PrivacyPlan(0.5, 4, 4.0, 1.0, 1e-3, 3)}),
+        ("optimizer.name", {"optimizer": {"name": "sgd"}}),
+        ("imgsz", {"imgsz": 96}),
+        ("augment.fliplr", {"augment": {"fliplr": 0.5}}),
+    ],
+)
+def test_a_run_is_resumed_with_its_own_settings_or_not_at_all(
+    named: str, changes: dict[str, Any], make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before its first checkpoint: steps of one plan must not be accounted by another."""
+    data = make_dataset()
+
+    def cut(self: Any, *_: Any) -> None:
+        raise OSError("power gone")
+
+    with monkeypatch.context() as context:
+        context.setattr("dptrain.run._Run._checkpoint", cut)
+        with pytest.raises(OSError, match="power gone"):
+            dptrain.train(data=data, **options(tmp_path))
+    assert (tmp_path / "out" / "steps.journal").stat().st_size == 2
+    before = fingerprint(tmp_path / "out")
+    with pytest.raises(dptrain.PrivacyError, match=named):
+        dptrain.train(data=data, **options(tmp_path, **{**changes, "resume": True}))
+    assert fingerprint(tmp_path / "out") == before
+    result = dptrain.train(data=data, **options(tmp_path, resume=True, physical_batch_size=3))
+    assert result.statement["mechanism"]["steps"] == 4
+    with pytest.raises(ConfigError, match="is finished"):
+        dptrain.train(data=data, **options(tmp_path, resume=True))
+
+
+def test_a_resumed_run_has_the_same_frozen_layers(
+    make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From scratch they are random, and the trained head is of use on top of those only."""
+    import ultralytics
+
+    data = make_dataset()
+    real = dptrain.run._Run._evaluate
+
+    def cut(self: Any, *args: Any) -> None:
+        if self.trainer.step:
+            raise OSError("power gone")
+        real(self, *args)
+
+    with monkeypatch.context() as context:
+        context.setattr("dptrain.run._Run._evaluate", cut)
+        with pytest.raises(OSError, match="power gone"):
+            dptrain.train(data=data, **options(tmp_path))
+    weights = tmp_path / "out" / "weights" / "last.pt"
+    before = ultralytics.YOLO(weights).model.state_dict()["model.0.conv.0.weight"].clone()
+    dptrain.train(data=data, **options(tmp_path, resume=True))
+    assert torch.equal(before, ultralytics.YOLO(weights).model.state_dict()["model.0.conv.0.weight"])
 
 
 def test_resume_needs_a_run(make_dataset: MakeDataset, tmp_path: Path) -> None:

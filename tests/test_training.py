@@ -84,7 +84,7 @@ def test_one_step_is_noised_clipped_sum_over_the_expected_batch(monkeypatch: pyt
         for name, gradient in zip(total, gradients, strict=True):
             total[name] += gradient * min(1.0, 0.5 / float(norm))
     for name, p in trainer.parameters.items():
-        assert torch.allclose(sums[0][name], total[name], atol=1e-6)
+        assert torch.allclose(sums[0][name].float(), total[name], atol=1e-6)
         assert torch.allclose(p, before[name] - 0.1 * total[name] / 6, atol=1e-6)
 
 
@@ -146,6 +146,25 @@ def test_more_steps_than_planned_are_refused() -> None:
         list(trainer.run(until=9))
     list(trainer.run())
     assert list(trainer.run()) == []
+
+
+def test_no_way_of_calling_takes_more_steps_than_planned() -> None:
+    released: list[int] = []
+    trainer = make(plan(), on_release=released.append)
+    state = trainer.state()
+    one, other = trainer.run(), trainer.run()
+    with pytest.raises(PrivacyError, match="accounts for 8"):
+        while True:
+            next(one)
+            next(other)
+    with pytest.raises(PrivacyError, match="has taken 8 steps"):
+        trainer.restore(state)
+    assert len(released) == 8
+
+
+def test_a_run_that_diverged_says_so() -> None:
+    with pytest.raises(PrivacyError, match="diverged"):
+        list(make(plan(noise_multiplier=10.0, expected_batch_size=1), lr=3e38).run())
 
 
 def test_the_average_follows_the_noised_iterates_only() -> None:

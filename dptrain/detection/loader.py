@@ -170,6 +170,9 @@ def _as_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers themselves are the parallelism
+    # A signal to the whole process group must let the training process finish its step and write its state.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _room_to_share(imgsz: int, batch_size: int, workers: int) -> bool:

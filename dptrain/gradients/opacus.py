@@ -94,6 +94,9 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
                 _check_total(name, found[name], p.grad)
         finally:
             wrapped._close()
+            for layer in module.modules():  # Opacus leaves the examples' activations there
+                for leftover in ("activations", "max_batch_len", "ddp_hooks", "autograd_grad_sample_hooks"):
+                    layer.__dict__.pop(leftover, None)
     return found
 
 

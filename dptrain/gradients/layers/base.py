@@ -100,9 +100,7 @@ class Instantiated:
 _BLOCK = 256
 
 
-def _sum(
-    module: nn.Module, records: list[Record], check_rows: Callable[[nn.Module, Tensor], None]
-) -> Instantiated:
+def _sum(module: nn.Module, records: list[Record], check_rows: Callable[[nn.Module, Tensor], None]) -> Instantiated:
     total: dict[str, Tensor] = {}
     for record in records:
         for name, gradient in record.per_example().items():
