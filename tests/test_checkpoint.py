@@ -13,7 +13,8 @@ from dptrain.checkpoint import StepJournal, load_checkpoint, save_checkpoint, wr
 
 PLAN = PrivacyPlan(0.1, 10, 1.0, 1.0, 1e-5, 8)
 STATE: dict[str, Any] = {
-    "step": 3, "parameters": {"w": torch.ones(2)}, "frozen": {}, "average": {"w": torch.zeros(2)}, "optimizer": {"state": {}},
+    "step": 3, "parameters": {"w": torch.ones(2)}, "frozen": {}, "average": {"w": torch.zeros(2)},
+    "optimizer": {"state": {}},
 }  # fmt: skip
 
 
