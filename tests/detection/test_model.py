@@ -462,3 +462,18 @@ def test_the_file_holds_the_model_and_nothing_about_the_run(checkpoint: Path, no
     numbers = sum(v.numel() for v in saved.state_dict().values())
     assert file.stat().st_size < 4 * numbers + 400_000
     assert not any(isinstance(m, FrozenBatchNorm2d) for m in saved.modules())
+
+
+def test_importing_ultralytics_leaves_the_threads_alone() -> None:
+    """Ultralytics asks for one thread of whoever imports it; half of a machine of two cores, and worse on larger ones."""
+    code = "import torch, dptrain.detection, os; print(torch.get_num_threads(), os.environ.get('OMP_NUM_THREADS'))"
+    plain = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    asked = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.get_num_threads())"], env=plain, capture_output=True, text=True
+    )
+    for environment, expected in ((plain, f"{asked.stdout.strip()} None"), ({**plain, "OMP_NUM_THREADS": "1"}, "1 1")):
+        for prefix in ("", "import dptrain.run; "):
+            done = subprocess.run(
+                [sys.executable, "-c", prefix + code], env=environment, capture_output=True, text=True, check=True
+            )
+            assert done.stdout.strip().endswith(expected)
