@@ -465,12 +465,11 @@ def test_the_file_holds_the_model_and_nothing_about_the_run(checkpoint: Path, no
 
 
 def test_importing_ultralytics_leaves_the_threads_alone() -> None:
-    """Ultralytics asks for one thread of whoever imports it; half of a machine of two cores, and worse on larger ones."""
+    """Ultralytics sets one thread for whoever imports it: half of a machine of two cores, and less of a larger one."""
     code = "import torch, dptrain.detection, os; print(torch.get_num_threads(), os.environ.get('OMP_NUM_THREADS'))"
     plain = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    asked = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.get_num_threads())"], env=plain, capture_output=True, text=True
-    )
+    ask = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    asked = subprocess.run(ask, env=plain, capture_output=True, text=True, check=True)
     for environment, expected in ((plain, f"{asked.stdout.strip()} None"), ({**plain, "OMP_NUM_THREADS": "1"}, "1 1")):
         for prefix in ("", "import dptrain.run; "):
             done = subprocess.run(
