@@ -40,7 +40,7 @@ def test_the_table_says_by_how_much_private_beats_the_start() -> None:
 
 def test_the_curve_is_drawn_from_a_runs_rows(tmp_path: Path) -> None:
     rows = [{"dp/epsilon": 0.0, MAP50: 0.1}, {"dp/epsilon": 2.5, MAP50: 0.4}]
-    demo.draw_curve(tmp_path / "curve.png", rows, 0.1, 0.8, 0.9)
+    demo.draw_curve(tmp_path / "curve.png", rows, 0.1, 0.9)
     assert (tmp_path / "curve.png").stat().st_size > 5000
 
 
