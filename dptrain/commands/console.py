@@ -1,0 +1,57 @@
+"""How the command speaks: exit statuses, one line an error, and dptrain's own log lines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import DptrainError
+
+EXIT_FAILED = 1  # something that dptrain did not foresee
+EXIT_REFUSED = 2  # a setting, a file or a guarantee that does not hold
+EXIT_INTERRUPTED = 130
+
+
+def fail(message: str, status: int, debug: bool) -> int:
+    """Print one line on stderr, and the traceback with ``--debug``; return the exit status."""
+    if debug:
+        traceback.print_exc()
+    print(f"dptrain: error: {message}", file=sys.stderr)
+    return status
+
+
+def described(error: Exception) -> str:
+    """One line; what dptrain did not foresee also gets its kind."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (DptrainError, OSError)):
+        return line
+    return f"{type(error).__name__}: {line} (--debug shows where)"
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Facts go to stdout, warnings to stderr, each as it is now, so that lines go around a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        super().emit(record)
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Print dptrain's own log lines, and only those, whatever handlers MLflow and others put on the root logger."""
+    logger = logging.getLogger("dptrain")
+    handler = _ConsoleHandler()
+    handler.setFormatter(logging.Formatter("dptrain: %(message)s"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

@@ -1,0 +1,91 @@
+"""``dptrain evaluate``: Ultralytics' metrics of some weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from ..errors import ConfigError
+from .options import Commands
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    evaluate = commands.add_parser("evaluate", help="Ultralytics' metrics of some weights on a split")
+    evaluate.add_argument("--weights", required=True, help="a .pt file, such as runs/x/weights/last.pt")
+    evaluate.add_argument("--data", required=True, help="an Ultralytics data.yaml")
+    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
+    evaluate.add_argument("--imgsz", type=int, help="pixels; default that of the weights' run, else 640")
+    evaluate.add_argument("--batch-size", type=int, default=32)
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    evaluate.add_argument("--workers", type=int, default=0, help="processes that load images")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    weights = Path(options.weights)
+    imgsz = options.imgsz if options.imgsz is not None else _run_imgsz(weights)
+    for name, value, least in (("--imgsz", imgsz, 32), ("--batch-size", options.batch_size, 1)):
+        if value < least:
+            raise ConfigError(f"{name}={value} must be {least} or more")
+    if imgsz % 32:
+        raise ConfigError(f"--imgsz={imgsz} is not a multiple of 32")
+    if options.workers < 0:
+        raise ConfigError(f"--workers={options.workers} must be 0 or more")
+    if options.split == "train":
+        logging.getLogger(__name__).warning(
+            "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
+        )
+    from ..config import parse_device
+
+    device = parse_device(options.device, "--device")
+
+    from ..detection import load_model
+    from ..detection.data import DetectionDataset, load_data
+    from ..detection.evaluate import evaluate
+
+    data = load_data(options.data)
+    model = load_model(weights)
+    device = _usable_device(device)
+    dataset = DetectionDataset(data, options.split, imgsz)
+    metrics = evaluate(model.to(device), dataset, batch_size=options.batch_size, device=device, workers=options.workers)
+    if options.json:
+        report = {"metrics": metrics.values, "per_class": metrics.per_class, "images": len(dataset), "imgsz": imgsz}
+        print(json.dumps(report))
+        return 0
+    names = ("precision", "recall", "mAP50", "mAP50-95")
+    width = max([len("all"), *(len(name) for name in metrics.per_class)])
+    print(f"{'class':<{width}} " + " ".join(f"{name:>9}" for name in names))
+    rows = {"all": {name: metrics.values[f"metrics/{name}B"] for name in names}, **metrics.per_class}
+    for name, row in rows.items():
+        print(f"{name:<{width}} " + " ".join(f"{row[column]:9.4f}" for column in names))
+    return 0
+
+
+def _run_imgsz(weights: Path) -> int:
+    """The image size that the run which wrote these weights was trained at, where its config.yaml lies beside them."""
+    config = weights.parent.parent / "config.yaml"
+    if weights.parent.name == "weights" and config.is_file():
+        from omegaconf import OmegaConf
+
+        size = OmegaConf.select(OmegaConf.load(config), "imgsz")
+        if isinstance(size, int):
+            return size
+    return 640
+
+
+def _usable_device(name: str) -> str:
+    """Turn ``auto`` into the accelerator that is there, and refuse one that is not."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device={name} cannot be used ({reason[:120]}): try --device cpu") from error
+    return name

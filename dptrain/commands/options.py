@@ -1,0 +1,26 @@
+"""What the commands' parsers share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from ..errors import ConfigError
+
+Commands = Any  # argparse's sub-parsers action, which has no public type
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses abbreviations, and says what is wrong in one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        raise ConfigError(f"{message} ({self.prog} --help)")
+
+
+def number(parser: argparse.ArgumentParser, name: str, help: str, kind: type = float) -> None:
+    """Add a required numeric option."""
+    parser.add_argument(f"--{name}", type=kind, required=True, help=help)
