@@ -6,17 +6,24 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+TABLES = ("results.csv", "per_class.csv")
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
 
 
-def append_row(file: Path, row: Mapping[str, float | int | str]) -> None:
-    """Append a row; the first one writes the header."""
-    new = not file.exists()
+def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> None:
+    """Append the rows of one evaluation to a CSV file, with a header when the file is new.
+
+    Rows of a step that is there already are left out: a run that was cut right after them evaluates that step again.
+    """
+    known = {line["step"] for line in csv.DictReader(file.read_text().splitlines())} if file.exists() else set()
+    rows = [row for row in rows if str(row["step"]) not in known]
+    if not rows:
+        return
     with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(row))
-        if new:
+        writer = csv.DictWriter(stream, rows[0])
+        if not known:
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerows(rows)
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:

@@ -19,18 +19,19 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from . import config as settings
-from .checkpoint import StepJournal, load_checkpoint, save_checkpoint, write_atomically
+from .checkpoint import load_checkpoint, save_checkpoint
 from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoader, load_data, refuse_overlap
 from .detection.evaluate import evaluate
 from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.model import load_model, save_weights
 from .errors import ConfigError, PrivacyError
+from .folder import RunFolder, flatten
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
 from .progress import Progress
-from .results import append_row, draw_curve, read_rows
+from .results import TABLES, append_rows, draw_curve, read_rows
 from .schema import AugmentConfig, TrainConfig
 from .statement import make_statement, to_json, to_markdown
 from .tracking import NoTracker, Tracker
@@ -38,7 +39,6 @@ from .training import PrivateTrainer, learning_rate
 
 logger = logging.getLogger(__name__)
 
-_TABLES = ("results.csv", "per_class.csv")
 _FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "resume", "output_dir")
 
 
@@ -95,8 +95,9 @@ class _Run:
 
     def __init__(self, config: TrainConfig, plan: PrivacyPlan, console: Console) -> None:
         self.config, self.plan, self.console = config, plan, console
-        self.output = Path(config.output_dir)
-        self._check_output()
+        self.folder = RunFolder(Path(config.output_dir), config.resume)
+        self.output = self.folder.path
+        self.folder.check()
         self.device = _device(config.device)
         data = load_data(config.data)
         self.data_name = _data_name(Path(config.data))
@@ -107,34 +108,11 @@ class _Run:
             config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
         ).to(self.device)
         self.start_hash = _file_hash(Path(config.model))
-        self._refuse_dataset_folder(data)
+        self.folder.refuse_inside(_data_folders(data))
         self.dataset = DetectionDataset(data, "train", config.imgsz, _augmentation(config.augment))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
         self.trainer = self._trainer()
         self._describe(data)
-
-    def _check_output(self) -> None:
-        begun = (self.output / "steps.journal").exists()
-        if begun and not self.config.resume:
-            raise ConfigError(
-                f"output_dir={self.output} already holds a run: choose another, or resume=true to go on with it"
-            )
-        if self.config.resume and not begun:
-            raise ConfigError(f"resume=true, and output_dir={self.output} holds no run: leave resume out to start one")
-        if not begun and self.output.is_dir() and any(self.output.iterdir()):
-            raise ConfigError(
-                f"output_dir={self.output} is not empty: choose a new folder, so that nothing is overwritten"
-            )
-        statement = self.output / "statement.json"
-        if begun and statement.exists() and json.loads(statement.read_text())["status"] == "finished":
-            raise ConfigError(f"the run in output_dir={self.output} is finished: start a new one in another folder")
-
-    def _refuse_dataset_folder(self, data: DataConfig) -> None:
-        """Pictures written among the images would be training images of the next run."""
-        images = {file.parent.resolve() for file in (*data.train, *data.val, *data.test)}
-        for folder in images | {label_path(folder / "x.jpg").parent for folder in images}:
-            if self.output.resolve().is_relative_to(folder):
-                raise ConfigError(f"output_dir={self.output} is inside the dataset's folder {folder}: choose another")
 
     def _settings(self) -> dict[str, Any]:
         """What must not change when a run goes on, all of it public."""
@@ -172,7 +150,7 @@ class _Run:
             ema_decay=config.ema.decay,
             set_rate=rate,
             before_step=weigh_heads,
-            on_release=lambda steps: self.journal.record(steps),
+            on_release=lambda steps: self.folder.journal.record(steps),
         )
 
     def _describe(self, data: DataConfig) -> None:
@@ -199,7 +177,7 @@ class _Run:
 
     def execute(self) -> TrainResult:
         with ExitStack() as stack:
-            self._open_output(stack)
+            stack.enter_context(self.folder.opened(_config_text(self.config), self._settings()))
             tracker = stack.enter_context(self._tracker())
             self._restore()
             stop = stack.enter_context(_stop_signal())
@@ -214,67 +192,16 @@ class _Run:
                     if stop.is_set():
                         self._stop_early(tracker)
                     if step % self._every == 0:
-                        self._checkpoint("running")
+                        self._checkpoint()
+                        self._write_statement("running")
                         self._evaluate(tracker, progress)
-            self._checkpoint("finished")
+            self._checkpoint()
             self._evaluate(tracker)
             return self._finish(tracker)
 
     @property
     def _every(self) -> int:
         return self.config.evaluate_every or self.plan.steps
-
-    def _open_output(self, stack: ExitStack) -> None:
-        """Make the folder; if the run cannot start after all, take back what was made."""
-        try:
-            made = [folder for folder in (self.output, *self.output.parents) if not folder.exists()]
-            self.output.mkdir(parents=True, exist_ok=True)
-            if not self.config.resume:
-                self._write_settings()  # before the journal: whoever resumes is compared with them
-            self.journal = StepJournal(self.output / "steps.journal", new=not self.config.resume)
-        except OSError as error:
-            raise ConfigError(
-                f"output_dir={self.output} cannot be written ({error.strerror}): choose another"
-            ) from error
-        stack.callback(self.journal.close)
-        self._refuse_changed_settings()
-
-        def undo() -> None:
-            if self.journal.steps == 0 and not self.config.resume:
-                for name in ("steps.journal", "settings.json", "config.yaml", "mlflow_run", *_TABLES):
-                    (self.output / name).unlink(missing_ok=True)
-                for folder in made:
-                    if not any(folder.iterdir()):
-                        folder.rmdir()
-
-        stack.callback(undo)
-
-    def _write_settings(self) -> None:
-        text = OmegaConf.to_yaml(OmegaConf.structured(self.config))
-        text = re.sub(r"(?<=://)[^/@\s]+@", "", text)  # a password in a tracking URI
-        write_atomically(self.output / "config.yaml", lambda stream: stream.write(text.encode()))
-        settings_text = json.dumps(self._settings(), indent=1)
-        write_atomically(self.output / "settings.json", lambda stream: stream.write(settings_text.encode()))
-
-    def _refuse_changed_settings(self) -> None:
-        """A resumed run under another plan would be accounted wrongly; under other settings it would be another run.
-
-        Raises:
-            PrivacyError: The settings are not there or differ; it names the first that does.
-        """
-        try:
-            known = _flatten(json.loads((self.output / "settings.json").read_text()))
-        except (OSError, ValueError) as error:
-            raise PrivacyError(
-                f"{self.output / 'settings.json'} cannot be read, so the run cannot be resumed"
-            ) from error
-        now = _flatten(json.loads(json.dumps(self._settings())))
-        for key in known.keys() | now.keys():
-            if known.get(key) != now.get(key):
-                raise PrivacyError(
-                    f"{key}={now.get(key)} differs from the run in {self.output}, which has {known.get(key)}: "
-                    "resume with its own settings (config.yaml), or start a new run elsewhere"
-                )
 
     def _tracker(self) -> Tracker:
         tracking, plan = self.config.tracking, self.plan
@@ -291,9 +218,9 @@ class _Run:
         note = self.output / "mlflow_run"
         known = note.read_text().strip() if note.exists() else None
         tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
-        write_atomically(note, lambda stream: stream.write(tracker.run_id.encode()))
+        self.folder.write(note.name, tracker.run_id)
         if known is None:
-            flat = {k: v for k, v in _flatten(asdict(self.config)).items() if not k.startswith("tracking.")}
+            flat = {k: v for k, v in flatten(asdict(self.config)).items() if not k.startswith("tracking.")}
             tracker.parameters({**flat, "privacy.epsilon": plan.epsilon(), "privacy.epsilon_pld": plan.epsilon("pld")})
         return tracker
 
@@ -303,13 +230,13 @@ class _Run:
         checkpoint = self.output / "checkpoint.pt"
         if checkpoint.exists():
             state = load_checkpoint(checkpoint, self.plan, self.config.seed)
-        elif self.journal.steps < self.plan.steps:
+        elif self.folder.journal.steps < self.plan.steps:
             state = self.trainer.state()  # stopped before its first checkpoint: the start, with those steps spent
         else:
             raise PrivacyError(
                 f"{checkpoint} is gone and all {self.plan.steps} steps are spent: nothing is left to resume"
             )
-        spent = self.journal.steps if self.trainer.secure else state["step"]
+        spent = self.folder.journal.steps if self.trainer.secure else state["step"]
         lost = spent - state["step"]
         self.trainer.restore(state, spent)
         self._say(
@@ -317,18 +244,17 @@ class _Run:
             + (f"; {lost} later steps were started and lost, and stay spent" if lost > 0 else "")
         )
 
-    def _checkpoint(self, status: str) -> None:
-        """Write the state, the weights and the statement, in this order, before anything of them is reported."""
+    def _checkpoint(self) -> None:
+        """Write the state and the weights, in this order, before anything of them is reported."""
         save_checkpoint(self.output / "checkpoint.pt", self.trainer.state(), self.plan, self.config.seed)
         save_weights(self.model, self.output / "weights" / "last_raw.pt")
         with self.trainer.average.applied():
             save_weights(self.model, self.output / "weights" / "last.pt")
-        self._write_statement(status)
 
     def _write_statement(self, status: str) -> dict[str, Any]:
         statement = make_statement(
             self.plan,
-            steps=max(self.trainer.step, self.journal.steps if self.trainer.secure else 0),
+            steps=max(self.trainer.step, self.folder.journal.steps if self.trainer.secure else 0),
             status=status,
             secure=self.trainer.secure,
             dataset={"name": self.data_name, "declared_size": self.config.privacy.dataset_size},
@@ -341,8 +267,8 @@ class _Run:
             validation=self._validation_words(),
             deviations=tuple(self._deviations()),
         )
-        write_atomically(self.output / "statement.json", lambda s: s.write(to_json(statement).encode()))
-        write_atomically(self.output / "statement.md", lambda s: s.write(to_markdown(statement).encode()))
+        self.folder.write("statement.json", to_json(statement))
+        self.folder.write("statement.md", to_markdown(statement))
         return statement
 
     def _validation_words(self) -> str:
@@ -378,9 +304,11 @@ class _Run:
             "dp/delta": self.plan.delta,
             **result.values,
         }
-        append_row(self.output / "results.csv", row)
-        for name, values in result.per_class.items():
-            append_row(self.output / "per_class.csv", {"step": step, "class": name, **values})
+        append_rows(self.output / "results.csv", [row])
+        per_class: list[dict[str, Any]] = [
+            {"step": step, "class": name, **values} for name, values in result.per_class.items()
+        ]
+        append_rows(self.output / "per_class.csv", per_class)
         tracker.metrics({key: value for key, value in row.items() if key != "step"}, step)
         text = (
             f"step {step:>5}/{self.plan.steps}  epsilon {row['dp/epsilon']:.3f}  "
@@ -389,7 +317,8 @@ class _Run:
         (progress.print if progress else self._say)(text)
 
     def _stop_early(self, tracker: Tracker) -> None:
-        self._checkpoint("stopped")
+        self._checkpoint()
+        self._write_statement("stopped")
         self._publish(tracker)
         raise SystemExit(
             f"stopped after step {self.trainer.step} of {self.plan.steps}; go on with the same command and "
@@ -404,7 +333,7 @@ class _Run:
             rows = read_rows(self.output / "results.csv")
             metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
             draw_curve(rows, self.output / "epsilon_vs_map.png", f"{Path(self.config.model).stem} on {self.data_name}")
-            names += ["epsilon_vs_map.png", *_TABLES]
+            names += ["epsilon_vs_map.png", *TABLES]
         for name in names:
             if (self.output / name).exists():
                 tracker.file(self.output / name)
@@ -432,6 +361,16 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _config_text(config: TrainConfig) -> str:
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)  # a password in a tracking URI
+
+
+def _data_folders(data: DataConfig) -> set[Path]:
+    images = {file.parent.resolve() for file in (*data.train, *data.val, *data.test)}
+    return images | {label_path(folder / "x.jpg").parent for folder in images}
+
+
 def _augmentation(config: AugmentConfig) -> Augmentation:
     return Augmentation(**{name: getattr(config, name) for name in Augmentation.__dataclass_fields__})
 
@@ -443,13 +382,6 @@ def _data_name(file: Path) -> str:
 
 def _file_hash(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".pt" else None
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 @contextmanager

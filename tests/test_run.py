@@ -248,6 +248,26 @@ def test_a_resumed_run_has_the_same_frozen_layers(
     assert torch.equal(before, ultralytics.YOLO(weights).model.state_dict()["model.0.conv.0.weight"])
 
 
+def test_a_run_cut_before_its_statement_is_finished_by_a_resume(
+    make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps taken, the last evaluation written, and no statement yet: the run must not count as finished."""
+    data = make_dataset()
+
+    def cut(self: Any, *_: Any) -> None:
+        raise OSError("power gone")
+
+    with monkeypatch.context() as context:
+        context.setattr("dptrain.run._Run._finish", cut)
+        with pytest.raises(OSError, match="power gone"):
+            dptrain.train(data=data, **options(tmp_path))
+    result = dptrain.train(data=data, **options(tmp_path, resume=True))
+    assert result.statement["status"] == "finished"
+    assert result.statement["mechanism"]["steps"] == 4
+    steps = [line.partition(",")[0] for line in (tmp_path / "out" / "results.csv").read_text().splitlines()[1:]]
+    assert steps == ["0", "2", "4"]
+
+
 def test_resume_needs_a_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
         dptrain.train(data=make_dataset(), **options(tmp_path, resume=True))

@@ -1,0 +1,121 @@
+"""The folder of one run: who may write there, what a resumed run must agree with, and what an aborted start leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import StepJournal, write_atomically
+from .errors import ConfigError, PrivacyError
+from .results import TABLES
+
+JOURNAL = "steps.journal"
+_OF_A_START = (JOURNAL, "settings.json", "config.yaml", "mlflow_run", *TABLES)
+
+
+class RunFolder:
+    """``output_dir`` of a run, new or resumed.
+
+    Attributes:
+        path: The folder.
+        resume: Whether the run that is there goes on.
+        journal: The steps started so far; there inside :meth:`opened`.
+    """
+
+    journal: StepJournal
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        self.path, self.resume = path, resume
+
+    def check(self) -> None:
+        """Refuse a folder that holds something else than the run that is asked for; nothing is written.
+
+        Raises:
+            ConfigError: It holds a run and ``resume`` is off, holds none and it is on, or the run is finished.
+        """
+        path = self.path
+        begun = (path / JOURNAL).exists()
+        if begun and not self.resume:
+            raise ConfigError(f"output_dir={path} already holds a run: choose another, or resume=true to go on with it")
+        if self.resume and not begun:
+            raise ConfigError(f"resume=true, and output_dir={path} holds no run: leave resume out to start one")
+        if not begun and path.is_dir() and any(path.iterdir()):
+            raise ConfigError(f"output_dir={path} is not empty: choose a new folder, so that nothing is overwritten")
+        if begun and self._status() == "finished":
+            raise ConfigError(f"the run in output_dir={path} is finished: start a new one in another folder")
+
+    def _status(self) -> str | None:
+        statement = self.path / "statement.json"
+        return json.loads(statement.read_text())["status"] if statement.exists() else None
+
+    def refuse_inside(self, folders: Iterable[Path]) -> None:
+        """Refuse to write among a dataset's files: a picture there would be a training image of the next run."""
+        for folder in folders:
+            if self.path.resolve().is_relative_to(folder):
+                raise ConfigError(f"output_dir={self.path} is inside the dataset's folder {folder}: choose another")
+
+    @contextmanager
+    def opened(self, config: str, settings: Mapping[str, Any]) -> Iterator[RunFolder]:
+        """Make the folder and its journal inside the block; if no step was taken there, take back what was made.
+
+        Args:
+            config: ``config.yaml``, for people.
+            settings: ``settings.json``: what a resumed run is compared with; public, all of it.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+            PrivacyError: Another process trains there, or the settings of the resumed run differ.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.resume:  # before the journal: whoever resumes is compared with them
+                self.write("config.yaml", config)
+                self.write("settings.json", json.dumps(settings, indent=1))
+            self.journal = StepJournal(self.path / JOURNAL, new=not self.resume)
+        except OSError as error:
+            raise ConfigError(f"output_dir={self.path} cannot be written ({error.strerror}): choose another") from error
+        try:
+            self._refuse_changed(settings)
+            yield self
+        finally:
+            if self.journal.steps == 0 and not self.resume:
+                self._undo(made)
+            self.journal.close()
+
+    def write(self, name: str, text: str) -> None:
+        """Write one of the run's text files, whole or not at all."""
+        write_atomically(self.path / name, lambda stream: stream.write(text.encode()))
+
+    def _undo(self, made: list[Path]) -> None:
+        for name in _OF_A_START:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _refuse_changed(self, settings: Mapping[str, Any]) -> None:
+        """A resumed run under another plan would be accounted wrongly; under other settings it would be another run."""
+        file = self.path / "settings.json"
+        try:
+            known = flatten(json.loads(file.read_text()))
+        except (OSError, ValueError) as error:
+            raise PrivacyError(f"{file} cannot be read, so the run cannot be resumed") from error
+        now = flatten(json.loads(json.dumps(settings)))
+        for key in known.keys() | now.keys():
+            if known.get(key) != now.get(key):
+                raise PrivacyError(
+                    f"{key}={now.get(key)} differs from the run in {self.path}, which has {known.get(key)}: "
+                    "resume with its own settings (config.yaml), or start a new run elsewhere"
+                )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
