@@ -99,7 +99,34 @@ def dp_sgd_epsilon(
     by_rdp = float(compute_epsilon(ORDERS, steps * _rdp_of_one_step(sample_rate, noise_multiplier), delta)[0])
     if accountant == "rdp" or (accountant == "pld" and by_rdp > PLD_UP_TO_EPSILON):
         return by_rdp
+    if accountant == "pld":
+        with _quiet():
+            return float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_epsilon(delta))
     return epsilon(dp_sgd_event(sample_rate, steps, noise_multiplier), delta, accountant)
+
+
+@functools.lru_cache(maxsize=4)
+def _pld_of_steps(sample_rate: float, steps: int, noise_multiplier: float) -> PLDAccountant:
+    """The composed loss distribution, the costly part; it serves epsilon and the bound on attacks alike."""
+    return PLDAccountant(RELATION).compose(dp_sgd_event(sample_rate, steps, noise_multiplier))
+
+
+def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, delta: float) -> float:
+    """Return a bound on how often anyone can say rightly whether one given unit was in the dataset.
+
+    Guarantee: with even odds beforehand, no test that sees every iterate and all other units is right more often. It is
+    the lower of (1 + delta(0)) / 2, where delta(0) bounds the total variation by PLD, and (e^epsilon + delta) /
+    (1 + e^epsilon) by RDP (Kairouz, Oh and Viswanath 2015, theorem 2.1). Between 0.5 (a coin) and 1 (no protection).
+    """
+    by_rdp = dp_sgd_epsilon(sample_rate, steps, noise_multiplier, delta)
+    if steps == 0:
+        return 0.5
+    from_epsilon = 1.0 - (1.0 - delta) / (1.0 + math.exp(min(by_rdp, 700.0)))
+    if by_rdp > PLD_UP_TO_EPSILON:
+        return from_epsilon
+    with _quiet():
+        variation = float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_delta(0.0))
+    return min(from_epsilon, (1.0 + variation) / 2)
 
 
 @functools.lru_cache(maxsize=256)

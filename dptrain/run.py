@@ -33,7 +33,7 @@ from .plan import PrivacyPlan
 from .progress import Progress
 from .results import TABLES, append_rows, draw_curve, read_rows
 from .schema import AugmentConfig, TrainConfig
-from .statement import make_statement, to_json, to_markdown
+from .statement import STATEMENT_FILES, make_statement, write_statement
 from .tracking import NoTracker, Tracker
 from .training import PrivateTrainer, learning_rate
 
@@ -266,10 +266,24 @@ class _Run:
             },
             validation=self._validation_words(),
             deviations=tuple(self._deviations()),
+            public_data={"start_weights": Path(self.config.model).name, "sha256": self.start_hash, "declared": None},
+            training=self._training_facts(),
         )
-        self.folder.write("statement.json", to_json(statement))
-        self.folder.write("statement.md", to_markdown(statement))
-        return statement
+        return write_statement(self.output, statement)
+
+    def _training_facts(self) -> dict[str, Any]:
+        """Settings that change no epsilon, for whoever wants to make the run again."""
+        config = self.config
+        return {
+            "image_size": config.imgsz,
+            "norm": config.norm,
+            "engine": config.engine,
+            "optimizer": config.optimizer.name,
+            "learning_rate": config.optimizer.lr,
+            "schedule": config.schedule.name,
+            "ema_decay": config.ema.decay,
+            "augmentation": {name: value for name, value in asdict(config.augment).items() if value} or None,
+        }
 
     def _validation_words(self) -> str:
         if not self.evaluates:
@@ -328,7 +342,7 @@ class _Run:
     def _publish(self, tracker: Tracker) -> dict[str, float]:
         """Hand the files of the run to the tracker; return the metrics of the last evaluation."""
         metrics: dict[str, float] = {}
-        names = ["statement.json", "statement.md", "config.yaml"]
+        names = [*STATEMENT_FILES, "config.yaml"]
         if (self.output / "results.csv").exists():
             rows = read_rows(self.output / "results.csv")
             metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
@@ -337,8 +351,8 @@ class _Run:
         for name in names:
             if (self.output / name).exists():
                 tracker.file(self.output / name)
-        for name in ("last.pt", "last_raw.pt"):
-            tracker.file(self.output / "weights" / name, "weights")
+        for file in sorted((self.output / "weights").iterdir()):  # the statement travels with the weights
+            tracker.file(file, "weights")
         return metrics
 
     def _finish(self, tracker: Tracker) -> TrainResult:

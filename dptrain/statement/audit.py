@@ -1,0 +1,41 @@
+"""The result of an audit, ``audit.json`` in a run's folder: an empirical lower bound on epsilon."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .files import read_json
+
+FILE = "audit.json"
+AUDIT_FORMAT = 1
+
+
+def read_audit(folder: Path) -> dict[str, Any] | None:
+    """Return the audit of a run, None where there was none.
+
+    The least that the file holds: ``format`` (1), ``method`` (words), ``epsilon_lower_bound`` (0 or more) and
+    ``confidence`` (in (0, 1)). Whatever else it says is kept.
+
+    Raises:
+        ConfigError: It cannot be read, or one of these is missing or out of range.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return None
+    audit = read_json(file, "the result of an audit")
+    if audit.get("format") != AUDIT_FORMAT:
+        raise ConfigError(f"{file}: format={audit.get('format')!r}, and {AUDIT_FORMAT} is expected")
+    if not isinstance(audit.get("method"), str) or not audit["method"]:
+        raise ConfigError(f"{file}: method={audit.get('method')!r} does not say how the bound was found")
+    for name, fits, range_ in (
+        ("epsilon_lower_bound", lambda v: v >= 0, "0 or more"),
+        ("confidence", lambda v: 0 < v < 1, "in (0, 1)"),
+    ):
+        value = audit.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (number and fits(value)):
+            raise ConfigError(f"{file}: {name}={value!r} is not a number {range_}")
+    return audit

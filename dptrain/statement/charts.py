@@ -1,0 +1,109 @@
+"""The pictures of the statement's page, as SVG that stands on its own."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dp_accounting.rdp import compute_epsilon
+
+from ..results import MAP, MAP50, read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, BLUE, ORANGE, GREY = "#1f2933", "#1d4ed8", "#b45309", "#9aa5b1"
+
+
+def charts(statement: Mapping[str, Any], results: Path | None) -> list[tuple[str, str]]:
+    """Return (what it shows, SVG) for the pictures that the statement and the run's table have the numbers for."""
+    found: list[tuple[str, str]] = []
+    if not statement["mechanism"]["steps"]:
+        return found
+    found.append(
+        (
+            "Epsilon by the steps taken. The line is the RDP headline; the dot is the tighter PLD reading at the end.",
+            _svg(lambda axes: _over_steps(axes, statement)),
+        )
+    )
+    found.append(
+        (
+            "The RDP curve: the bound on the Rényi divergence at every order, and the epsilon that each order gives at "
+            "this delta. The lowest is the headline.",
+            _svg(lambda axes: _over_orders(axes, statement)),
+        )
+    )
+    rows = read_rows(results) if results is not None and results.is_file() else []
+    if rows:
+        found.append(
+            (
+                "Accuracy on the public validation split by the epsilon spent so far.",
+                _svg(lambda axes: _accuracy(axes, rows)),
+            )
+        )
+    return found
+
+
+def _over_steps(axes: Axes, statement: Mapping[str, Any]) -> None:
+    points = sorted((int(step), value) for step, value in statement["accounting"]["epsilon_over_steps"].items())
+    axes.plot([step for step, _ in points], [value for _, value in points], color=BLUE)
+    end, guarantee = statement["mechanism"]["steps"], statement["guarantee"]
+    axes.plot([end], [guarantee["epsilon_pld"]], "o", color=ORANGE, markersize=4)
+    _mark(axes, end, guarantee["epsilon"], f"RDP {guarantee['epsilon']:.3g}", (-6, -3), BLUE)
+    _mark(axes, end, guarantee["epsilon_pld"], f"PLD {guarantee['epsilon_pld']:.3g}", (-6, -8), ORANGE)
+    axes.set_xlim(0)
+    axes.set_ylim(0)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("epsilon")
+
+
+def _over_orders(axes: Axes, statement: Mapping[str, Any]) -> None:
+    delta = statement["guarantee"]["delta"]
+    curve = {float(order): bound for order, bound in statement["accounting"]["rdp_curve"].items() if bound > 0}
+    converted = {order: float(compute_epsilon([order], [bound], delta)[0]) for order, bound in curve.items()}
+    shown = {order: value for order, value in converted.items() if math.isfinite(value) and value > 0}
+    axes.loglog(list(curve), list(curve.values()), color=GREY, label="Rényi divergence bound")
+    if shown:
+        best = min(shown, key=lambda order: shown[order])
+        axes.loglog(list(shown), list(shown.values()), color=BLUE, label=f"epsilon at delta {delta:.2g}")
+        axes.plot([best], [shown[best]], "o", color=BLUE, markersize=4)
+        _mark(axes, best, shown[best], f"{shown[best]:.3g} at order {best:g}", (0, -12), BLUE, "center")
+        axes.set_ylim(min(curve.values()) * 0.5, max(shown.values()) * 2)
+    axes.set_xlabel("order")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _accuracy(axes: Axes, rows: list[dict[str, float]]) -> None:
+    spent = [row["dp/epsilon"] for row in rows]
+    for key, label, color in ((MAP50, "mAP50", BLUE), (MAP, "mAP50-95", ORANGE)):
+        axes.plot(spent, [row[key] for row in rows], "o-", color=color, markersize=3, label=label)
+    axes.set_xlim(0)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("epsilon spent (RDP)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _mark(axes: Axes, x: float, y: float, text: str, offset: tuple[int, int], color: str, side: str = "right") -> None:
+    look = {"ha": side, "va": "top", "color": color, "fontsize": 8, "annotation_clip": False}
+    axes.annotate(text, (x, y), offset, textcoords="offset points", **look)
+
+
+def _svg(draw: Callable[[Axes], None]) -> str:
+    """Return a picture without the date or the random names that would make two of the same differ."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.hashsalt": "dptrain", "svg.fonttype": "path", "font.size": 9, "text.color": INK, "axes.labelcolor": INK,
+        "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": GREY, "axes.linewidth": 0.8, "lines.linewidth": 1.6,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    }  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(4.3, 2.7), layout="constrained")
+        draw(figure.add_subplot())
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return stream.getvalue()

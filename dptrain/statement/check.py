@@ -1,0 +1,315 @@
+"""Does a statement still say what its run did? Everything that can be worked out again is, and must agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import accounting
+from ..errors import ConfigError, PrivacyError
+from ..plan import PrivacyPlan
+from . import facts
+from .audit import read_audit
+from .files import JSON, WEIGHT_FILES, WEIGHTS, file_hash, read_json, read_statement
+
+JOURNAL, SETTINGS = "steps.journal", "settings.json"
+_ROUNDING = 1e-9  # relative: the same sum in another order
+
+# What settings.json, which the run wrote before its first step, says of the statement's fields.
+_SETTLED = {
+    "mechanism.sample_rate": "privacy.sample_rate",
+    "mechanism.planned_steps": "steps",
+    "mechanism.noise_multiplier": "privacy.noise_multiplier",
+    "mechanism.clip_norm": "privacy.clip_norm",
+    "mechanism.expected_batch_size": "privacy.expected_batch_size",
+    "guarantee.delta": "privacy.delta",
+    "guarantee.unit": "privacy.unit",
+    "dataset.declared_size": "privacy.dataset_size",
+    "model.start_sha256": "start_sha256",
+    "public_data.sha256": "start_sha256",
+    "public_data.declared": "public_data",
+    "model.trainable": "trainable",
+}
+_ALWAYS = (
+    "guarantee.neighbouring_relation",
+    "guarantee.setting",
+    "guarantee.adversary",
+    "guarantee.covers",
+    "mechanism.name",
+    "mechanism.sampling",
+    "mechanism.clipping",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A statement that was compared with its run.
+
+    Attributes:
+        statement: What the run wrote, with epsilon recomputed, ``checks`` and what became known since.
+        results: The run's ``results.csv``, if it is there.
+        folder: Where it was found.
+    """
+
+    statement: dict[str, Any] = field(repr=False)
+    results: Path | None
+    folder: Path
+
+
+def report(
+    run: str | Path,
+    *,
+    dataset_budget: Mapping[str, Any] | None = None,
+    tuning: Mapping[str, Any] | None = None,
+) -> Report:
+    """Read a run's statement and hold it against the run.
+
+    Guarantee: the epsilon that is returned is never below dp-accounting's RDP for the mechanism and the steps of the
+    statement and, where the run's own records are there, of ``steps.journal`` and ``settings.json``. A statement that
+    was edited by someone who has not also rewritten those is refused; nothing here is a signature.
+
+    Args:
+        run: The folder of a run, a weights file of it, or a folder of weights with their ``statement.json``.
+        dataset_budget: What the ledger says now, see :func:`make_statement`.
+        tuning: What choosing this run cost, see :func:`make_statement`.
+
+    Raises:
+        ConfigError: A file is missing or cannot be read.
+        PrivacyError: A field claims less than the run did; it is named.
+    """
+    folder, shipped, asked = _find(Path(run))
+    source = folder / JSON
+    written = read_statement(source)
+    plan, steps = _mechanism(written, source)
+    checks: list[str] = []
+    if not shipped:
+        steps = _agree_with_records(written, folder, steps, checks)
+    else:
+        checks.append("steps.journal and settings.json stay with the run and were not compared")
+    again = _made_again(written, plan, steps, source)
+    checks.append(
+        f"epsilon recomputed with {again['accounting']['library']}: "
+        f"RDP {again['guarantee']['epsilon']:.6g}, PLD {again['guarantee']['epsilon_pld']:.6g}"
+    )
+    _agree_with_weights(written, folder if shipped else folder / WEIGHTS, source, asked, shipped, checks)
+    if written.get("sha256") != facts.digest(written):
+        raise PrivacyError(f"{source}: sha256 does not match, so a field was changed after the run wrote it")
+    if not shipped:
+        _agree_with_copy(written, folder)
+    statement = {**written, "guarantee": again["guarantee"], "accounting": again["accounting"]}
+    statement["mechanism"] = {**written["mechanism"], "steps": steps}
+    if steps > written["mechanism"]["steps"]:
+        lost = steps - written["mechanism"]["steps"]
+        statement["deviations"] = [
+            *written["deviations"],
+            f"The run broke off: {lost} steps were started after its last checkpoint, and they are counted here.",
+        ]
+    for section, value in (("dataset_budget", dataset_budget), ("tuning", tuning)):
+        if value is not None:
+            statement[section] = dict(value)
+    _add_audit(statement, folder, checks)
+    statement["checks"] = checks
+    results = folder / "results.csv"
+    return Report(facts.sealed(statement), results if results.is_file() else None, folder)
+
+
+def _find(run: Path) -> tuple[Path, bool, str | None]:
+    """The folder that holds the statement, whether it is one of weights without their run, and the file asked for."""
+    if not run.exists():
+        raise ConfigError(f"{run} is not there: give the folder of a run, or one of its weights files")
+    folder, asked = (run.parent, run.name) if run.is_file() else (run, None)
+    if asked is not None and asked != JSON and run.suffix != ".pt":
+        raise ConfigError(f"{run} is neither a weights file (.pt) nor a {JSON}: give the folder of the run")
+    above = folder.resolve().parent
+    if folder.resolve().name == WEIGHTS and (above / JOURNAL).exists():
+        folder = folder.parent if folder.name == WEIGHTS else above
+    if any((folder / name).exists() for name in (JOURNAL, SETTINGS, WEIGHTS)):
+        return folder, False, asked
+    return folder, True, asked
+
+
+def _mechanism(statement: Mapping[str, Any], file: Path) -> tuple[PrivacyPlan, int]:
+    """The plan that the statement speaks of, and its steps; every value of the right kind and in range."""
+
+    def whole(name: str) -> int:
+        value = get(statement, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise PrivacyError(f"{file}: {name}={value!r} is not a whole number from 0 up")
+        return value
+
+    def real(name: str) -> float:
+        return _number(statement, name, file)
+
+    try:
+        plan = PrivacyPlan(
+            sample_rate=real("mechanism.sample_rate"),
+            steps=max(1, whole("mechanism.planned_steps")),
+            noise_multiplier=real("mechanism.noise_multiplier"),
+            clip_norm=real("mechanism.clip_norm"),
+            delta=real("guarantee.delta"),
+            expected_batch_size=whole("mechanism.expected_batch_size"),
+            unit=str(get(statement, "guarantee.unit")),
+        )
+    except ConfigError as error:
+        raise PrivacyError(f"{file}: {error}") from error
+    if not isinstance(statement.get("deviations"), list):
+        raise PrivacyError(f"{file}: deviations is not a list")
+    return plan, whole("mechanism.steps")
+
+
+def _agree_with_records(statement: Mapping[str, Any], folder: Path, steps: int, checks: list[str]) -> int:
+    """Compare with the journal and the settings, which the run wrote as it went; return the steps to account for."""
+    source = folder / JSON
+    settings = read_json(folder / SETTINGS, "the settings that the run was started with")
+    for name, key in _SETTLED.items():
+        said, was = get(statement, name), get(settings, key)
+        if said != was or isinstance(said, bool) != isinstance(was, bool):
+            raise PrivacyError(f"{source}: {name}={said!r}, but the run was started with {was!r} ({SETTINGS}: {key})")
+    if "seed" not in settings:
+        raise ConfigError(f"{folder / SETTINGS} has no seed entry: it is not what the run wrote")
+    secure = settings["seed"] is None
+    wanted = {
+        "valid": secure,
+        "mechanism.rng_mode": "secure" if secure else "seeded",
+        "mechanism.noise": facts.SECURE_NOISE if secure else facts.SEEDED_NOISE,
+    }
+    for name, expected in wanted.items():
+        if get(statement, name) != expected:
+            raise PrivacyError(
+                f"{source}: {name}={get(statement, name)!r}, but the run had seed={settings['seed']} "
+                f"({SETTINGS}), which makes it {expected!r}"
+            )
+    if not secure and facts.VOID not in statement["deviations"]:
+        raise PrivacyError(f"{source}: deviations does not say that a seed voids the guarantee")
+    checks.append(f"{SETTINGS}: the run was started with this mechanism, start and random source")
+    journal = folder / JOURNAL
+    if not journal.is_file():
+        raise ConfigError(f"{journal} is missing: it counts the steps that were started")
+    started = journal.stat().st_size
+    if started > steps and secure and statement.get("status") != "running":
+        raise PrivacyError(f"{source}: mechanism.steps={steps}, but {started} steps were started ({JOURNAL})")
+    if steps > started and secure:
+        raise PrivacyError(f"{journal} counts {started} steps, and {source} has mechanism.steps={steps}: it was cut")
+    checks.append(f"{JOURNAL}: {started} steps were started")
+    return max(steps, started)
+
+
+def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, file: Path) -> dict[str, Any]:
+    """The statement's computed sections made afresh; refused where the file claims less for the steps it names."""
+    q, noise, delta = plan.sample_rate, plan.noise_multiplier, plan.delta
+    named = int(get(statement, "mechanism.steps"))
+    fresh = {
+        "guarantee.epsilon": plan.epsilon(steps=named),
+        "guarantee.epsilon_pld": plan.epsilon("pld", steps=named),
+        "guarantee.attack_accuracy": accounting.attack_accuracy(q, named, noise, delta),
+    }
+    for name, value in fresh.items():
+        _refuse_lower(_number(statement, name, file), value, name, statement, file)
+    for section, again in (
+        ("accounting.rdp_curve", _curve(plan, named)),
+        ("accounting.epsilon_over_steps", None),
+    ):
+        said = get(statement, section)
+        if not isinstance(said, dict):
+            raise PrivacyError(f"{file}: {section} is not a table")
+        for key in said:
+            name = f"{section}.{key}"
+            if again is None:
+                value = plan.epsilon(steps=int(key)) if key.isdecimal() else math.nan
+            else:
+                value = again.get(key, math.nan)
+            if math.isnan(value):
+                raise PrivacyError(f"{file}: {name} is not a place on the curve")
+            _refuse_lower(_as_number(said[key], name, file), value, name, statement, file)
+    complete = facts.make_statement(
+        plan, steps=steps, status="", secure=bool(statement.get("valid")), dataset={}, model={}, validation=""
+    )
+    for name in _ALWAYS:
+        said, fact = get(statement, name), get(complete, name)
+        if said != fact:
+            raise PrivacyError(f"{file}: {name}={said!r} is not what dptrain does: {fact!r}")
+    guarantee = complete["guarantee"]
+    for name in fresh:  # a claim above the fresh value is safe, and stays
+        key = name.rpartition(".")[2]
+        guarantee[key] = max(guarantee[key], _number(statement, name, file))
+    return complete
+
+
+def _curve(plan: PrivacyPlan, steps: int) -> dict[str, float]:
+    curve = accounting.rdp_curve(plan.event(steps)) if steps else {}
+    return {str(order): bound for order, bound in curve.items()}
+
+
+def _refuse_lower(said: float, fresh: float, name: str, statement: Mapping[str, Any], file: Path) -> None:
+    if said >= fresh * (1 - _ROUNDING):
+        return
+    library = get(statement, "accounting.library")
+    now = f"dp-accounting {facts.package_version('dp-accounting')}"
+    maker = "" if library == now else f", and the file names {library}"
+    raise PrivacyError(f"{file}: {name}={said:.8g} is below {fresh:.8g}, what its mechanism costs ({now}{maker})")
+
+
+def _agree_with_weights(
+    statement: Mapping[str, Any], folder: Path, source: Path, asked: str | None, shipped: bool, checks: list[str]
+) -> None:
+    """The weights are those that the statement covers, by their sha256."""
+    known = statement.get("weights")
+    if not isinstance(known, dict):
+        raise PrivacyError(f"{source}: weights is not a table of sha256")
+    wanted = {name for name in known if (folder / name).exists()} if shipped else set(WEIGHT_FILES)
+    if asked is not None and asked != JSON:
+        wanted.add(asked)
+    for name in sorted(wanted):
+        file = folder / name
+        if not file.is_file():
+            raise ConfigError(f"{file} is missing: the statement covers it")
+        if name not in known:
+            raise PrivacyError(f"{file} is not covered by {source}, which names {', '.join(known) or 'no weights'}")
+        if file_hash(file) != known[name]:
+            mend = ": the run broke off while it wrote; resume it" if statement.get("status") == "running" else ""
+            raise PrivacyError(f"{source}: weights.{name} is not the sha256 of {file}{mend}")
+    checks.append(f"sha256 of {', '.join(sorted(wanted))}: as stated" if wanted else "no weights were there to compare")
+
+
+def _agree_with_copy(statement: Mapping[str, Any], folder: Path) -> None:
+    copy = folder / WEIGHTS / JSON
+    travelling = read_statement(copy)
+    for key in statement.keys() | travelling.keys():
+        if statement.get(key) != travelling.get(key):
+            raise PrivacyError(f"{copy} and {folder / JSON} differ in {key}: one of them was edited")
+
+
+def _add_audit(statement: dict[str, Any], folder: Path, checks: list[str]) -> None:
+    found = read_audit(folder)
+    if found is None:
+        return
+    statement["audit"] = found
+    bound, claimed = found["epsilon_lower_bound"], statement["guarantee"]["epsilon"]
+    if bound > claimed:
+        statement["valid"] = False
+        statement["deviations"] = [
+            f"VOID: an audit found that epsilon is at least {bound:.4g}, above the {claimed:.4g} claimed.",
+            *statement["deviations"],
+        ]
+    checks.append(f"audit: epsilon is at least {bound:.4g}, at confidence {found['confidence']:g}")
+
+
+def get(values: Mapping[str, Any], name: str) -> Any:
+    """Return the value at a dotted name, None where there is none."""
+    found: Any = values
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _number(statement: Mapping[str, Any], name: str, file: Path) -> float:
+    return _as_number(get(statement, name), name, file)
+
+
+def _as_number(value: Any, name: str, file: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise PrivacyError(f"{file}: {name}={value!r} is not a number")
+    return float(value)

@@ -1,0 +1,188 @@
+"""What was promised, to whom, under which assumptions: facts of the run, not typed in by hand.
+
+The sections answer what Ponomareva et al. (2023), "How to DP-fy ML", section 5.3.3, ask of a report, and NIST SP
+800-226 (2025) of whoever evaluates a guarantee: see ``docs/statement.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .. import accounting
+from ..plan import PrivacyPlan
+
+STATEMENT_FORMAT = 2
+_PACKAGES = ("dptrain", "torch", "ultralytics", "dp-accounting", "opacus", "numpy", "cryptography")
+_POINTS_OVER_STEPS = 40
+
+VOID = "VOID: a seed was set, so the noise can be predicted and nothing is protected."
+SECURE_NOISE, SEEDED_NOISE = "AES-256-CTR from operating system entropy", "seeded, for tests"
+
+RELEASED = (
+    "the weights of the last iterate and of the moving average",
+    "every iterate at which the run was evaluated, through its metrics on the validation split",
+    "the settings in config.yaml, among them the declared dataset size",
+)
+ASSUMPTIONS = (
+    "The declared constants (dataset size, expected batch size, sample rate, delta, image size, names) are public.",
+    "The start weights were made from data that is public or shares no unit with the training split.",
+    "One person's data is in one unit: a person in several images has a guarantee that weakens with their number.",
+    "The adversary sees everything released and every iterate, and not the memory, the timing or the crashes of the "
+    "training machine.",
+    "The noise is Gaussian up to the rounding of floating-point numbers.",
+)
+NOT_COVERED = (
+    "other runs on the same images, unless the tuning and dataset sections below count them",
+    "the images of the validation split, whose metrics carry no noise",
+    "what follows about a person from what is true of the whole population",
+    "whoever can read the training images, the training machine or its backups",
+)
+SINGLE_RUN = {
+    "method": "single run",
+    "runs": 1,
+    "epsilon": None,
+    "note": "Covers this run only: runs made to choose its settings are not counted in its epsilon.",
+}
+
+
+def make_statement(
+    plan: PrivacyPlan,
+    *,
+    steps: int,
+    status: str,
+    secure: bool,
+    dataset: Mapping[str, Any],
+    model: Mapping[str, Any],
+    validation: str,
+    deviations: Sequence[str] = (),
+    public_data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
+    tuning: Mapping[str, Any] | None = None,
+    dataset_budget: Mapping[str, Any] | None = None,
+    audit: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the privacy statement of a run as a plain dictionary.
+
+    Args:
+        plan: What was planned.
+        steps: Noised steps that were started, also those that a crash lost.
+        status: ``running``, ``stopped`` or ``finished``.
+        secure: Whether noise and sampling came from the operating system's entropy.
+        dataset: Its public facts: ``name``, ``declared_size``.
+        model: Its public facts: start weights and their hash, trainable parameters, norm.
+        validation: What was declared of the validation split.
+        deviations: What a reader must know that the defaults do not say.
+        public_data: ``start_weights``, ``sha256`` and ``declared``: what the user says they were made from.
+        training: Settings that change no epsilon: optimizer, learning rate, image size.
+        weights: sha256 of every weights file that this statement covers, by name.
+        tuning: ``method``, ``runs``, ``epsilon`` (of all of them together), ``note``; by default one run, uncounted.
+        dataset_budget: What the ledger says of the dataset so far: ``name``, ``unit``, ``delta``, ``spent``,
+            ``spent_pld``, ``limit`` (None: no limit), ``runs``.
+        audit: An empirical lower bound: ``method``, ``epsilon_lower_bound``, ``confidence``.
+    """
+    curve = accounting.rdp_curve(plan.event(steps)) if steps else {}
+    statement: dict[str, Any] = {
+        "format": STATEMENT_FORMAT,
+        "date": datetime.now(UTC).date().isoformat(),  # of the day only: finer times would be a side channel
+        "status": status,
+        "valid": secure,
+        "guarantee": {
+            "epsilon": plan.epsilon(steps=steps),
+            "epsilon_pld": plan.epsilon("pld", steps=steps),
+            "delta": plan.delta,
+            "unit": plan.unit,
+            "neighbouring_relation": "add or remove one unit",
+            "setting": "central: the trainer is trusted with the data; whoever receives what is released is not",
+            "adversary": "sees every iterate, all that is released, and every other unit of the dataset",
+            "covers": "one training run, every iterate of it",
+            "attack_accuracy": accounting.attack_accuracy(plan.sample_rate, steps, plan.noise_multiplier, plan.delta),
+        },
+        "mechanism": {
+            "name": "DP-SGD (Abadi et al. 2016, algorithm 1)",
+            "sampling": "Poisson",
+            "sample_rate": plan.sample_rate,
+            "steps": steps,
+            "planned_steps": plan.steps,
+            "noise_multiplier": plan.noise_multiplier,
+            "clipping": "flat, on the whole gradient of a unit",
+            "clip_norm": plan.clip_norm,
+            "expected_batch_size": plan.expected_batch_size,
+            "rng_mode": "secure" if secure else "seeded",
+            "noise": SECURE_NOISE if secure else SEEDED_NOISE,
+        },
+        "accounting": {
+            "headline": "RDP",
+            "tighter_reading": "PLD",
+            "library": f"dp-accounting {package_version('dp-accounting')}",
+            "assumptions": _accounting_assumptions(secure),
+            # JSON has no infinity; an order that is left out says nothing, which is safe.
+            "rdp_curve": {str(order): bound for order, bound in curve.items() if math.isfinite(bound)},
+            "epsilon_over_steps": {str(at): plan.epsilon(steps=at) for at in _spread(steps)},
+        },
+        "dataset": dict(dataset),
+        "model": dict(model),
+        "public_data": dict(public_data or {"start_weights": None, "sha256": None, "declared": None}),
+        "validation": validation,
+        "training": dict(training or {}),
+        "weights": dict(weights or {}),
+        "tuning": dict(tuning or SINGLE_RUN),
+        "dataset_budget": None if dataset_budget is None else dict(dataset_budget),
+        "audit": None if audit is None else dict(audit),
+        "released": list(RELEASED),
+        "assumptions": list(ASSUMPTIONS),
+        "not_covered": list(NOT_COVERED),
+        "deviations": [*(() if secure else (VOID,)), *_weak_delta(plan, dataset), *deviations],
+        "versions": {**{name: package_version(name) for name in _PACKAGES}, "python": platform.python_version()},
+    }
+    return sealed(statement)
+
+
+def sealed(statement: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the statement with the sha256 of all that it says, which shows an edit; it is no signature."""
+    return {**{key: value for key, value in statement.items() if key != "sha256"}, "sha256": digest(statement)}
+
+
+def digest(statement: Mapping[str, Any]) -> str:
+    """Return the sha256 of a statement without its own ``sha256``, whatever the order of its keys."""
+    rest = {key: value for key, value in statement.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _accounting_assumptions(secure: bool) -> list[dict[str, Any]]:
+    """What the accountant takes for granted, and whether the run did so."""
+    return [
+        {"assumption": "each unit is in each step's draw with the sample rate, independently (Poisson)", "holds": True},
+        {"assumption": "each unit adds at most the clip norm to the sum of a step", "holds": True},
+        {"assumption": "Gaussian noise once a step, also where nothing was drawn", "holds": True},
+        {"assumption": "every step that was started is counted, also those that a crash lost", "holds": True},
+        {"assumption": "noise and draws that nobody can predict", "holds": secure},
+    ]
+
+
+def _weak_delta(plan: PrivacyPlan, dataset: Mapping[str, Any]) -> list[str]:
+    size = dataset.get("declared_size")
+    if not size or plan.delta < 1 / size:
+        return []
+    return [f"delta {plan.delta:.3g} is not below 1 over the declared {size} units: it permits releasing whole units."]
+
+
+def _spread(steps: int) -> list[int]:
+    """Return up to 41 step counts from 0 to ``steps``, evenly spread."""
+    points = min(steps, _POINTS_OVER_STEPS)
+    return sorted({round(steps * i / points) for i in range(points + 1)}) if points else [0]
+
+
+def package_version(package: str) -> str:
+    """Return the installed version of a package, or ``not installed``."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,75 @@
+"""Where a statement lies: in the run's folder and, to travel with them, beside the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .facts import STATEMENT_FORMAT, sealed
+from .page import to_html
+from .render import to_json, to_markdown
+
+STATEMENT_FILES = JSON, MARKDOWN, HTML = "statement.json", "statement.md", "statement.html"
+WEIGHTS = "weights"
+WEIGHT_FILES = ("last.pt", "last_raw.pt")
+
+
+def write_statement(folder: Path, statement: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a run's statement, with the hashes of its weights, and return it.
+
+    The facts and the page that a person opens also go beside the weights, to travel with them. The page is written when
+    the run ends or stops; one of an earlier state is removed, since the weights beside it have gone on.
+    """
+    from ..checkpoint import write_atomically
+
+    weights = {name: file_hash(folder / WEIGHTS / name) for name in WEIGHT_FILES if (folder / WEIGHTS / name).exists()}
+    complete = sealed({**statement, "weights": weights})
+    pages = {JSON: to_json(complete), f"{WEIGHTS}/{JSON}": to_json(complete), MARKDOWN: to_markdown(complete)}
+    if statement["status"] == "running":
+        for name in (HTML, f"{WEIGHTS}/{HTML}"):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        pages[HTML] = pages[f"{WEIGHTS}/{HTML}"] = to_html(complete, folder / "results.csv")
+    for name, text in pages.items():
+        write_atomically(folder / name, lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
+    return complete
+
+
+def read_statement(file: Path) -> dict[str, Any]:
+    """Return the statement in a file.
+
+    Raises:
+        ConfigError: It is missing, damaged, or of another format.
+    """
+    statement = read_json(file, "the statement that the run wrote")
+    found = statement.get("format")
+    if found != STATEMENT_FORMAT:
+        reason = "it was written by an earlier dptrain" if found == 1 else "this dptrain cannot read it"
+        raise ConfigError(
+            f"{file}: format={found!r}, and {STATEMENT_FORMAT} is expected: {reason}; use the dptrain that wrote it, "
+            "or `dptrain epsilon` on its mechanism section"
+        )
+    return statement
+
+
+def read_json(file: Path, what: str) -> dict[str, Any]:
+    """Return a JSON object; ``what`` says in an error what the file should hold."""
+    if not file.is_file():
+        raise ConfigError(f"{file} is missing: it is {what}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): it is {what}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds no JSON object: it is {what}")
+    return values
+
+
+def file_hash(file: Path) -> str:
+    """Return the sha256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,239 @@
+"""The statement in words, once for every page that is made of it: a summary, and sections of facts."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_MOST_FACTOR = 1e6  # beyond this e^epsilon is written as a power of ten
+_TIERS = ((1.0, "strong"), (10.0, "reasonable"), (math.inf, "weak to none by itself"))
+_STATUS = {
+    "finished": "The run ended as planned",
+    "stopped": "The run was stopped before its end",
+    "running": "The run had not ended when this was written",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page: facts in two columns, then items of a list."""
+
+    title: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+
+
+def to_json(statement: Mapping[str, Any]) -> str:
+    """Return the statement as JSON."""
+    return json.dumps(statement, indent=2, sort_keys=False) + "\n"
+
+
+def to_markdown(statement: Mapping[str, Any]) -> str:
+    """Return the statement as a page that a person reads; the RDP curve stays in the JSON."""
+    lines = ["# Privacy statement", "", f"**{headline(statement)}**", ""]
+    for deviation in statement["deviations"]:
+        lines += [f"> {_plain(deviation)}", ""]
+    for paragraph in summary(statement):
+        lines += [_plain(paragraph), ""]
+    for section in sections(statement):
+        lines += [f"## {section.title}", ""]
+        if section.facts:
+            lines += ["| | |", "|---|---|", *(f"| {name} | {_plain(value)} |" for name, value in section.facts), ""]
+        if section.items:
+            lines += [*(f"- {_plain(item)}" for item in section.items), ""]
+    return "\n".join([*lines, f"{made_by(statement)}", ""])
+
+
+def headline(statement: Mapping[str, Any]) -> str:
+    """Return the guarantee in one line."""
+    guarantee = statement["guarantee"]
+    claim = (
+        f"({round_up(guarantee['epsilon'])}, {guarantee['delta']:.3g})-differential privacy for one "
+        f"{guarantee['unit']} more or less"
+    )
+    return claim if statement["valid"] else f"VOID, nothing is protected. On paper: {claim}"
+
+
+def summary(statement: Mapping[str, Any]) -> list[str]:
+    """Return the guarantee in plain words, a paragraph each."""
+    guarantee, steps = statement["guarantee"], statement["mechanism"]["steps"]
+    unit, epsilon = guarantee["unit"], guarantee["epsilon"]
+    if not statement["valid"]:
+        return [
+            "This run gives no protection, for the reason named above. The numbers below are what its settings would "
+            "promise if that reason did not stand; they must not be quoted as a guarantee."
+        ]
+    if not steps:
+        return ["No training step was taken, so nothing of the training images is in these weights."]
+    accuracy = guarantee["attack_accuracy"]
+    factor = math.exp(epsilon) if epsilon < 700 else math.inf
+    tier = next(words for bound, words in _TIERS if epsilon <= bound)
+    return [
+        f"The training limits what anyone can learn about a single {unit} of its data. Suppose someone is given these "
+        f"weights, every earlier state of them and all the other {unit}s, and asks whether one particular {unit} was "
+        f"used. With even odds beforehand, no method whatever is right in more than {_percent(accuracy)} of cases: "
+        "50 % is the toss of a coin, 100 % is certainty.",
+        f"Epsilon says the same of every question one could ask of the model: one {unit} more or less changes the "
+        f"probability of any answer by a factor of at most e^{round_up(epsilon)} = {_factor(factor)}, but for a "
+        f"probability of {guarantee['delta']:.3g} (delta). Smaller is safer. In the words of Ponomareva et al. (2023, "
+        f"section 5.2), a guarantee at this epsilon is {tier}: up to 1 is strong, up to 10 reasonable.",
+        f"The guarantee is for one {unit}. A person shown in several has less of it, and it adds up with every other "
+        "run on the same images.",
+    ]
+
+
+def sections(statement: Mapping[str, Any]) -> list[Section]:
+    """Return every section of facts, in the order in which they are read."""
+    guarantee, mechanism, accounting = statement["guarantee"], statement["mechanism"], statement["accounting"]
+    unit = guarantee["unit"]
+    assumptions = [
+        f"{'holds' if item['holds'] else 'DOES NOT HOLD'}: {item['assumption']}" for item in accounting["assumptions"]
+    ]
+    found = [
+        Section(
+            "Guarantee",
+            [
+                ("Epsilon (RDP, the headline)", round_up(guarantee["epsilon"], 6)),
+                ("Epsilon (PLD, a tighter reading of the same run)", round_up(guarantee["epsilon_pld"], 6)),
+                ("Delta", f"{guarantee['delta']:.6g}"),
+                ("Privacy unit", f"one {unit}, with all its boxes"),
+                ("Neighbouring relation", guarantee["neighbouring_relation"]),
+                ("Setting and trust model", guarantee["setting"]),
+                ("Adversary", guarantee["adversary"]),
+                ("Data accesses covered", guarantee["covers"]),
+                ("Best possible membership guess", f"right in at most {_percent(guarantee['attack_accuracy'])}"),
+            ],
+        ),
+        Section("What is released", items=statement["released"]),
+        Section(
+            "Mechanism",
+            [
+                ("Name", mechanism["name"]),
+                ("Sampling", f"{mechanism['sampling']}, rate {mechanism['sample_rate']:.6g}"),
+                ("Steps", f"{mechanism['steps']} of {mechanism['planned_steps']} planned"),
+                ("Epochs", f"{mechanism['sample_rate'] * mechanism['steps']:.4g} (expected uses of one {unit})"),
+                ("Noise multiplier", f"{mechanism['noise_multiplier']:g}"),
+                ("Clipping", f"{mechanism['clipping']}, norm {mechanism['clip_norm']:g}"),
+                ("Expected batch size", f"{mechanism['expected_batch_size']} (a public constant)"),
+                ("Random numbers", f"{mechanism['rng_mode']}: {mechanism['noise']}"),
+            ],
+        ),
+        Section(
+            "Accounting",
+            [("Accountant", f"{accounting['headline']}, {accounting['library']}")],
+            assumptions,
+        ),
+        Section("Tuning", _tuning(statement["tuning"])),
+        Section("The dataset so far", _budget(statement["dataset_budget"])),
+        Section(
+            "Data and model",
+            [
+                ("Dataset", _listed(statement["dataset"])),
+                ("Model", _listed({k: v for k, v in statement["model"].items() if k != "start_sha256"})),
+                ("Public start weights", _start(statement["public_data"])),
+                ("They were made from", statement["public_data"].get("declared") or "not declared"),
+                ("Validation split", statement["validation"]),
+                *((("Training", _listed(statement["training"])),) if statement["training"] else ()),
+            ],
+        ),
+        Section("Audit", _audit(statement["audit"])),
+        Section("Assumptions", items=statement["assumptions"]),
+        Section("What is not covered", items=statement["not_covered"]),
+    ]
+    if statement.get("checks"):
+        found.append(Section("Checked when this page was made", items=statement["checks"]))
+    weights = statement["weights"]
+    if weights:
+        found.append(Section("Weights covered (sha256)", [(name, value) for name, value in weights.items()]))
+    return found
+
+
+def status_line(statement: Mapping[str, Any]) -> str:
+    """Return how far the run got."""
+    mechanism, status = statement["mechanism"], statement["status"]
+    return f"{_STATUS.get(status, status)}: {mechanism['steps']} of {mechanism['planned_steps']} steps"
+
+
+def made_by(statement: Mapping[str, Any]) -> str:
+    """Return the closing line: who made it, when, with what."""
+    versions = ", ".join(f"{name} {number}" for name, number in statement["versions"].items())
+    return f"Made by dptrain from the run's own facts on {statement['date']}. Versions: {versions}."
+
+
+def round_up(value: float, digits: int = 4) -> str:
+    """Return a number to some significant digits, never below what it is."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    exponent = digits - 1 - math.floor(math.log10(abs(value)))
+    shown = f"{value:.{digits}g}"
+    return shown if float(shown) >= value else f"{float(shown) + 10.0**-exponent:.{digits}g}"
+
+
+def _percent(value: float) -> str:
+    shown = math.ceil(value * 1e3 - 1e-9) / 10
+    return f"{shown:.1f} %" if shown < 100 or value == 1 else f"{min(99.99, math.ceil(value * 1e4) / 100):.2f} %+"
+
+
+def _factor(value: float) -> str:
+    if not math.isfinite(value):
+        return "no bound"
+    return f"{value:,.2f}" if value < 100 else f"{math.ceil(value):,}" if value < _MOST_FACTOR else f"{value:.1e}"
+
+
+def _tuning(tuning: Mapping[str, Any]) -> list[tuple[str, str]]:
+    epsilon = tuning.get("epsilon")
+    rows = [("How this run was chosen", f"{tuning.get('method')}, runs: {tuning.get('runs')}")]
+    rows.append(("Epsilon of the tuning", "not counted" if epsilon is None else f"{round_up(epsilon)} (RDP)"))
+    if tuning.get("note"):
+        rows.append(("Note", str(tuning["note"])))
+    return rows
+
+
+def _budget(budget: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if budget is None:
+        return [("Budget", "no ledger was read: what other runs on the same images have cost is not known here")]
+    limit = budget.get("limit")
+    rows = [
+        ("Budget", f"{budget.get('name')}, unit {budget.get('unit')}"),
+        ("Spent by all its runs", f"epsilon {round_up(budget['spent'])} at delta {budget['delta']:.3g} (RDP)"),
+    ]
+    if budget.get("spent_pld") is not None:
+        rows.append(("By PLD", f"epsilon {round_up(budget['spent_pld'])}"))
+    if budget.get("runs") is not None:
+        rows.append(("Runs", str(budget["runs"])))
+    return [*rows, ("Limit", "none" if limit is None else f"epsilon {limit:g}")]
+
+
+def _audit(audit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if audit is None:
+        return [("Result", "no audit was made of this run")]
+    return [
+        ("Result", f"epsilon is at least {audit['epsilon_lower_bound']:.4g}, at confidence {audit['confidence']:g}"),
+        ("Method", str(audit["method"])),
+        ("Meaning", "a lower bound above the claimed epsilon is a bug; a low one proves nothing"),
+    ]
+
+
+def _start(public: Mapping[str, Any]) -> str:
+    if public.get("sha256") is None:
+        return "none: the start was random"
+    return f"{public.get('start_weights')}, sha256 {public['sha256']}"
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {_words(value)}" for key, value in facts.items() if value is not None)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Keep a user's words from being Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
