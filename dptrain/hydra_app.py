@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
@@ -21,7 +21,6 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
@@ -30,6 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 from .config import from_omegaconf
 from .errors import ConfigError
 from .schema import TrainConfig, config_error, keys, nearest_key
+from .sweep.launch import SweepBroken, SweepCallback, SweepRefused, run_job
+
+if TYPE_CHECKING:
+    from .sweep.session import Sweep
 
 FILE_GROUPS = ("model", "data")
 _FILE_ENDINGS = (".pt", ".pth", ".yaml", ".yml")
@@ -97,41 +100,23 @@ class FileValueSearchPath(SearchPathPlugin):
         search_path.prepend("dptrain", f"{FileValueSource.scheme()}://")
 
 
-class SweepFolder(Callback):
-    """Remembers the folder that Hydra makes for a sweep, to take it away again when no job could be composed."""
-
-    made: Path | None = None
-
-    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
-        """Note the folder unless it was there before."""
-        folder = Path(str(config.hydra.sweep.dir))
-        SweepFolder.made = None if folder.exists() else folder
-
-    @classmethod
-    def remove_unused(cls) -> None:
-        """Remove the folder if Hydra's own note, multirun.yaml, is all it holds."""
-        folder, cls.made = cls.made, None
-        if folder is not None and folder.is_dir() and {file.name for file in folder.iterdir()} <= {"multirun.yaml"}:
-            (folder / "multirun.yaml").unlink(missing_ok=True)
-            folder.rmdir()
-
-
 def run_hydra(
     arguments: list[str], job: Callable[[TrainConfig], None], report: Callable[[str, Exception], None]
-) -> tuple[list[Exception], int]:
+) -> Sweep | None:
     """Compose the configuration of ``dptrain train ARGUMENTS`` and call ``job`` with it, once for every run of a sweep.
 
     Args:
         arguments: Overrides and Hydra's own flags.
-        job: The work; what it raises in a sweep does not stop the other jobs.
-        report: Told of a sweep's failed job, as a description and its exception, when it fails.
+        job: The work; what it raises in a sweep does not stop the other jobs. A launcher with processes of its own
+            calls it there.
+        report: Told of a sweep's failed job, as a description and its exception, where and when it fails.
 
     Returns:
-        The sweep's failures and its number of jobs. (A launcher with processes of its own has the first failure
-        raised here instead.)
+        The sweep, which the caller is to end; None after a single run.
 
     Raises:
         ConfigError: What Hydra or OmegaConf refused, in one line.
+        SweepBroken: A sweep that had begun broke off; it carries the sweep and the cause.
         Exception: What ``job`` raised, outside a sweep.
     """
     import hydra
@@ -143,46 +128,40 @@ def run_hydra(
     for plugin in (FileValueSource, FileValueSearchPath):
         Plugins.instance().register(plugin)
     failures: list[Exception] = []
-    jobs: list[str] = []
-    process = os.getpid()
 
     def task(config: Any) -> None:
         context = HydraConfig.get()
-        is_sweep = context.mode.name == "MULTIRUN"
-        folder = Path(context.runtime.output_dir)
-        jobs.append(f"job {context.job.num} ({' '.join(context.overrides.task)})" if is_sweep else "")
+        if context.mode.name == "MULTIRUN":
+            run_job(config, context, job, report)
+            return
         try:
-            settings = from_omegaconf(config)
-            if is_sweep:
-                settings.output_dir = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-            job(settings)
+            job(from_omegaconf(config))
         except Exception as error:
-            if is_sweep and not any(folder.iterdir()):  # Hydra made it; a job that never began leaves nothing behind
-                folder.rmdir()
-            if is_sweep:
-                report(jobs[-1], error)
-            if os.getpid() != process:
-                raise
             failures.append(error)  # not raised through Hydra, which would print lines of its own
 
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["dptrain train", *_flags_first(arguments)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed over many lines
+    SweepCallback.take()
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        if not jobs:
-            SweepFolder.remove_unused()
-        raise hydra_error(error) from error
+    except BaseException as error:
+        cause = error.error if isinstance(error, SweepRefused) else error
+        if isinstance(cause, (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)):
+            cause = hydra_error(cause)
+        sweep = SweepCallback.take()
+        if sweep is not None:
+            raise SweepBroken(sweep, cause) from cause
+        raise cause from error
     finally:
         sys.argv = program
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = before
-    if jobs == [""] and failures:
+    if failures:
         raise failures[0]
-    return failures, len(jobs)
+    return SweepCallback.take()
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

@@ -25,6 +25,8 @@ EVALUATIONS_PER_RUN = 10
 NORMS = ("auto", "group", "frozen_bn")
 ENGINES = ("fused", "opacus", "microbatch")
 VALIDATIONS = ("public", "off")
+TUNINGS = ("none", "random_stopping")
+STOPPINGS = ("geometric", "poisson", "logarithmic")
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd")
 
@@ -122,6 +124,18 @@ class TrackingConfig:
 
 
 @dataclass
+class TuningConfig:
+    """Choosing among settings at a price that is accounted (Papernot and Steinke 2022)."""
+
+    method: str = _key("none", f"one of {', '.join(TUNINGS)}; random_stopping: only the winner is kept and shown")
+    distribution: str = _key("geometric", f"of the secret number of runs, one of {', '.join(STOPPINGS)}")
+    mean_runs: float = _key(10.0, "mean of that distribution")
+    search: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "candidates, such as {optimizer.lr:[1e-3,3e-3]}"}
+    )
+
+
+@dataclass
 class TrainConfig:
     """Everything one training run is told. See ``dptrain train --help`` for the keys."""
 
@@ -146,6 +160,7 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
 
 
 def keys(schema: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

@@ -17,6 +17,8 @@ from .errors import TrackingError
 
 logger = logging.getLogger(__name__)
 
+PARENT_RUN = "DPTRAIN_PARENT_RUN"  # environment variable by which a sweep tells a job the MLflow run above its own
+
 
 class Tracker:
     """One MLflow run. ``Tracker.start`` raises ``TrackingError``; after that nothing here does."""
@@ -29,7 +31,7 @@ class Tracker:
     def start(
         cls, uri: str, experiment: str, run_name: str | None, tags: Mapping[str, str], run_id: str | None = None
     ) -> Tracker:
-        """Open a run, or go on with ``run_id``.
+        """Open a run, or go on with ``run_id``; below the run that :data:`PARENT_RUN` names, if it names one.
 
         Raises:
             TrackingError: The store cannot be reached or refuses.
@@ -39,13 +41,15 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
+        parent = os.environ.get(PARENT_RUN)
+        tags = {**tags, "mlflow.parentRunId": parent} if parent else dict(tags)
         try:
             from mlflow.tracking import MlflowClient
 
             client = MlflowClient(tracking_uri=uri)
             if run_id is None:
                 run_id = client.create_run(
-                    _experiment_id(client, experiment), run_name=run_name, tags=dict(tags)
+                    _experiment_id(client, experiment), run_name=run_name, tags=tags
                 ).info.run_id
             else:
                 client.update_run(run_id, status="RUNNING")
@@ -77,6 +81,16 @@ class Tracker:
     def file(self, file: Path, folder: str | None = None) -> None:
         """Store a file of the run as an artifact."""
         self._try(lambda: self._client.log_artifact(self.run_id, str(file), folder))
+
+    def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
+        """Store a table, given by its columns, as an artifact that MLflow shows as a table."""
+        self._try(lambda: self._client.log_table(self.run_id, dict(columns), name))
+
+    def logged_steps(self, key: str) -> set[int]:
+        """The steps at which a metric was logged, in this process or an earlier one."""
+        found: set[int] = set()
+        self._try(lambda: found.update(m.step for m in self._client.get_metric_history(self.run_id, key)))
+        return found
 
     def end(self, status: str) -> None:
         """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""

@@ -40,6 +40,16 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 @contextmanager
+def own_messages() -> Iterator[None]:
+    """:func:`messages`, unless somebody up the stack has set them up already."""
+    if any(isinstance(handler, _ConsoleHandler) for handler in logging.getLogger("dptrain").handlers):
+        yield
+    else:
+        with messages():
+            yield
+
+
+@contextmanager
 def messages() -> Iterator[None]:
     """Print dptrain's own log lines, and only those, whatever handlers MLflow and others put on the root logger."""
     logger = logging.getLogger("dptrain")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import traceback
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DptrainError
-from .console import EXIT_FAILED, EXIT_REFUSED, described, fail
+from .console import EXIT_FAILED, EXIT_REFUSED, described, fail, own_messages
 from .options import Commands
 
 if TYPE_CHECKING:
     from ..schema import TrainConfig
+    from ..sweep.session import Sweep
 
 
 def register(commands: Commands) -> None:
@@ -31,36 +31,73 @@ def train(arguments: list[str], debug: bool) -> int:
     arguments = [argument for argument in arguments if argument != "--json"]
 
     from ..hydra_app import run_hydra
+    from ..sweep.launch import SweepBroken
 
     def job(config: TrainConfig) -> None:
         from ..config import resolve
 
-        config = resolve(config)  # before torch is imported: a wrong value is told at once
-        from ..run import train_from_config
+        with own_messages():  # in a launcher's own process nobody has set them up
+            config = resolve(config)  # before torch is imported: a wrong value is told at once
+            from ..run import train_from_config
 
-        if not as_json:
-            train_from_config(config)
-            return
-        with redirect_stdout(sys.stderr):
-            result = train_from_config(config)
-        names = ("output_dir", "weights", "epsilon", "metrics")
-        print(json.dumps({name: getattr(result, name) for name in names}, default=str), flush=True)
+            with _same_generators(), redirect_stdout(sys.stderr if as_json else sys.stdout):
+                result = train_from_config(config)
+        if as_json:
+            names = ("output_dir", "weights", "epsilon", "metrics")
+            print(json.dumps({name: getattr(result, name) for name in names}, default=str), flush=True)
 
     def report(run: str, error: Exception) -> None:
         if debug:
             traceback.print_exception(error)
         print(f"dptrain: {run} failed: {described(error)}", file=sys.stderr, flush=True)
 
-    failures, jobs = run_hydra(arguments, job, report)
-    if jobs - len(failures) > 1:
-        logging.getLogger(__name__).warning(
-            "%d runs finished: where they share training images, all of them together cost more than any one epsilon",
-            jobs - len(failures),
-        )
-    if not failures:
+    try:
+        sweep = run_hydra(arguments, job, report)
+    except SweepBroken as broken:
+        _end(broken.sweep, as_json, interrupted=True)
+        raise broken.cause from broken
+    return 0 if sweep is None else _end(sweep, as_json)
+
+
+def _end(sweep: Sweep, as_json: bool, interrupted: bool = False) -> int:
+    """Show what the sweep came to and what it cost; return the exit status."""
+    from rich.console import Console
+
+    from ..sweep.table import shown, summary
+
+    table = sweep.end(interrupted)
+    console = Console(stderr=as_json)
+    console.print()
+    console.print(shown(table))
+    console.print(f"\n{table.price()}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"table, curve and costs: {sweep.record.folder}", soft_wrap=True, markup=False, highlight=False)
+    if as_json:
+        print(json.dumps({"output_dir": str(sweep.record.folder), **summary(table)}), flush=True)
+    failures = sweep.failures()
+    if not failures or interrupted:
         return 0
-    status = EXIT_REFUSED if all(isinstance(error, DptrainError) for error in failures) else EXIT_FAILED
-    return fail(f"{len(failures)} of {jobs} jobs failed", status, debug=False)
+    status = EXIT_REFUSED if all(failures) else EXIT_FAILED
+    return fail(f"{len(failures)} of {len(table.rows)} jobs failed", status, debug=False)
+
+
+@contextmanager
+def _same_generators() -> Iterator[None]:
+    """Leave the global random generators as they were, so that a job of a sweep starts as a run of its own does.
+
+    They decide how a model from scratch is initialised; sampling and noise never use them.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the global one that is kept
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _yaml(value: Any) -> str:

@@ -1,0 +1,169 @@
+"""The record of a sweep, ``sweep.json``: its jobs, so that it can go on later, and how each of them ended.
+
+Jobs may run in other processes or on other machines, so all they tell goes through files in the sweep's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+RECORD = "sweep.json"
+_FORMAT = 1
+_OUTCOMES = "jobs"
+# What may be another when a sweep goes on: where and how fast it runs, not what it releases.
+FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "resume", "output_dir")
+
+FINISHED, BEGUN, FAILED, NOT_STARTED = "finished", "begun", "failed", "not started"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep, as planned.
+
+    Attributes:
+        number: Its place, from 0; also the name of its folder.
+        swept: The keys that differ from job to job, each with its value as text.
+        settings: Every setting that a continued sweep must have again, flat.
+    """
+
+    number: int
+    swept: dict[str, str]
+    settings: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The swept values in short: ``noise_multiplier=0.8``."""
+        return " ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in self.swept.items())
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What is known of a sweep from its folder.
+
+    Attributes:
+        folder: Where its jobs' folders are.
+        jobs: In order; empty where a sweeper chooses its values as it goes.
+        parent_run: MLflow run that holds the jobs' runs; None without tracking.
+    """
+
+    folder: Path
+    jobs: tuple[Job, ...] = field(default=())
+    parent_run: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepRecord | None:
+        """Read it back; None if there is no sweep.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        file = folder / RECORD
+        if not file.exists():
+            return None
+        try:
+            values = json.loads(file.read_text())
+            jobs = tuple(Job(**job) for job in values["jobs"])
+            return cls(folder, jobs, values["parent_run"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{file} cannot be read ({type(error).__name__}): start a new sweep elsewhere") from error
+
+    def write(self) -> None:
+        """Write it, whole or not at all."""
+        jobs = [asdict(job) for job in self.jobs]
+        write_json(self.folder / RECORD, {"format": _FORMAT, "parent_run": self.parent_run, "jobs": jobs})
+
+    def refuse_changed(self, jobs: Sequence[Job]) -> None:
+        """A sweep that goes on has the jobs it began with.
+
+        Raises:
+            ConfigError: It names the first job that differs, and how.
+        """
+        mend = f"go on with the sweep's own values ({self.folder / RECORD}), or start a new sweep elsewhere"
+        for known, now in zip(self.jobs, jobs, strict=False):
+            for key in {**known.settings, **now.settings}:
+                before, after = known.settings.get(key), now.settings.get(key)
+                if before != after:
+                    raise ConfigError(
+                        f"job {now.number}: {key}={after} differs from the sweep in {self.folder}, "
+                        f"which has {before}: {mend}"
+                    )
+        if len(self.jobs) != len(jobs):
+            number = min(len(self.jobs), len(jobs))
+            which, where = (jobs, "is not in") if len(jobs) > number else (self.jobs, "is missing here, and is in")
+            raise ConfigError(f"job {number} ({which[number].label}) {where} the sweep in {self.folder}: {mend}")
+
+    def job_folder(self, number: int) -> Path:
+        """The ``output_dir`` of a job."""
+        return self.folder / str(number)
+
+    def numbers(self) -> list[int]:
+        """The jobs there are: those planned, or else those that left a trace."""
+        if self.jobs:
+            return [job.number for job in self.jobs]
+        outcomes = (self.folder / _OUTCOMES).glob("*.json")
+        return sorted(int(file.stem) for file in outcomes if file.stem.isdecimal())
+
+    def state(self, number: int) -> str:
+        """How far a job is, from what is on disk."""
+        folder = self.job_folder(number)
+        if _status(folder / "statement.json") == "finished":
+            return FINISHED
+        if steps_started(folder):
+            return BEGUN
+        return FAILED if self.outcome(number).get("state") == FAILED else NOT_STARTED
+
+    def outcome(self, number: int) -> dict[str, Any]:
+        """What the job told when it last ran: ``state``, ``refused`` and, of a failure, ``error``."""
+        file = self.folder / _OUTCOMES / f"{number}.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def tell(self, number: int, state: str, **more: Any) -> None:
+        """Note how a job ended; called where the job runs."""
+        write_json(self.folder / _OUTCOMES / f"{number}.json", {"state": state, **more})
+
+
+def comparable(settings: Any) -> dict[str, Any]:
+    """The settings of a job that must be the same when its sweep goes on, flat, as JSON has them."""
+    values = {key: value for key, value in asdict(settings).items() if key not in FREE_TO_CHANGE}
+    return _flat(json.loads(json.dumps(values)))
+
+
+def steps_started(folder: Path) -> int:
+    """Steps whose noise was drawn in a run's folder, also those that a crash lost: the size of its journal."""
+    journal = folder / "steps.journal"
+    return journal.stat().st_size if journal.exists() else 0
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a file so that a reader finds the whole old one or the whole new one. (No torch is imported for it.)"""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as stream:
+        json.dump(values, stream, indent=1)
+    Path(stream.name).chmod(0o644)
+    os.replace(stream.name, file)  # noqa: PTH105 - the name is a text
+
+
+def _status(statement: Path) -> str | None:
+    try:
+        return json.loads(statement.read_text()).get("status")
+    except (OSError, ValueError):
+        return None
+
+
+def _short(value: str) -> str:
+    return Path(value).stem if value.endswith((".pt", ".yaml", ".yml")) else value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
