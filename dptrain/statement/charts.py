@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dp_accounting.rdp import compute_epsilon
 
 from ..results import MAP, MAP50, read_rows
+from .render import round_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,10 +53,11 @@ def _over_steps(axes: Axes, statement: Mapping[str, Any]) -> None:
     axes.plot([step for step, _ in points], [value for _, value in points], color=BLUE)
     end, guarantee = statement["mechanism"]["steps"], statement["guarantee"]
     axes.plot([end], [guarantee["epsilon_pld"]], "o", color=ORANGE, markersize=4)
-    _mark(axes, end, guarantee["epsilon"], f"RDP {guarantee['epsilon']:.3g}", (-6, -3), BLUE)
-    _mark(axes, end, guarantee["epsilon_pld"], f"PLD {guarantee['epsilon_pld']:.3g}", (-6, -8), ORANGE)
+    _mark(axes, end, guarantee["epsilon"], f"RDP {round_up(guarantee['epsilon'], 3)}", (-4, 5), BLUE, "bottom")
+    _mark(axes, end, guarantee["epsilon_pld"], f"PLD {round_up(guarantee['epsilon_pld'], 3)}", (-4, -6), ORANGE)
     axes.set_xlim(0)
-    axes.set_ylim(0)
+    axes.set_ylim(0, 1.12 * guarantee["epsilon"])
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("steps")
     axes.set_ylabel("epsilon")
 
@@ -68,12 +70,12 @@ def _over_orders(axes: Axes, statement: Mapping[str, Any]) -> None:
     axes.loglog(list(curve), list(curve.values()), color=GREY, label="Rényi divergence bound")
     if shown:
         best = min(shown, key=lambda order: shown[order])
-        axes.loglog(list(shown), list(shown.values()), color=BLUE, label=f"epsilon at delta {delta:.2g}")
+        label = f"epsilon at delta {delta:.2g}: {round_up(shown[best], 3)} at order {best:g}"
+        axes.loglog(list(shown), list(shown.values()), color=BLUE, label=label)
         axes.plot([best], [shown[best]], "o", color=BLUE, markersize=4)
-        _mark(axes, best, shown[best], f"{shown[best]:.3g} at order {best:g}", (0, -12), BLUE, "center")
         axes.set_ylim(min(curve.values()) * 0.5, max(shown.values()) * 2)
     axes.set_xlabel("order")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def _accuracy(axes: Axes, rows: list[dict[str, float]]) -> None:
@@ -86,8 +88,16 @@ def _accuracy(axes: Axes, rows: list[dict[str, float]]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _mark(axes: Axes, x: float, y: float, text: str, offset: tuple[int, int], color: str, side: str = "right") -> None:
-    look = {"ha": side, "va": "top", "color": color, "fontsize": 8, "annotation_clip": False}
+def _mark(
+    axes: Axes,
+    x: float,
+    y: float,
+    text: str,
+    offset: tuple[int, int],
+    color: str,
+    at: str = "top",
+) -> None:
+    look: dict[str, Any] = {"ha": "right", "va": at, "color": color, "fontsize": 8, "annotation_clip": False}
     axes.annotate(text, (x, y), offset, textcoords="offset points", **look)
 
 

@@ -14,6 +14,7 @@ from ..plan import PrivacyPlan
 from . import facts
 from .audit import read_audit
 from .files import JSON, WEIGHT_FILES, WEIGHTS, file_hash, read_json, read_statement
+from .render import round_up
 
 JOURNAL, SETTINGS = "steps.journal", "settings.json"
 _ROUNDING = 1e-9  # relative: the same sum in another order
@@ -92,7 +93,7 @@ def report(
     again = _made_again(written, plan, steps, source)
     checks.append(
         f"epsilon recomputed with {again['accounting']['library']}: "
-        f"RDP {again['guarantee']['epsilon']:.6g}, PLD {again['guarantee']['epsilon_pld']:.6g}"
+        f"RDP {round_up(again['guarantee']['epsilon'], 6)}, PLD {round_up(again['guarantee']['epsilon_pld'], 6)}"
     )
     _agree_with_weights(written, folder if shipped else folder / WEIGHTS, source, asked, shipped, checks)
     if written.get("sha256") != facts.digest(written):

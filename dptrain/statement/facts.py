@@ -175,9 +175,9 @@ def _weak_delta(plan: PrivacyPlan, dataset: Mapping[str, Any]) -> list[str]:
 
 
 def _spread(steps: int) -> list[int]:
-    """Return up to 41 step counts from 0 to ``steps``, evenly spread."""
-    points = min(steps, _POINTS_OVER_STEPS)
-    return sorted({round(steps * i / points) for i in range(points + 1)}) if points else [0]
+    """Return up to 41 step counts from 0 to ``steps``, closer together at the start, where epsilon grows fastest."""
+    points = _POINTS_OVER_STEPS
+    return sorted({math.ceil(steps * (i / points) ** 2) for i in range(points + 1)})
 
 
 def package_version(package: str) -> str:

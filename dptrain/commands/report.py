@@ -1,0 +1,93 @@
+"""``dptrain report``: the privacy statement of a run, worked out again and held against the run's own records."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .options import Commands
+
+if TYPE_CHECKING:
+    from ..statement import Report
+
+_SUFFIXES = {".json": "json", ".md": "markdown", ".html": "html", ".htm": "html"}
+_NAMES = {"json": "statement.json", "markdown": "statement.md", "html": "statement.html"}
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    report = commands.add_parser("report", help="the privacy statement of a run, checked against the run")
+    report.add_argument("run", metavar="RUN", help="a run's folder, one of its weights files, or its MLflow run id")
+    report.add_argument("--format", choices=(*_NAMES, "all"), help="default: by the suffix of -o, else markdown")
+    report.add_argument(
+        "-o", "--output", type=Path, help="file, or the folder for --format all; default: print (all: RUN/report)"
+    )
+    report.add_argument(
+        "--tracking-uri", default="sqlite:///mlflow.db", help="MLflow store of a run id; default %(default)s"
+    )
+    report.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ..statement import report
+    from ..statement.tracked import fetched, is_run_id
+
+    kind, output = _kind(options.format, options.output)
+    if not is_run_id(options.run):
+        return _write(report(options.run), kind, output)
+    if kind == "all" and output is None:
+        raise ConfigError("--format all of an MLflow run needs a folder to write to: give -o FOLDER")
+    with fetched(options.run, options.tracking_uri) as folder:
+        return _write(report(folder), kind, output)
+
+
+def _write(found: Report, kind: str, output: Path | None) -> int:
+    if kind == "all":
+        output = output or found.folder / "report"
+    kinds = list(_NAMES) if kind == "all" else [kind]
+    pages = {name: _page(name, found.statement, found.results) for name in kinds}
+    if output is None or str(output) == "-":
+        print(pages[kind], end="")
+        return 0
+    files = {name: output / _NAMES[name] if kind == "all" else output for name in kinds}
+    _refuse_own_records(files.values(), found.folder)
+    try:
+        for name, file in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(pages[name], encoding="utf-8")
+            print(file)
+    except OSError as error:
+        raise ConfigError(f"-o {output} cannot be written ({error.strerror}): choose another") from error
+    return 0
+
+
+def _kind(asked: str | None, output: Path | None) -> tuple[str, Path | None]:
+    """Which page, and where to; a suffix that says something else than --format is refused."""
+    if asked == "all" and output is not None and (output.is_file() or str(output) == "-"):
+        raise ConfigError(f"-o {output} is no folder: --format all writes three files")
+    if asked != "all" and output is not None and output.is_dir():
+        raise ConfigError(f"-o {output} is a folder: give a file, or --format all")
+    by_suffix = None if output is None else _SUFFIXES.get(output.suffix.lower())
+    if asked in _NAMES and by_suffix not in (None, asked):
+        raise ConfigError(f"-o {output} does not fit --format {asked}: leave one of them out")
+    return asked or by_suffix or "markdown", output
+
+
+def _page(kind: str, statement: dict[str, object], results: Path | None) -> str:
+    from ..statement import to_html, to_json, to_markdown
+
+    if kind == "html":
+        return to_html(statement, results)
+    return to_json(statement) if kind == "json" else to_markdown(statement)
+
+
+def _refuse_own_records(files: Iterable[Path], folder: Path) -> None:
+    """What the run wrote stays as it wrote it: a later report is held against it."""
+    for file in files:
+        if file.resolve().parent in (folder.resolve(), (folder / "weights").resolve()) and file.exists():
+            raise ConfigError(
+                f"-o {file} is the run's own record, which a report never overwrites: choose another place"
+            )
