@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import detection
     from .clipping import FlatClip
-    from .errors import ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
+    from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
     from .gradients import clipped_gradient_sum, per_sample_gradients
+    from .ledger import BudgetLedger
     from .plan import PrivacyPlan
     from .run import TrainResult, train
 
@@ -16,6 +17,8 @@ __version__ = "0.1.0"
 
 # Resolved on first use: `import dptrain` and the command's --help need neither torch nor Ultralytics.
 _HOME = {
+    "BudgetError": "errors",
+    "BudgetLedger": "ledger",
     "ConfigError": "errors",
     "DataError": "errors",
     "DptrainError": "errors",
@@ -32,6 +35,8 @@ _HOME = {
 }
 
 __all__ = [
+    "BudgetError",
+    "BudgetLedger",
     "ConfigError",
     "DataError",
     "DptrainError",

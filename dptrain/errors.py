@@ -28,3 +28,7 @@ class PrivacyError(DptrainError, RuntimeError):
 
 class TrackingError(DptrainError, RuntimeError):
     """The experiment tracker cannot be reached or written."""
+
+
+class BudgetError(DptrainError, RuntimeError):
+    """A run does not fit the budget of its dataset, or the ledger cannot be reached, read or trusted."""

@@ -1,0 +1,9 @@
+"""The budget of a dataset across runs: who has spent what of it, and whether one more run fits.
+
+:class:`BudgetLedger` is the way in. ``docs/budget.md`` has the theorem it stands on.
+"""
+
+from .ledger import BudgetLedger, Charge
+from .manifest import Changes, Manifest
+
+__all__ = ["BudgetLedger", "Changes", "Charge", "Manifest"]

@@ -1,0 +1,184 @@
+"""Which budgets a run must fit, whether it does, and what would fit instead."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, update
+
+from ..errors import BudgetError
+from . import curves, filters, snapshots
+from .curves import Curve
+from .store import Store
+from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, mechanisms, runs
+
+
+@dataclass(frozen=True)
+class Request:
+    """Steps that ask to be charged: a whole run, or what a resumed one still needs."""
+
+    step: Any
+    curve: Curve
+    steps: int
+    run: str
+
+
+def snapshot_atoms(connection: Connection, snapshot: int) -> dict[int, Curve]:
+    """Return the atoms of a snapshot with what is charged to each."""
+    query = select(atoms.c.id, atoms.c.total).join(atom_snapshots, atom_snapshots.c.atom_id == atoms.c.id)
+    rows = connection.execute(query.where(atom_snapshots.c.snapshot_id == snapshot))
+    return {number: curves.decode(total) for number, total in rows}
+
+
+def touched_datasets(connection: Connection, atom_ids: Collection[int]) -> dict[int, set[int]]:
+    """Return the datasets that share any of the atoms, each with those it shares."""
+    joined = dataset_snapshots.join(atom_snapshots, atom_snapshots.c.snapshot_id == dataset_snapshots.c.snapshot_id)
+    query = select(dataset_snapshots.c.dataset_id, atom_snapshots.c.atom_id).select_from(joined).distinct()
+    found: dict[int, set[int]] = {}
+    for dataset, atom in connection.execute(query.where(atom_snapshots.c.atom_id.in_(list(atom_ids)))):
+        found.setdefault(dataset, set()).add(atom)
+    return found
+
+
+def admit(
+    store: Store, connection: Connection, totals: Mapping[int, Curve], request: Request, required: bool = False
+) -> None:
+    """Let a request pass if every budget that shares a unit with it has room; fix the order of those without one.
+
+    Args:
+        totals: The atoms that the run could draw from, with what is charged to each so far.
+        required: Also refuse a run with a unit that no budget limits.
+
+    Raises:
+        BudgetError: It does not fit; the message says what is spent and what would fit.
+    """
+    limited: set[int] = set()
+    refusals: list[tuple[Row, filters.Filter | None, Curve]] = []
+    for number, shared in touched_datasets(connection, totals).items():
+        row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
+        if row.epsilon is None:
+            continue
+        limited |= shared
+        before = curves.largest(totals[atom] for atom in shared)
+        after = curves.add(before, request.curve, request.steps)
+        found = budget_filter(store, connection, row, request)
+        if found.admits(after):
+            continue
+        fresh = row.filter_order is None and not has_charges(connection, number)
+        refusals.append((row, None if fresh else found, before))
+    if refusals:
+        raise BudgetError(_refusal(store, connection, refusals, request))
+    if required and limited != totals.keys():
+        raise BudgetError(
+            "budget.required=true, and no budget with a limit covers these images: "
+            f"dptrain budget create --data DATA.YAML --epsilon 8 --delta 1e-5 --url {store.address} sets one"
+        )
+
+
+def budget_filter(store: Store, connection: Connection, row: Row, request: Request | None = None) -> filters.Filter:
+    """Return the filter of a budget; one whose order is still open is fixed now, by the first run ever charged to it.
+
+    Without such a run, ``request`` is the first. Its plan was made before anything of the data was seen, so that the
+    order depends on no result.
+    """
+    if row.filter_order is not None:
+        index = store.orders.index(row.filter_order)
+        return filters.Filter(index, row.filter_order, int(row.capacity, 16))
+    first = _first_charge(connection, row.id)
+    if first is None:
+        assert request is not None
+        run, curve = request.run, curves.add(curves.zero(store.orders), request.curve, request.steps)
+    else:
+        run, curve = first
+    found = filters.Filter.fix(curve, store.orders, row.epsilon, row.delta)
+    values = {"filter_order": found.order, "capacity": format(found.capacity, "x")}
+    connection.execute(update(datasets).where(datasets.c.id == row.id).values(values))
+    store.append(connection, "order", {"dataset": row.name, "order": found.order, "first_run": run})
+    return found
+
+
+def has_charges(connection: Connection, dataset: int) -> bool:
+    """Whether anything was ever charged to a unit of the dataset."""
+    return _first_charge(connection, dataset) is not None
+
+
+def _first_charge(connection: Connection, dataset: int) -> tuple[str, Curve] | None:
+    inside = snapshots.dataset_atoms(connection, dataset)
+    charged = select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id.in_(inside))
+    query = select(runs.c.id, runs.c.planned, mechanisms.c.curve).join(mechanisms).where(runs.c.charged > 0)
+    row = connection.execute(query.where(runs.c.snapshot_id.in_(charged)).order_by(runs.c.seq).limit(1)).one_or_none()
+    if row is None:
+        return None
+    step = curves.decode(row.curve)
+    return row.id, tuple(row.planned * value for value in step)
+
+
+def _refusal(
+    store: Store,
+    connection: Connection,
+    refusals: Sequence[tuple[Row, filters.Filter | None, Curve]],
+    request: Request,
+) -> str:
+    row, found, before = refusals[0]
+    after = curves.add(before, request.curve, request.steps)
+    spent = curves.epsilon(before, store.orders, row.delta)
+    # What is left is what the filter still lets through; without one yet, all of it.
+    if found is None:
+        reached = shown(curves.epsilon(after, store.orders, row.delta))
+    else:
+        index = found.index
+        reached = shown(curves.epsilon((after[index],), (found.order,), row.delta)) + f" at its order {found.order:g}"
+    left = max(0.0, row.epsilon - spent) if found is None or found.room(before) > 0 else 0.0
+    parts = filters.gaussian_step(request.step)
+    what = f"{request.steps} steps" if parts or request.steps > 1 else type(request.step).__name__
+    what += f" at noise multiplier {parts[1]:g} and sample rate {parts[0]:g}" if parts else ""
+    return (
+        f"{what} do not fit the budget {row.name}: epsilon {shown(spent)} of {row.epsilon:g} is spent (RDP, delta "
+        f"{row.delta:g}), {math.floor(left * 1000) / 1000:g} is left, and this run would bring it to {reached}; "
+        + _instead(store, refusals, request)
+    )
+
+
+def _instead(store: Store, refusals: Sequence[tuple[Row, filters.Filter | None, Curve]], request: Request) -> str:
+    noise: float | None = 0.0
+    fewer: int | None = request.steps
+    for row, found, before in refusals:
+        if found is None:
+            offer = filters.offer_afresh(row.epsilon, row.delta, request.step, request.steps)
+        else:
+            divergence = request.curve[found.index]
+            offer = filters.offer_within(found.room(before), found.order, request.step, divergence, request.steps)
+        noise = None if noise is None or offer.noise_multiplier is None else max(noise, offer.noise_multiplier)
+        fewer = None if fewer is None or offer.steps is None else min(fewer, offer.steps)
+    offers = [f"{fewer} steps at this noise"] if fewer else []
+    offers += [f"noise multiplier {noise:g} for {request.steps} steps"] if noise else []
+    return f"{' or '.join(offers)} would fit" if offers else "nothing fits any more"
+
+
+def shown(epsilon: float) -> str:
+    """Write an epsilon with three decimals, rounded up: what is read is never below what was spent."""
+    if not math.isfinite(epsilon):
+        return "infinity"
+    return f"{math.ceil(epsilon * 1000 * (1 - 1e-9)) / 1000:.3f}"
+
+
+def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:
+    """Compute what the datasets have spent, so that whoever shows it needs no accountant."""
+    for number in numbers:
+        row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
+        inside = snapshots.dataset_atoms(connection, number)
+        totals = set(connection.scalars(select(atoms.c.total).where(atoms.c.id.in_(inside)).distinct()))
+        known = [value for value in (row.read_delta, delta) if value is not None]
+        at = row.delta if row.delta is not None else min(known, default=1e-5)
+        spent = max(curves.epsilon(curves.decode(total), store.orders, at) for total in totals)
+        values = {"read_of": totals_digest(totals), "read_delta": at, "read_epsilon": spent}
+        connection.execute(update(datasets).where(datasets.c.id == number).values(values))
+
+
+def totals_digest(totals: Collection[str]) -> str:
+    """Return what the totals of a dataset's atoms are known by."""
+    return hashlib.sha256("\n".join(sorted(totals)).encode()).hexdigest()

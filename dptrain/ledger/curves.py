@@ -1,0 +1,185 @@
+"""Events as versioned JSON, and their RDP curves as exact numbers that are added up and never drift.
+
+A curve holds one Rényi divergence bound an order. It is kept in whole multiples of 2^-96, rounded up once, when it is
+made; from then on charging and settling are sums of whole numbers. A total is therefore the same whatever the order
+of the charges, it comes back to exactly what it was when a reservation is taken back, and it can be checked for
+equality.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BudgetError
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+EVENT_FORMAT = 1
+SCALE = 1 << 96
+INFINITE = 1 << 320  # no bound at this order; anything from here on reads as infinity
+
+# Room for the rounding of floating-point sums, in dp-accounting's as in ours: what is shown is never the lower one.
+ROUNDING = 1e-12
+
+Curve = tuple[int, ...]
+
+
+def event_to_json(event: DpEvent) -> str:
+    """Return an event as canonical JSON: the same event gives the same text.
+
+    Raises:
+        BudgetError: It is no event of dp-accounting, or holds a value that is not a finite number.
+    """
+    try:
+        return json.dumps(
+            {"version": EVENT_FORMAT, "event": _plain(event)}, sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+    except (TypeError, ValueError) as error:
+        raise BudgetError(f"{type(event).__name__} cannot be recorded as an event ({error})") from error
+
+
+def event_from_json(text: str) -> DpEvent:
+    """Return the event that :func:`event_to_json` wrote.
+
+    Raises:
+        BudgetError: It is not such a text, or of a later version.
+    """
+    try:
+        payload = json.loads(text)
+        if payload["version"] != EVENT_FORMAT:
+            raise BudgetError(f"an event of format {payload['version']} is newer than this dptrain: upgrade it")
+        return _event(payload["event"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BudgetError(f"not an event of the ledger: {text[:120]}") from error
+
+
+def _plain(value: Any) -> Any:
+    import attr
+    from dp_accounting import dp_event
+
+    if isinstance(value, dp_event.DpEvent):
+        if getattr(dp_event, type(value).__name__, None) is not type(value):
+            raise TypeError("only dp-accounting's own events have a known meaning")
+        fields = {field.name: _plain(getattr(value, field.name)) for field in attr.fields(type(value))}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, str):
+        raise TypeError("events hold numbers only")
+    if isinstance(value, Sequence) or hasattr(value, "tolist"):
+        items = value.tolist() if hasattr(value, "tolist") else value
+        return [_plain(item) for item in items] if isinstance(items, Sequence) else items
+    if isinstance(value, (bool, int, float)):
+        return value
+    raise TypeError(f"{type(value).__name__} is not a number or an event")
+
+
+def _event(value: Any) -> Any:
+    from dp_accounting import dp_event
+
+    if isinstance(value, list):
+        return [_event(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = getattr(dp_event, value["class"])
+    if not (isinstance(kind, type) and issubclass(kind, dp_event.DpEvent)):
+        raise ValueError(f"{value['class']} is no event")
+    return kind(**{name: _event(item) for name, item in value.items() if name != "class"})
+
+
+def split_steps(event: DpEvent) -> tuple[DpEvent, int]:
+    """Return one step's event and the number of steps. What is not a repetition is one step, charged as a whole."""
+    from dp_accounting import dp_event
+
+    count = 1
+    while isinstance(event, dp_event.SelfComposedDpEvent):
+        count *= int(event.count)
+        event = event.event
+    if count < 1:
+        raise BudgetError(f"an event of {count} steps releases nothing, so there is nothing to reserve")
+    return event, count
+
+
+@lru_cache(maxsize=4096)
+def step_curve(event_json: str, orders: tuple[float, ...]) -> Curve:
+    """Return the curve of a recorded event, by dp-accounting's RDP for adding or removing one unit.
+
+    Raises:
+        BudgetError: RDP has no bound for this event under this relation.
+    """
+    from dp_accounting.rdp import RdpAccountant
+
+    from .. import accounting
+
+    event = event_from_json(event_json)
+    try:
+        with accounting._quiet():
+            account = RdpAccountant(orders, accounting.RELATION).compose(event)
+    except Exception as error:  # dp-accounting names the kind of event and why in errors of many types
+        reason = " ".join(str(error).split())
+        raise BudgetError(f"{type(event).__name__} has no RDP bound, so it cannot be charged ({reason})") from error
+    return to_fixed(account._rdp)
+
+
+def to_fixed(values: Iterable[float]) -> Curve:
+    """Round divergences up to whole multiples of 2^-96; what is not a finite number is no bound."""
+    return tuple(_fixed(float(value)) for value in values)
+
+
+def _fixed(value: float) -> int:
+    if not math.isfinite(value):
+        return INFINITE
+    numerator, denominator = max(value, 0.0).as_integer_ratio()
+    return -(-numerator * SCALE // denominator)
+
+
+def to_floats(curve: Iterable[int]) -> list[float]:
+    """Return the divergences as floating-point numbers, the nearest ones."""
+    return [math.inf if value >= INFINITE else value / SCALE for value in curve]
+
+
+def zero(orders: Sequence[float]) -> Curve:
+    """The curve of nothing."""
+    return (0,) * len(orders)
+
+
+def add(total: Curve, step: Curve, steps: int) -> Curve:
+    """Return ``total`` with ``steps`` steps more, or fewer where negative."""
+    return tuple(a + steps * b for a, b in zip(total, step, strict=True))
+
+
+def largest(curves: Iterable[Curve]) -> Curve:
+    """Return the largest divergence at every order: what disjoint parts cost together (parallel composition)."""
+    return tuple(map(max, zip(*curves, strict=True)))
+
+
+def encode(curve: Curve) -> str:
+    """Write a curve as text."""
+    return ",".join(format(value, "x") for value in curve)
+
+
+def decode(text: str) -> Curve:
+    """Read :func:`encode`'s text."""
+    return tuple(int(value, 16) for value in text.split(","))
+
+
+def epsilon(curve: Curve, orders: Sequence[float], delta: float) -> float:
+    """Return the RDP epsilon of a total at its best order, by dp-accounting's conversion; infinity where none holds.
+
+    Never below what dp-accounting says of the same events.
+    """
+    return best_order(curve, orders, delta)[0]
+
+
+def best_order(curve: Curve, orders: Sequence[float], delta: float) -> tuple[float, float]:
+    """Return the RDP epsilon and the order it is found at."""
+    from dp_accounting.rdp import compute_epsilon
+
+    if not any(curve):
+        return 0.0, orders[0]
+    values = [value * (1.0 + ROUNDING) for value in to_floats(curve)]
+    found, order = compute_epsilon(orders, values, delta)
+    return float(found) * (1.0 + ROUNDING), float(order)

@@ -1,0 +1,163 @@
+"""The privacy filter: whether one more run fits a budget when runs are chosen after seeing the results of others.
+
+Theorem (Feldman and Zrnic 2021, theorem 4.3): fix an order alpha and a bound B in advance. Let every mechanism, and its
+divergence rho_alpha, be chosen with knowledge of all earlier outputs. If each is let through only while the sum of
+rho_alpha, its own included, is at most B, then everything released together is (alpha, B)-Rényi differentially
+private. The order is fixed here from the budget and the plan of the first run ever charged to the dataset, which was
+made before anything of it was seen; B is the largest divergence that converts to (epsilon, delta) at this order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from .curves import INFINITE, ROUNDING, SCALE, Curve, add, best_order, to_floats, zero
+
+MOST_COPIES = 2**40
+MOST_NOISE = 1e4
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A budget's filter.
+
+    Attributes:
+        index: Place of its order among the ledger's orders.
+        order: The one order alpha that admission looks at.
+        capacity: The bound B, in multiples of 2^-96.
+    """
+
+    index: int
+    order: float
+    capacity: int
+
+    @classmethod
+    def fix(cls, first: Curve, orders: Sequence[float], epsilon: float, delta: float) -> Filter:
+        """Choose the order for a budget whose first run has the curve ``first``.
+
+        With m the largest number of such runs that composed RDP lets into the budget, it is the best order of m runs:
+        m equal runs fit, exactly as composed RDP says.
+        """
+        copies = _most(lambda m: best_order(add(zero(orders), first, m), orders, delta)[0] <= _limit(epsilon))
+        _, order = best_order(add(zero(orders), first, max(1, copies)), orders, delta)
+        return cls.at(order, orders, epsilon, delta)
+
+    @classmethod
+    def at(cls, order: float, orders: Sequence[float], epsilon: float, delta: float) -> Filter:
+        """Return the filter of a budget at a known order."""
+        return cls(list(orders).index(order), order, _capacity(order, epsilon, delta))
+
+    def admits(self, total: Curve) -> bool:
+        """Whether a total with everything in it is within the budget."""
+        return total[self.index] <= self.capacity
+
+    def room(self, total: Curve) -> int:
+        """What is left at the filter's order; negative where the budget is overdrawn."""
+        return self.capacity - total[self.index]
+
+    def used(self, total: Curve) -> float:
+        """The part of the capacity that is spent; 1 is all of it."""
+        if self.capacity <= 0:
+            return math.inf if total[self.index] else 1.0
+        return math.inf if total[self.index] >= INFINITE else total[self.index] / self.capacity
+
+
+def _limit(epsilon: float) -> float:
+    return epsilon * (1.0 + 4 * ROUNDING)  # a run of exactly the budget's epsilon fits, whatever the rounding
+
+
+def _most(holds: Callable[[int], bool], most: int = MOST_COPIES) -> int:
+    """Return the largest number up to ``most`` for which ``holds``, which is monotone; 0 where 1 does not."""
+    low, high = 0, 1
+    while high <= most and holds(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _capacity(order: float, epsilon: float, delta: float) -> int:
+    from dp_accounting.rdp import compute_epsilon
+
+    def fits(value: int) -> bool:
+        divergence = to_floats([value])[0] * (1.0 + ROUNDING)
+        return float(compute_epsilon([order], [divergence], delta)[0]) * (1.0 + ROUNDING) <= _limit(epsilon)
+
+    return _most(fits, INFINITE // 2)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What would fit instead of a refused run; ``None`` where nothing does, or where the event has no such knob."""
+
+    noise_multiplier: float | None
+    steps: int | None
+
+
+def gaussian_step(event: object) -> tuple[float, float] | None:
+    """Return (sample rate, noise multiplier) of a Gaussian step, Poisson-sampled or not; ``None`` for other events."""
+    from dp_accounting import dp_event
+
+    rate = 1.0
+    if isinstance(event, dp_event.PoissonSampledDpEvent):
+        rate, event = event.sampling_probability, event.event
+    return (rate, event.noise_multiplier) if isinstance(event, dp_event.GaussianDpEvent) else None
+
+
+def offer_within(room: int, order: float, step: object, divergence: int, steps: int) -> Offer:
+    """Return what fits into the room that a filter has left: fewer steps, or more noise at the same steps."""
+    if room <= 0:
+        return Offer(None, None)
+    fewer = room // divergence if divergence else 0
+    parts = gaussian_step(step)
+    noise = None
+    if parts is not None:
+        from dp_accounting import dp_event
+        from dp_accounting.rdp import RdpAccountant
+
+        from .. import accounting
+
+        def fits(sigma: float) -> bool:
+            event = dp_event.PoissonSampledDpEvent(parts[0], dp_event.GaussianDpEvent(sigma))
+            with accounting._quiet():
+                account = RdpAccountant([order], accounting.RELATION).compose(event)
+            return float(account._rdp[0]) * steps * (1.0 + ROUNDING) * SCALE + steps <= room
+
+        noise = _least_noise(fits, parts[1])
+    return Offer(noise, int(fewer) if fewer >= 1 else None)
+
+
+def offer_afresh(epsilon: float, delta: float, step: object, steps: int) -> Offer:
+    """Return what fits a budget of which nothing is spent, where the first run's plan still chooses the order."""
+    from .. import accounting
+
+    parts = gaussian_step(step)
+    if parts is None:
+        return Offer(None, None)
+    noise: float | None = None
+    fewer: int | None = None
+    with suppress(ConfigError):
+        noise = accounting.calibrate_noise(epsilon, delta, parts[0], steps)
+    with suppress(ConfigError):
+        fewer = accounting.calibrate_steps(epsilon, delta, parts[0], parts[1])
+    return Offer(noise, fewer)
+
+
+def _least_noise(fits: Callable[[float], bool], start: float) -> float | None:
+    """Return the least noise multiplier that fits, four digits, rounded up; ``None`` beyond 10,000."""
+    low, high = start, 2.0 * start
+    while not fits(high):
+        low, high = high, 2.0 * high
+        if high > MOST_NOISE:
+            return None
+    while high - low > 1e-5 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    scale = 10.0 ** (3 - math.floor(math.log10(high)))
+    noise = math.ceil(high * scale) / scale
+    return noise if fits(noise) else (round(noise * scale) + 1) / scale

@@ -1,0 +1,345 @@
+"""The ledger: datasets, budgets, and the charges of runs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from .. import accounting
+from ..errors import BudgetError
+from . import admission, curves, keys, naming, snapshots
+from .admission import Request
+from .manifest import Manifest, make_manifest
+from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
+from .store import Store
+from .tables import atoms, datasets, mechanisms, runs
+from .verify import Verification, export, verify
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+RELEASED = ("finished", "stopped", "failed", "killed", "lost")
+
+
+@dataclass
+class Charge:
+    """What one run has reserved or spent.
+
+    Attributes:
+        run: Identifier of the run in the ledger.
+        dataset: Name of the dataset it is charged to.
+        planned: Steps of the whole run.
+        attempt: Token that lets the run go on after a stop or a crash, once; kept in the run's folder.
+        notes: What whoever starts the run should read, a line each.
+    """
+
+    ledger: BudgetLedger = field(repr=False)
+    run: str
+    dataset: str
+    planned: int
+    attempt: str = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def settle(self, steps: int, reason: str = "finished") -> None:
+        """Charge the steps that were started; see :meth:`BudgetLedger.settle`."""
+        self.ledger.settle(self.run, steps, reason)
+
+    def resume(self, manifest: Manifest, steps: int = 0) -> Charge:
+        """Go on with the run after ``steps`` started steps; see :meth:`BudgetLedger.resume`."""
+        return self.ledger.resume(self.run, manifest, attempts=[self.attempt], steps=steps)
+
+
+class BudgetLedger:
+    """The privacy budget of datasets across runs, sweeps and teams.
+
+    Formal guarantee: everything released by the runs that were charged to a budget is (epsilon, delta)-differentially
+    private in the units of its dataset, also where each run was chosen after seeing the results of the others (a
+    privacy filter, Feldman and Zrnic 2021; see :mod:`dptrain.ledger.filters`), provided that every run on these images
+    reserves here before its first step and releases nothing beyond the event it reserved.
+
+    Args:
+        url: ``sqlite:///budget.db`` (made if it is not there) or ``postgresql://user@host/name``.
+        key: 32 bytes, their hexadecimal digits, or a file with those. By default the environment's
+            ``DPTRAIN_BUDGET_KEY``, else the file ``<database>.key`` beside an SQLite ledger, made with it.
+        create: Whether an SQLite ledger that is not there is made.
+
+    Raises:
+        BudgetError: The ledger cannot be reached, is no ledger, or the key is missing or wrong.
+    """
+
+    def __init__(
+        self, url: str = "sqlite:///budget.db", key: bytes | str | Path | None = None, *, create: bool = True
+    ) -> None:
+        self._store = Store(url, key, create)
+
+    @property
+    def address(self) -> str:
+        """Where the ledger is, without a password."""
+        return self._store.address
+
+    @property
+    def head(self) -> str:
+        """The signed end of the record, ``<number of entries>:<mac>``: kept elsewhere, it shows a rollback."""
+        with self._store.read() as connection:
+            count, last = self._store.head(connection)
+        return f"{count}:{last[:32]}"
+
+    def manifest(
+        self, image_files: Sequence[str | Path], progress: Callable[[int, int], None] | None = None
+    ) -> Manifest:
+        """Hash the pictures and labels of a training split; files that the ledger knows need no decoding.
+
+        Raises:
+            DataError: An image or a label file cannot be read.
+        """
+
+        def known(hashes: Sequence[bytes]) -> dict[bytes, bytes]:
+            with self._store.read() as connection:
+                return snapshots.find_files(self._store, connection, hashes)
+
+        return make_manifest(self._store.key, [Path(file) for file in image_files], known, progress)
+
+    def create(
+        self, name: str, *, epsilon: float, delta: float, unit: str = "image", manifest: Manifest
+    ) -> DatasetReading:
+        """Set the limit of a dataset; what its pictures have spent so far counts.
+
+        Raises:
+            BudgetError: The name has a limit already, or belongs to other pictures.
+            ConfigError: ``epsilon`` or ``delta`` is out of range.
+        """
+        accounting.check_epsilon(epsilon)
+        accounting.check_delta(delta)
+        naming.check_unit(unit)
+        self._own(manifest)
+        with self._store.write() as connection:
+            number = naming.dataset_to_limit(connection, name, unit, manifest)
+            snapshots.register(self._store, connection, number, name, manifest)
+            connection.execute(update(datasets).where(datasets.c.id == number).values(epsilon=epsilon, delta=delta))
+            limit = {"dataset": name, "epsilon": epsilon, "delta": delta, "unit": unit, "orders": self._store.orders}
+            self._store.append(connection, "budget", limit)
+            row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
+            if admission.has_charges(connection, number):
+                admission.budget_filter(self._store, connection, row)
+            admission.refresh_readings(self._store, connection, [number], delta)
+        return self.show(name)[0]
+
+    def reserve(
+        self,
+        event: DpEvent,
+        manifest: Manifest,
+        *,
+        dataset: str | None = None,
+        data_name: str = "dataset",
+        name: str = "",
+        delta: float = 1e-5,
+        unit: str = "image",
+        required: bool = False,
+        run: str | None = None,
+        attempt: str | None = None,
+    ) -> Charge:
+        """Reserve a whole planned run, before its first noised step; all or nothing, whoever else asks meanwhile.
+
+        Args:
+            event: Of the whole run. A ``SelfComposedDpEvent`` can be settled at fewer steps; anything else is one step.
+            manifest: Of the images that the run can draw from.
+            dataset: The dataset to charge; by default the one that these pictures are known by.
+            data_name: What to call the pictures if they are new.
+            name: Name of the run, for people.
+            delta: The run's own; a budget is judged at its own delta.
+            unit: What one record of the run is.
+            required: Refuse unless every picture is under a budget with a limit.
+            run, attempt: Identifier and token, 32 hexadecimal digits, of a caller that keeps them beforehand.
+
+        Raises:
+            BudgetError: A budget that shares a picture with the run has no room for it (the message says what would
+                fit), or the dataset is unknown. Nothing is written.
+        """
+        step, steps = curves.split_steps(event)
+        text = curves.event_to_json(step)
+        run, attempt = run or secrets.token_hex(16), attempt or secrets.token_hex(16)
+        accounting.check_delta(delta)
+        naming.check_unit(unit)
+        self._own(manifest)
+        if re.fullmatch(r"[0-9a-f]{32}", run) is None:
+            raise BudgetError(f"run={run} is not 32 hexadecimal digits")
+        self._known_curve(text)  # the costly part, outside the transaction that others wait for
+        with self._store.write() as connection:
+            number, found, notes = naming.dataset_for(connection, manifest, dataset, data_name, unit)
+            snapshot = snapshots.register(self._store, connection, number, found, manifest)
+            mechanism, curve = self._mechanism(connection, text)
+            totals = admission.snapshot_atoms(connection, snapshot)
+            admission.admit(self._store, connection, totals, Request(step, curve, steps, run), required)
+            payload = {"event": text, "steps": steps, "snapshot": manifest.digest, "dataset": found, "name": name}
+            payload |= {"delta": delta, "unit": unit, "attempt": self._hashed(attempt)}
+            seq = self._store.append(connection, "reserve", payload, run)
+            row = {"id": run, "seq": seq, "name": name[:200], "snapshot_id": snapshot, "mechanism_id": mechanism}
+            row |= {"delta": delta, "planned": steps, "charged": steps, "settled": 0, "is_open": True}
+            connection.execute(insert(runs).values(row | {"attempt": self._hashed(attempt)}))
+            self._charge(connection, snapshot, curve, steps, delta)
+        if manifest.repeated:
+            notes = (*notes, "the same picture is there more than once: one photo then counts as several records")
+        return Charge(self, run, found, steps, attempt, notes)
+
+    def resume(
+        self, run: str, manifest: Manifest, *, attempts: Sequence[str], steps: int, attempt: str | None = None
+    ) -> Charge:
+        """Go on with a run: its own charge, extended by what was given back when it stopped.
+
+        Args:
+            run: Identifier.
+            manifest: Of the images now; they must be what they were.
+            attempts: Tokens that the run's folder holds; one of them must be the run's last. A copy of a folder whose
+                run went on elsewhere would otherwise take the same steps twice on one charge.
+            steps: Steps started so far, by the run's own journal.
+            attempt: The new token, if the caller keeps it beforehand.
+
+        Raises:
+            BudgetError: The images or labels changed, the folder is an old copy, or the budget is gone meanwhile.
+        """
+        self._own(manifest)
+        attempt = attempt or secrets.token_hex(16)
+        with self._store.write() as connection:
+            row = self._run(connection, run)
+            self._refuse_other_images(connection, row, manifest)
+            if row.attempt not in [self._hashed(token) for token in attempts] or steps < row.settled:
+                raise BudgetError(
+                    f"run {run} went on elsewhere, or this folder is an older copy of it: its steps would be taken "
+                    "twice on one charge; start a new run"
+                )
+            more = max(0, row.planned - row.charged)
+            mechanism = connection.execute(select(mechanisms).where(mechanisms.c.id == row.mechanism_id)).one()
+            curve = curves.decode(mechanism.curve)
+            if more:
+                totals = admission.snapshot_atoms(connection, row.snapshot_id)
+                step = curves.event_from_json(mechanism.event)
+                admission.admit(self._store, connection, totals, Request(step, curve, more, run))
+            payload = {"steps": more, "attempt": self._hashed(attempt)}
+            self._store.append(connection, "resume", payload, run)
+            values = {"charged": row.charged + more, "is_open": True, "attempt": payload["attempt"]}
+            connection.execute(update(runs).where(runs.c.id == run).values(values))
+            if more:
+                self._charge(connection, row.snapshot_id, curve, more, row.delta)
+            found = naming.dataset_of(connection, row.snapshot_id)
+        return Charge(self, run, found, row.planned, attempt)
+
+    def settle(self, run: str, steps: int | None = None, reason: str = "finished") -> None:
+        """Charge a run the steps that it started; what it had reserved beyond becomes free again.
+
+        A charge only ever falls from a reservation to the steps started, whatever the results are. Settling again is
+        no error and takes nothing back.
+
+        Args:
+            run: Identifier.
+            steps: Steps started; ``None`` for the whole reservation, where no one can tell any more.
+            reason: ``finished``, ``stopped``, ``failed``, ``killed`` or ``lost``.
+
+        Raises:
+            BudgetError: There is no such run, or ``steps`` is less than what it was settled at before.
+        """
+        if reason not in RELEASED:
+            raise BudgetError(f"reason={reason} is not one of {', '.join(RELEASED)}")
+        if steps is not None and (isinstance(steps, bool) or steps < 0):
+            raise BudgetError(f"steps={steps} must be 0 or more")
+        with self._store.write() as connection:
+            row = self._run(connection, run)
+            # More than reserved cannot happen in a sound run; if it did, it was released and so it is charged.
+            charged = row.charged if steps is None else int(steps)
+            if not row.is_open and charged <= row.charged:
+                return
+            if charged < row.settled:
+                raise BudgetError(f"run {run} was settled at {row.settled} steps, which {charged} would take back")
+            self._store.append(connection, "settle", {"steps": charged, "reason": reason}, run)
+            values = {"charged": charged, "settled": charged, "is_open": False}
+            connection.execute(update(runs).where(runs.c.id == run).values(values))
+            if charged != row.charged:
+                text = connection.scalar(select(mechanisms.c.curve).where(mechanisms.c.id == row.mechanism_id))
+                change = charged - row.charged
+                self._charge(connection, row.snapshot_id, curves.decode(str(text)), change, row.delta)
+
+    def show(self, name: str | None = None) -> list[DatasetReading]:
+        """Return what the datasets have spent, one or all of them.
+
+        Raises:
+            BudgetError: There is no dataset of this name.
+        """
+        with self._store.read() as connection:
+            return read_datasets(self._store, connection, name)
+
+    def history(self, name: str | None = None, last: int | None = None) -> list[Movement]:
+        """Return the charges of a dataset, or of all, in the order of their reservations; the ``last`` ones only."""
+        with self._store.read() as connection:
+            return read_movements(self._store, connection, name, last)
+
+    def refresh_pld(self, name: str) -> None:
+        """Compute the tighter reading of a dataset where that is quick, and keep it for :meth:`show`."""
+        refresh_pld(self._store, name)
+
+    def verify(self, expect: str | None = None) -> Verification:
+        """Check every entry, and everything that follows from them; see :mod:`dptrain.ledger.verify`."""
+        return verify(self._store, expect)
+
+    def export(self) -> dict[str, Any]:
+        """Return the whole record as plain data, with its head."""
+        return export(self._store)
+
+    def find_run(self, run: str) -> Row | None:
+        """Return the row of a run, ``None`` where the ledger has no such run."""
+        with self._store.read() as connection:
+            return connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
+
+    def _run(self, connection: Connection, run: str) -> Row:
+        row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
+        if row is None:
+            raise BudgetError(f"the ledger {self._store.name} has no run {run}: is it another ledger's?")
+        return row
+
+    def _refuse_other_images(self, connection: Connection, row: Row, manifest: Manifest) -> None:
+        if snapshots.find_snapshot(connection, manifest.digest) == row.snapshot_id:
+            return
+        changes = manifest.changes_since(snapshots.snapshot_units(connection, row.snapshot_id))
+        raise BudgetError(
+            f"the training images are not those that run {row.id} began with ({changes}): put them back, or start a "
+            "new run"
+        )
+
+    def _own(self, manifest: Manifest) -> None:
+        if manifest.key != self._store.key:
+            raise BudgetError("the manifest was made under another ledger's key: make it with this ledger's manifest()")
+
+    def _known_curve(self, text: str) -> None:
+        with self._store.read() as connection:
+            if connection.scalar(select(mechanisms.c.id).where(mechanisms.c.digest == _digest(text))) is not None:
+                return
+        curves.step_curve(text, self._store.orders)
+
+    def _mechanism(self, connection: Connection, text: str) -> tuple[int, curves.Curve]:
+        row = connection.execute(select(mechanisms).where(mechanisms.c.digest == _digest(text))).one_or_none()
+        if row is not None:
+            return row.id, curves.decode(row.curve)
+        curve = curves.step_curve(text, self._store.orders)
+        number = snapshots.next_id(connection, mechanisms)
+        values = {"id": number, "digest": _digest(text), "event": text, "curve": curves.encode(curve)}
+        connection.execute(insert(mechanisms).values(values))
+        return number, curve
+
+    def _charge(self, connection: Connection, snapshot: int, curve: curves.Curve, steps: int, delta: float) -> None:
+        totals = admission.snapshot_atoms(connection, snapshot)
+        for atom, total in totals.items():
+            changed = curves.encode(curves.add(total, curve, steps))
+            connection.execute(update(atoms).where(atoms.c.id == atom).values(total=changed))
+        admission.refresh_readings(self._store, connection, admission.touched_datasets(connection, totals), delta)
+
+    def _hashed(self, attempt: str) -> str:
+        return keys.mac(self._store.key, "attempt", attempt.encode()).hex()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

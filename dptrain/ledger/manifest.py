@@ -1,0 +1,177 @@
+"""What a dataset is: keyed hashes of every picture and of its labels, under whatever names the files have.
+
+A unit is a picture as training sees it, its decoded pixels. So renaming, copying, moving between folders, saving again
+without loss or taking the EXIF data out leaves it the same unit. A picture that was resized or compressed again with
+loss has other pixels and is not recognised.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import BudgetError, DataError
+from .keys import mac
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_CHUNK = 256
+_ANY_CLASS = 2**31  # labels are hashed as they are; which classes exist is the dataset's business
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image file: the keyed hashes of its bytes, of its pixels and of its labels."""
+
+    file: bytes
+    unit: bytes
+    labels: bytes
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a manifest differs from an earlier one, in pictures."""
+
+    added: int
+    removed: int
+    relabelled: int
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.relabelled)
+
+    def __str__(self) -> str:
+        parts = []
+        for count, verb in ((self.added, "added"), (self.removed, "removed")):
+            if count:
+                parts.append(f"{count} image{'s' * (count != 1)} {verb}")
+        if self.relabelled:
+            parts.append(f"the labels of {self.relabelled} image{'s' * (self.relabelled != 1)} changed")
+        return ", ".join(parts) or "no change"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a training folder, under one ledger's key. **The number of pictures is private.**
+
+    Attributes:
+        units: Keyed hash of every picture, and that of its labels.
+        files: Of the files that the ledger did not know: the keyed hash of the bytes, and the unit they decode to.
+        repeated: Whether a picture is there more than once: one photo then counts as several records.
+        digest: Keyed hash of all of it; equal for equal content in any order and under any names.
+    """
+
+    units: dict[bytes, bytes]
+    files: dict[bytes, bytes]
+    repeated: bool
+    key: bytes
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.key, self.units)
+
+    def changes_since(self, earlier: dict[bytes, bytes]) -> Changes:
+        """Compare with the units of an earlier manifest."""
+        common = self.units.keys() & earlier.keys()
+        return Changes(
+            added=len(self.units) - len(common),
+            removed=len(earlier) - len(common),
+            relabelled=sum(self.units[unit] != earlier[unit] for unit in common),
+        )
+
+
+def digest_of(key: bytes, units: dict[bytes, bytes]) -> str:
+    """Return the keyed hash of a set of units with their labels."""
+    return mac(key, "snapshot", b"".join(unit + units[unit] for unit in sorted(units))).hex()
+
+
+def make_manifest(
+    key: bytes,
+    image_files: Sequence[Path],
+    known_files: Callable[[Sequence[bytes]], dict[bytes, bytes]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Hash the pictures and labels of a training split.
+
+    Args:
+        key: The ledger's.
+        image_files: The images; each one's labels are where Ultralytics looks for them.
+        known_files: Returns, for some of the file hashes it is given, the unit: those are not decoded again.
+        progress: Called with the number of files done and their total.
+
+    Raises:
+        DataError: An image or a label file cannot be read.
+        BudgetError: There are no images.
+    """
+    if not image_files:
+        raise BudgetError("no images: a dataset without units has no budget")
+    pictures: list[Picture] = []
+    known: dict[bytes, bytes] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        try:
+            for start in range(0, len(image_files), _CHUNK):
+                part = [Path(file) for file in image_files[start : start + _CHUNK]]
+                hashes = list(pool.map(lambda file: file_hash(key, file), part))
+                known |= known_files(hashes)
+                decode = [file for file, known_as in zip(part, hashes, strict=True) if known_as not in known]
+                decoded = iter(pool.map(lambda file: unit_hash(key, file), decode))
+                units = [known[known_as] if known_as in known else next(decoded) for known_as in hashes]
+                labels = list(pool.map(lambda file: label_hash(key, file), part))
+                pictures += map(Picture, hashes, units, labels)
+                if progress is not None:
+                    progress(len(pictures), len(image_files))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return from_pictures(key, pictures, known)
+
+
+def from_pictures(key: bytes, pictures: Iterable[Picture], known: Container[bytes] = ()) -> Manifest:
+    """Put the hashes of single pictures together; ``known`` files need not be remembered again."""
+    labels: dict[bytes, list[bytes]] = {}
+    files: dict[bytes, bytes] = {}
+    for picture in pictures:
+        labels.setdefault(picture.unit, []).append(picture.labels)
+        if picture.file not in known:
+            files[picture.file] = picture.unit
+    repeated = any(len(copies) > 1 for copies in labels.values())
+    units = {
+        unit: copies[0] if len(copies) == 1 else mac(key, "copies", *sorted(copies)) for unit, copies in labels.items()
+    }
+    return Manifest(units, files, repeated, key)
+
+
+def file_hash(key: bytes, file: Path) -> bytes:
+    """Return the keyed hash of a file's bytes, and of what decides how they are decoded."""
+    suffix = file.suffix.lower()
+    decoder = suffix if suffix in (".tif", ".tiff", ".avif") else ""
+    try:
+        return mac(key, "file", decoder.replace("tiff", "tif").encode(), file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot read the image ({error.strerror}); check path and permission") from None
+
+
+def unit_hash(key: bytes, file: Path) -> bytes:
+    """Return the keyed hash of a picture as training decodes it."""
+    from ..detection.images import read_image
+
+    return pixels_hash(key, read_image(file))
+
+
+def pixels_hash(key: bytes, image: np.ndarray) -> bytes:
+    """Return the keyed hash of decoded pixels, uint8 of shape (height, width, 3)."""
+    height, width = image.shape[:2]
+    return mac(key, "unit", f"{height}x{width}".encode(), image.tobytes())
+
+
+def label_hash(key: bytes, file: Path) -> bytes:
+    """Return the keyed hash of a picture's boxes; the order of the lines and their spelling make no difference."""
+    from ..detection.labels import label_path, read_labels
+
+    rows = read_labels(label_path(file), _ANY_CLASS)
+    return mac(key, "labels", *([] if rows is None else sorted(row.tobytes() for row in rows)))

@@ -1,0 +1,128 @@
+"""Which dataset a set of pictures is. Names are for people: what a run may spend is decided by its pictures."""
+
+from __future__ import annotations
+
+import difflib
+
+from sqlalchemy import Connection, func, select
+
+from ..errors import BudgetError
+from ..plan import UNITS
+from . import snapshots
+from .manifest import Manifest
+from .tables import dataset_snapshots, datasets
+
+
+def check_unit(unit: str) -> None:
+    """Refuse a privacy unit that no plan has."""
+    if unit not in UNITS:
+        raise BudgetError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be typed or shown."""
+    if not name.strip() or len(name) > 200 or not name.isprintable():
+        raise BudgetError(f"name={name[:40]!r} is not a name: give 1 to 200 printable characters")
+
+
+def dataset_to_limit(connection: Connection, name: str, unit: str, manifest: Manifest) -> int:
+    """Return the dataset that gets a limit, a new one where the name is free.
+
+    Raises:
+        BudgetError: The name has a limit, or is used for pictures of which this dataset has none.
+    """
+    check_name(name)
+    row = connection.execute(select(datasets).where(datasets.c.name == name)).one_or_none()
+    if row is None:
+        return snapshots.new_dataset(connection, name, unit)
+    if row.epsilon is not None:
+        raise BudgetError(
+            f"{name} has a budget already, epsilon {row.epsilon:g} at delta {row.delta:g}, and a limit is not moved "
+            "once runs may rely on it"
+        )
+    if row.id not in snapshots.shared_units(connection, manifest):
+        raise BudgetError(f"{name} is known, with none of these pictures: give this dataset another name")
+    return int(row.id)
+
+
+def dataset_for(
+    connection: Connection, manifest: Manifest, name: str | None, data_name: str, unit: str
+) -> tuple[int, str, tuple[str, ...]]:
+    """Return the dataset to charge, its name, and what is worth saying of how it was found.
+
+    Without a name: the one with exactly this content (one with a limit first); else, of those that share pictures with
+    it, the one called ``data_name`` or the one that holds at least half of them; else a new one.
+
+    Raises:
+        BudgetError: There is no dataset of the name asked for, it holds none of these pictures, or has another unit.
+    """
+    known = _with_content(connection, manifest.digest)
+    if known and (name is None or name in known):
+        chosen = name or next(iter(known))
+        return _checked(connection, chosen, unit), chosen, ()
+    shared = snapshots.shared_units(connection, manifest)
+    by_name = {row.name: row.id for row in connection.execute(select(datasets.c.name, datasets.c.id))}
+    if name is not None:
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, n=1)
+            hint = f"did you mean {near[0]}?" if near else "dptrain budget create makes one"
+            raise BudgetError(f"budget.name={name} is not in the ledger: {hint}")
+        if by_name[name] not in shared:
+            raise BudgetError(
+                f"budget.name={name} holds none of these pictures: leave budget.name out, or make a budget for them"
+            )
+        chosen = name
+    elif by_name.get(data_name) in shared:
+        chosen = data_name
+    else:
+        half = [key for key, number in by_name.items() if 2 * shared.get(number, 0) >= len(manifest.units)]
+        if not half:
+            return _new(connection, data_name, unit, taken=set(by_name))
+        chosen = max(half, key=lambda key: shared[by_name[key]])
+    changes = manifest.changes_since(_latest_units(connection, by_name[chosen]))
+    return _checked(connection, chosen, unit), chosen, (f"{chosen} is not what it was: {changes}",)
+
+
+def dataset_of(connection: Connection, snapshot: int) -> str:
+    """Return the name that a snapshot goes by, one with a limit first."""
+    query = select(datasets.c.name).join(dataset_snapshots, dataset_snapshots.c.dataset_id == datasets.c.id)
+    ordered = query.where(dataset_snapshots.c.snapshot_id == snapshot).order_by(_UNLIMITED_LAST, datasets.c.id)
+    return str(connection.scalars(ordered).first())
+
+
+_UNLIMITED_LAST = datasets.c.epsilon.is_(None)
+
+
+def _with_content(connection: Connection, digest: str) -> list[str]:
+    snapshot = snapshots.find_snapshot(connection, digest)
+    if snapshot is None:
+        return []
+    query = select(datasets.c.name).join(dataset_snapshots, dataset_snapshots.c.dataset_id == datasets.c.id)
+    ordered = query.where(dataset_snapshots.c.snapshot_id == snapshot).order_by(_UNLIMITED_LAST, datasets.c.id)
+    return list(connection.scalars(ordered))
+
+
+def _latest_units(connection: Connection, dataset: int) -> dict[bytes, bytes]:
+    latest = select(func.max(dataset_snapshots.c.snapshot_id)).where(dataset_snapshots.c.dataset_id == dataset)
+    return snapshots.snapshot_units(connection, int(connection.scalar(latest) or 0))
+
+
+def _checked(connection: Connection, name: str, unit: str) -> int:
+    row = connection.execute(select(datasets).where(datasets.c.name == name)).one()
+    if row.unit != unit:
+        raise BudgetError(f"the budget {name} protects one {row.unit}, and this run one {unit}: they do not add up")
+    return int(row.id)
+
+
+def _new(connection: Connection, data_name: str, unit: str, taken: set[str]) -> tuple[int, str, tuple[str, ...]]:
+    check_name(data_name)
+    name, number = data_name, 2
+    while name in taken:
+        name, number = f"{data_name}-{number}", number + 1
+    notes: tuple[str, ...] = ()
+    if name != data_name:
+        notes = (
+            f"the ledger knows {data_name} with other pictures, so these are {name}; if they are the same photos "
+            "resized or compressed anew, their spending adds up and the ledger cannot see it",
+        )
+    return snapshots.new_dataset(connection, name, unit), name, notes

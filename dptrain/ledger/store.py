@@ -1,0 +1,235 @@
+"""The ledger's database: its connection, its schema, its transactions and the chain of entries."""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from ..errors import BudgetError
+from . import keys
+from .tables import entries, head, meta
+
+SCHEMA = "0001"  # the newest revision in migrations/versions
+_ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
+_BUSY_SECONDS = 60
+GENESIS = "0" * 64
+
+
+class Store:
+    """One ledger's database. Connections live for one transaction, so forks and restarts of a server do no harm."""
+
+    def __init__(self, url: str, key: bytes | str | Path | None = None, create: bool = True) -> None:
+        """Open a ledger, making or migrating its schema.
+
+        Args:
+            url: ``sqlite:///file.db`` or ``postgresql://user@host/name``.
+            key: 32 bytes, their hexadecimal digits, or a file that holds those; see :mod:`dptrain.ledger.keys`.
+            create: Whether an SQLite file that is not there is made.
+
+        Raises:
+            BudgetError: It cannot be reached, is no ledger, is newer than this dptrain, or the key is missing or wrong.
+        """
+        self.url = _parse(url)
+        self.address = self.url.render_as_string(hide_password=True)
+        self.name = self.address
+        self.file = self._sqlite_file()
+        if self.file is not None:
+            self.name, self.address = str(self.file), f"sqlite:///{self.file}"
+            if not create and not self.file.exists():
+                raise BudgetError(f"there is no ledger at {self.file}: give its address, --url or budget.url")
+        with self._translated():
+            self.engine = self._engine()
+            self._prepare(key)
+
+    def _sqlite_file(self) -> Path | None:
+        if self.url.get_backend_name() != "sqlite":
+            return None
+        if not self.url.database or self.url.database == ":memory:":
+            raise BudgetError(f"{self.name} is a ledger in memory, which forgets: give a file, sqlite:///budget.db")
+        return Path(self.url.database).absolute()
+
+    def _engine(self) -> Engine:
+        if self.file is None:
+            return create_engine(self.url, poolclass=NullPool, connect_args={"connect_timeout": 10})
+        engine = create_engine(f"sqlite:///{self.file}", poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _: Any) -> None:
+            connection.isolation_level = None  # the transactions are begun below, not by the driver
+            for pragma in ("foreign_keys=ON", "synchronous=FULL"):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            writes = connection.get_execution_options().get("write")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+        return engine
+
+    def _prepare(self, key: bytes | str | Path | None) -> None:
+        beside = None if self.file is None else Path(f"{self.file}.key")
+        with self._alone():
+            if self.file is not None and not self.file.exists():
+                with self.engine.connect() as connection:
+                    connection.exec_driver_sql("COMMIT")
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            if self._revision() != SCHEMA:
+                self._migrate()
+            with self.read() as connection:
+                known = dict(connection.execute(select(meta.c.name, meta.c.value)).all())
+            self.key = keys.find_key(key, beside, known.get("key"))
+            if "key" not in known:
+                known = self._first(known)
+        self.orders = tuple(float(order) for order in json.loads(known["orders"]))
+
+    def _first(self, known: dict[str, str]) -> dict[str, str]:
+        from .. import accounting
+
+        first = {"key": keys.fingerprint(self.key), "orders": json.dumps(accounting.ORDERS)}
+        with self.write() as connection:
+            found = dict(connection.execute(select(meta.c.name, meta.c.value)).all())
+            if "key" in found:  # another process was quicker, on a server
+                if found["key"] != first["key"]:
+                    raise BudgetError("the ledger has just been made with another key: give that one")
+                return found
+            connection.execute(insert(meta), [{"name": name, "value": value} for name, value in first.items()])
+            connection.execute(insert(head).values(id=1, count=0, mac=GENESIS, seal=self._seal(0, GENESIS)))
+        return first
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one process at a time make an SQLite ledger; a lock on the folder leaves no file behind."""
+        if self.file is None:
+            yield
+            return
+        try:
+            handle = os.open(self.file.parent, os.O_RDONLY)
+        except OSError as error:
+            raise BudgetError(f"the ledger {self.file} cannot be opened ({error.strerror})") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _revision(self) -> str | None:
+        try:
+            with self.read() as connection:
+                found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        except BudgetError as error:
+            if isinstance(error.__cause__, DatabaseError) and "alembic_version" in str(error.__cause__):
+                return None
+            raise
+        if found is not None and found > SCHEMA:
+            raise BudgetError(f"the ledger {self.name} was made by a newer dptrain (schema {found}): upgrade dptrain")
+        return found
+
+    def _migrate(self) -> None:
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.write() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the ledger."""
+        with self._translated(), self.engine.connect() as connection, connection.begin():
+            if self.file is None:
+                connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that no other writer overlaps; what it raises takes everything back."""
+        with self._translated(), self.engine.connect().execution_options(write=True) as connection, connection.begin():
+            if self.file is None:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            reason = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise BudgetError(f"the ledger {self.__dict__.get('name', '')} cannot be used: {reason[:300]}") from error
+
+    def append(self, connection: Connection, kind: str, payload: Mapping[str, Any], run: str | None = None) -> int:
+        """Add an entry to the chain, in the caller's write transaction; return its number.
+
+        Raises:
+            BudgetError: The head does not fit the entries: someone changed the database by other ways.
+        """
+        count, last = self.head(connection)
+        row = {
+            "seq": count + 1,
+            "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "kind": kind,
+            "run": run,
+            "payload": json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False),
+        }
+        code = self.chained(last, row)
+        connection.execute(insert(entries).values(row | {"mac": code}))
+        connection.execute(update(head).values(count=count + 1, mac=code, seal=self._seal(count + 1, code)))
+        return count + 1
+
+    def chained(self, last: str, row: Mapping[Any, Any]) -> str:
+        """Return the mac of an entry that follows the one whose mac is ``last``."""
+        fields = [last, *(str(row[name] or "") for name in ("seq", "at", "kind", "run", "payload"))]
+        return keys.mac(self.key, "entry", *(field.encode() for field in fields)).hex()
+
+    def head(self, connection: Connection) -> tuple[int, str]:
+        """Return the number of entries and the last one's mac, and see that both are there.
+
+        Raises:
+            BudgetError: The head is missing or forged, or the last entry is not the one it names.
+        """
+        row = connection.execute(select(head.c.count, head.c.mac, head.c.seal)).one_or_none()
+        count, last, seal = row if row is not None else (0, "", "")
+        if not hmac.compare_digest(seal, self._seal(count, last)):
+            raise BudgetError(f"the ledger {self.name} has been tampered with (its head): see dptrain budget verify")
+        end = connection.execute(select(entries.c.mac).order_by(entries.c.seq.desc()).limit(1)).scalar() or GENESIS
+        if end != last:
+            raise BudgetError(f"the ledger {self.name} has been tampered with (its end): see dptrain budget verify")
+        return count, last
+
+    def _seal(self, count: int, last: str) -> str:
+        return keys.mac(self.key, "head", str(count).encode(), last.encode()).hex()
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise BudgetError(
+            "budget.url is not a database address (not shown, it may hold a password): "
+            "give sqlite:///budget.db or postgresql://user@host/name"
+        ) from None
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+        raise BudgetError(
+            f"a ledger on {parsed.drivername} is not offered: give sqlite:///budget.db or postgresql://user@host/name"
+        )
+    if parsed.drivername == "postgresql+psycopg":
+        try:
+            import psycopg  # noqa: F401
+        except (ImportError, NoSuchModuleError):
+            raise BudgetError("a ledger on PostgreSQL needs its driver: pip install 'dptrain[postgres]'") from None
+    return parsed

@@ -1,0 +1,148 @@
+"""The tables of the ledger. ``entries`` is the record; what else there is follows from it and can be recomputed.
+
+No table holds a file name, a path of an image, a person or a machine: units, files and labels are keyed hashes.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _link(name: str, target: str, primary_key: bool = False, index: bool | None = None) -> Column:
+    return Column(name, ForeignKey(f"{target}.id"), nullable=False, primary_key=primary_key, index=index)
+
+
+# The ledger's own constants: fingerprint of the key, the grid of orders.
+meta = Table("meta", metadata, Column("name", String(40), primary_key=True), Column("value", Text, nullable=False))
+
+# Append-only: each row's mac covers the one before it, and the head, signed, says how many there are.
+entries = Table(
+    "entries",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("at", String(20), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("run", String(32), index=True),
+    Column("payload", Text, nullable=False),
+    Column("mac", String(64), nullable=False),
+)
+head = Table(
+    "head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("count", Integer, nullable=False),
+    Column("mac", String(64), nullable=False),
+    Column("seal", String(64), nullable=False),
+)
+
+# A dataset is a name for one or more snapshots; with a limit it is a budget.
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("unit", String(40), nullable=False),
+    Column("epsilon", Float(53)),
+    Column("delta", Float(53)),
+    Column("filter_order", Float(53)),
+    Column("capacity", Text),
+    # Readings, kept so that showing them needs no accountant: of which totals, at which delta, what.
+    Column("read_of", String(64)),
+    Column("read_delta", Float(53)),
+    Column("read_epsilon", Float(53)),
+    Column("pld_of", String(64)),
+    Column("pld_epsilon", Float(53)),
+)
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False, unique=True),
+)
+dataset_snapshots = Table(
+    "dataset_snapshots",
+    metadata,
+    _link("dataset_id", "datasets", primary_key=True),
+    _link("snapshot_id", "snapshots", primary_key=True, index=True),
+)
+
+# Units that are in exactly the same snapshots form an atom; all of them were charged the same.
+atoms = Table(
+    "atoms",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("total", Text, nullable=False),
+)
+atom_snapshots = Table(
+    "atom_snapshots",
+    metadata,
+    _link("atom_id", "atoms", primary_key=True),
+    _link("snapshot_id", "snapshots", primary_key=True, index=True),
+)
+units = Table(
+    "units",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary(32), nullable=False, unique=True),
+    _link("atom_id", "atoms", index=True),
+)
+files = Table(
+    "files",
+    metadata,
+    Column("hash", LargeBinary(32), primary_key=True),
+    _link("unit_id", "units", index=True),
+    Column("seal", LargeBinary(16), nullable=False),
+)
+members = Table(
+    "members",
+    metadata,
+    _link("snapshot_id", "snapshots", primary_key=True),
+    _link("unit_id", "units", primary_key=True, index=True),
+    Column("labels", LargeBinary(32), nullable=False),
+)
+
+# One step's event, and its curve so that it is computed once.
+mechanisms = Table(
+    "mechanisms",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("event", Text, nullable=False),
+    Column("curve", Text, nullable=False),
+)
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("seq", Integer, nullable=False, unique=True),  # of its reservation
+    Column("name", String(200), nullable=False),
+    _link("snapshot_id", "snapshots", index=True),
+    _link("mechanism_id", "mechanisms", index=True),
+    Column("delta", Float(53), nullable=False),
+    Column("planned", BigInteger, nullable=False),  # steps of the whole run
+    Column("charged", BigInteger, nullable=False),  # steps that count as spent now
+    Column("settled", BigInteger, nullable=False),  # steps known to have started, at the last settlement
+    Column("is_open", Boolean, nullable=False, index=True),
+    Column("attempt", String(64), nullable=False),  # keyed hash of the token that may go on with the run
+)

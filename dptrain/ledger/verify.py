@@ -1,0 +1,291 @@
+"""Check a ledger: the chain of entries, and that everything else in the database follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, text
+
+from ..errors import BudgetError
+from . import curves, snapshots
+from .filters import Filter
+from .manifest import digest_of
+from .reading import read_datasets
+from .store import GENESIS, Store
+from .tables import (
+    atom_snapshots,
+    atoms,
+    dataset_snapshots,
+    datasets,
+    entries,
+    files,
+    mechanisms,
+    members,
+    runs,
+    units,
+)
+from .tables import (
+    snapshots as snapshots_table,
+)
+
+EXPORT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check found.
+
+    Attributes:
+        entries: Number of entries looked at.
+        head: The signed end; keep it elsewhere to notice a ledger that was set back as a whole.
+        findings: What does not hold, a line each; empty for a sound ledger.
+    """
+
+    entries: int
+    head: str
+    findings: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        return not self.findings
+
+
+@dataclass
+class _Record:
+    """What the entries say there must be."""
+
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pairs: set[tuple[str, str]] = field(default_factory=set)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, row: Row, payload: dict[str, Any]) -> None:
+        if row.kind == "snapshot":
+            self.datasets.setdefault(payload["dataset"], {})
+            self.pairs.add((payload["dataset"], payload["digest"]))
+        elif row.kind == "budget":
+            limit = {name: payload[name] for name in ("epsilon", "delta", "unit")}
+            self.datasets.setdefault(payload["dataset"], {}).update(limit)
+        elif row.kind == "order":
+            self.datasets.setdefault(payload["dataset"], {}).update(filter_order=payload["order"])
+        elif row.kind == "reserve":
+            self.runs[row.run] = {
+                "seq": row.seq,
+                "name": payload["name"][:200],
+                "digest": payload["snapshot"],
+                "event": payload["event"],
+                "delta": payload["delta"],
+                "planned": payload["steps"],
+                "charged": payload["steps"],
+                "settled": 0,
+                "is_open": True,
+                "attempt": payload["attempt"],
+            }
+        elif row.kind == "resume":
+            run = self.runs[row.run]
+            run.update(charged=run["charged"] + payload["steps"], is_open=True, attempt=payload["attempt"])
+        elif row.kind == "settle":
+            steps = payload["steps"]
+            self.runs[row.run].update(charged=steps, settled=steps, is_open=False)
+        else:
+            raise KeyError(row.kind)
+
+
+def verify(store: Store, expect: str | None = None) -> Verification:
+    """Check everything; ``expect`` is a head noted earlier, which the record must still contain."""
+    with store.read() as connection:
+        findings, record, last, count = _chain(store, connection, expect)
+        findings += _head(store, connection)
+        for check in (_datasets, _runs, _mechanisms, _totals, _contents, _files, _foreign_keys):
+            findings += check(store, connection, record)
+    return Verification(count, f"{count}:{last[:32]}", tuple(findings))
+
+
+def _chain(store: Store, connection: Connection, expect: str | None) -> tuple[list[str], _Record, str, int]:
+    findings: list[str] = []
+    record, last, count = _Record(), GENESIS, 0
+    wanted, _, wanted_mac = (expect or "").partition(":")
+    seen = wanted == "0"
+    for row in connection.execute(select(entries).order_by(entries.c.seq)):
+        count += 1
+        if row.seq != count:
+            findings.append(f"entry {count} is missing: it was deleted, or the ones after it renumbered")
+            count = row.seq
+        if store.chained(last, dict(row._mapping)) != row.mac:
+            findings.append(f"entry {row.seq} ({row.kind}) is not what was written there: edited, inserted or moved")
+        last = row.mac
+        seen = seen or (wanted == str(row.seq) and bool(wanted_mac) and row.mac.startswith(wanted_mac))
+        try:
+            record.take(row, json.loads(row.payload))
+        except (KeyError, TypeError, ValueError):
+            findings.append(f"entry {row.seq} ({row.kind}) cannot be followed")
+    if expect is not None and not seen:
+        findings.append(f"the head {expect} is not in the record: the ledger was set back, or it is another one")
+    return findings, record, last, count
+
+
+def _head(store: Store, connection: Connection) -> Iterator[str]:
+    try:
+        store.head(connection)
+    except BudgetError:
+        yield "the signed head does not fit: entries were cut off, added or exchanged at the end"
+
+
+def _datasets(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    rows = {row.name: row for row in connection.execute(select(datasets))}
+    for name in rows.keys() ^ record.datasets.keys():
+        yield f"dataset {name} is {'not in the record' if name in rows else 'in the record and not in the tables'}"
+    for name in rows.keys() & record.datasets.keys():
+        row, said = rows[name], record.datasets[name]
+        for column in ("epsilon", "delta", "filter_order"):
+            if getattr(row, column) != said.get(column):
+                yield f"dataset {name}: {column} is {getattr(row, column)}, and the record says {said.get(column)}"
+        if row.unit != said.get("unit", row.unit):
+            yield f"dataset {name}: unit is {row.unit}, and the record says {said['unit']}"
+        if row.filter_order is not None and row.epsilon is not None and row.filter_order in store.orders:
+            capacity = Filter.at(row.filter_order, store.orders, row.epsilon, row.delta).capacity
+            if abs(int(row.capacity or "0", 16) - capacity) > capacity * 1e-9:
+                yield f"dataset {name}: the capacity of its filter is not that of its limit"
+    query = select(datasets.c.name, snapshots_table.c.digest).select_from(dataset_snapshots)
+    joined = query.join(datasets, datasets.c.id == dataset_snapshots.c.dataset_id).join(
+        snapshots_table, snapshots_table.c.id == dataset_snapshots.c.snapshot_id
+    )
+    for name, _ in {tuple(pair) for pair in connection.execute(joined)} ^ record.pairs:
+        yield f"dataset {name}: its snapshots are not those in the record"
+
+
+def _runs(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    query = (
+        select(runs, mechanisms.c.event, snapshots_table.c.digest)
+        .join(mechanisms, mechanisms.c.id == runs.c.mechanism_id)
+        .join(snapshots_table, snapshots_table.c.id == runs.c.snapshot_id)
+    )
+    rows = {row.id: row for row in connection.execute(query)}
+    for run in rows.keys() ^ record.runs.keys():
+        yield f"run {run} is {'not in the record' if run in rows else 'in the record and not in the tables'}"
+    for run in rows.keys() & record.runs.keys():
+        for column, said in record.runs[run].items():
+            if getattr(rows[run], column) != said:
+                yield f"run {run}: {column} is not what the record says"
+
+
+def _mechanisms(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    for row in connection.execute(select(mechanisms)):
+        if hashlib.sha256(row.event.encode()).hexdigest() != row.digest:
+            yield f"mechanism {row.id}: its event was changed"
+            continue
+        try:
+            computed = curves.to_floats(curves.step_curve(row.event, store.orders))
+            kept = curves.to_floats(curves.decode(row.curve))
+        except (BudgetError, ValueError):
+            yield f"mechanism {row.id}: its curve cannot be computed again"
+            continue
+        # Another version of the accountant may differ in the last digits.
+        if len(kept) != len(computed) or not all(map(_near, kept, computed)):
+            yield f"mechanism {row.id}: its curve is not what dp-accounting computes for its event"
+
+
+def _near(a: float, b: float) -> bool:
+    return a == b or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
+
+
+def _totals(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    """Sum every atom again, from the record: whole numbers, so they must be equal."""
+    by_event = {row.event: row.curve for row in connection.execute(select(mechanisms))}
+    spent: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for run in record.runs.values():
+        spent[run["digest"]][run["event"]] += run["charged"]
+    sums: dict[str, curves.Curve] = {}
+    for digest, tally in spent.items():
+        total = curves.zero(store.orders)
+        for event, steps in tally.items():
+            if event in by_event:
+                total = curves.add(total, curves.decode(by_event[event]), steps)
+        sums[digest] = total
+    holders: dict[int, list[str]] = defaultdict(list)
+    query = select(atom_snapshots.c.atom_id, snapshots_table.c.digest)
+    for atom, digest in connection.execute(
+        query.join(snapshots_table, snapshots_table.c.id == atom_snapshots.c.snapshot_id)
+    ):
+        holders[atom].append(digest)
+    kept: dict[int, str] = {row.id: row.total for row in connection.execute(select(atoms))}
+    wrong = False
+    for atom, total_text in kept.items():
+        total = curves.zero(store.orders)
+        for digest in holders[atom]:
+            total = curves.add(total, sums.get(digest, curves.zero(store.orders)), 1)
+        if curves.encode(total) != total_text:
+            wrong = True
+            yield f"atom {atom}: its total is not the sum of its charges"
+    if not wrong:
+        yield from _readings(store, connection, kept)
+
+
+def _readings(store: Store, connection: Connection, totals: Mapping[int, str]) -> Iterator[str]:
+    for row in connection.execute(select(datasets)):
+        inside = snapshots.dataset_atoms(connection, row.id)
+        if row.read_delta is None or not inside or not all(atom in totals for atom in inside):
+            continue
+        kept = {totals[atom] for atom in inside}
+        spent = max(curves.epsilon(curves.decode(total), store.orders, row.read_delta) for total in kept)
+        if row.read_epsilon is None or not _near(row.read_epsilon, spent):
+            yield f"dataset {row.name}: its reading is not that of its charges"
+
+
+def _contents(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    """Check which pictures a snapshot holds, and that every unit is in the atom of exactly its snapshots."""
+    content: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+    inside: dict[int, set[int]] = defaultdict(set)
+    rows = list(connection.execute(select(units)))
+    hashes = {row.id: bytes(row.hash) for row in rows}
+    for row in connection.execute(select(members)):
+        if row.unit_id in hashes:
+            content[row.snapshot_id][hashes[row.unit_id]] = bytes(row.labels)
+        inside[row.unit_id].add(row.snapshot_id)
+    for row in connection.execute(select(snapshots_table)):
+        if digest_of(store.key, content[row.id]) != row.digest:
+            yield f"snapshot {row.id}: its pictures or labels are not those of its digest"
+    of_atom: dict[int, set[int]] = defaultdict(set)
+    for row in connection.execute(select(atom_snapshots)):
+        of_atom[row.atom_id].add(row.snapshot_id)
+    wrong = {row.atom_id for row in rows if inside[row.id] != of_atom[row.atom_id]}
+    for atom in sorted(wrong):
+        yield f"atom {atom}: it holds units of other snapshots than its own"
+
+
+def _files(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    query = select(files.c.hash, files.c.seal, units.c.hash).join(units, units.c.id == files.c.unit_id)
+    wrong = sum(
+        bytes(seal) != snapshots.seal_file(store, bytes(file), bytes(unit))
+        for file, seal, unit in connection.execute(query)
+    )
+    if wrong:
+        yield f"{wrong} of the known files point to another unit than they did"
+
+
+def _foreign_keys(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    if store.file is not None:  # a server never lets them break
+        for table in sorted({row[0] for row in connection.execute(text("PRAGMA foreign_key_check"))}):
+            yield f"table {table}: a row points to one that is not there"
+
+
+def export(store: Store) -> dict[str, Any]:
+    """Return the record and the readings as plain data. Hashes stay keyed, and the key is not part of it."""
+    with store.read() as connection:
+        count, last = store.head(connection)
+        rows = [dict(row._mapping) for row in connection.execute(select(entries).order_by(entries.c.seq))]
+        readings = [asdict(reading) for reading in read_datasets(store, connection, None)]
+    for row in rows:
+        row["payload"] = json.loads(row["payload"])
+    return {
+        "format": EXPORT_FORMAT,
+        "head": f"{count}:{last[:32]}",
+        "orders": list(store.orders),
+        "datasets": readings,
+        "entries": rows,
+    }
