@@ -24,10 +24,13 @@ from .schema import (
     DEFAULT_STEPS,
     ENGINES,
     EVALUATIONS_PER_RUN,
+    MOST_MEAN_RUNS,
     NORMS,
     OPTIMIZERS,
     REFUSED_AUGMENTATIONS,
     SCHEDULES,
+    STOPPINGS,
+    TUNINGS,
     VALIDATIONS,
     AugmentConfig,
     EmaConfig,
@@ -36,6 +39,7 @@ from .schema import (
     ScheduleConfig,
     TrackingConfig,
     TrainConfig,
+    TuningConfig,
     config_error,
     nearest_key,
 )
@@ -51,6 +55,7 @@ __all__ = [
     "ScheduleConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TuningConfig",
     "default_output_dir",
     "from_kwargs",
     "from_omegaconf",
@@ -153,6 +158,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
             if value is not None and not (math.isfinite(value) and valid(value)):
                 raise ConfigError(f"{key}={value} must be {needed}")
     _check_rest(config)
+    _check_tuning(config)
     return config
 
 
@@ -265,6 +271,20 @@ def _check_rest(config: TrainConfig) -> None:
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
 
 
+def _check_tuning(config: TrainConfig) -> None:
+    """The bound of random stopping holds for some distributions of the number of runs only."""
+    distribution, mean = config.tuning.distribution, config.tuning.mean_runs
+    if distribution not in STOPPINGS:
+        raise ConfigError(
+            f"tuning.distribution={distribution} is not one of {', '.join(STOPPINGS)}: the bound of Papernot and "
+            "Steinke (2022) needs a random number of runs from one of them, and a fixed number does not qualify"
+        )
+    if not 1 <= mean <= MOST_MEAN_RUNS or (mean == 1 and distribution != "poisson"):
+        raise ConfigError(
+            f"tuning.mean_runs={mean} must be more than 1 and at most {MOST_MEAN_RUNS}: it is a mean, not a number"
+        )
+
+
 def _warn(config: TrainConfig, delta: float) -> None:
     size = config.privacy.dataset_size
     if size is not None and delta >= 1 / size:
@@ -340,6 +360,7 @@ def _set(config: Any, key: str, value: Any) -> None:
 
 _CHOICES = {
     "norm": NORMS,
+    "tuning.method": TUNINGS,
     "engine": ENGINES,
     "validation": VALIDATIONS,
     "optimizer.name": OPTIMIZERS,

@@ -8,7 +8,7 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from . import config as settings
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoader, load_data, refuse_overlap
 from .detection.evaluate import evaluate
 from .detection.labels import label_path
@@ -84,17 +84,26 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
 def train_from_config(config: TrainConfig) -> TrainResult:
     """Do what :func:`train` does, from the typed configuration that Hydra fills."""
     config = settings.resolve(config)
+    if config.tuning.method != "none":
+        from .tuning import tune
+
+        return tune(config)
     plan = settings.make_plan(config)
     config = settings.with_plan(config, plan)
-    run = _Run(config, plan, Console())
+    run = Run(config, plan, Console())
     return run.execute()
 
 
-class _Run:
-    """The state of one run. Everything that can be refused is refused before the output folder exists."""
+class Run:
+    """The state of one run. Everything that can be refused is refused before the output folder exists.
 
-    def __init__(self, config: TrainConfig, plan: PrivacyPlan, console: Console) -> None:
-        self.config, self.plan, self.console = config, plan, console
+    ``tuning``, where there was one, is that section of the statement; the run is then paid for by the tuning.
+    """
+
+    def __init__(
+        self, config: TrainConfig, plan: PrivacyPlan, console: Console, tuning: Mapping[str, Any] | None = None
+    ) -> None:
+        self.config, self.plan, self.console, self.tuning = config, plan, console, tuning
         self.folder = RunFolder(Path(config.output_dir), config.resume)
         self.output = self.folder.path
         self.folder.check()
@@ -177,7 +186,7 @@ class _Run:
 
     def execute(self) -> TrainResult:
         with ExitStack() as stack:
-            stack.enter_context(self.folder.opened(_config_text(self.config), self._settings()))
+            stack.enter_context(self.folder.opened(config_text(self.config), self._settings()))
             tracker = stack.enter_context(self._tracker())
             self._restore()
             stop = stack.enter_context(_stop_signal())
@@ -204,25 +213,9 @@ class _Run:
         return self.config.evaluate_every or self.plan.steps
 
     def _tracker(self) -> Tracker:
-        tracking, plan = self.config.tracking, self.plan
-        if not tracking.enabled:
+        if not self.config.tracking.enabled:
             return NoTracker()
-        tags = {
-            "dptrain.model": Path(self.config.model).name,
-            "dptrain.dataset": self.data_name,
-            "dptrain.unit": plan.unit,
-            "dptrain.accountant": "RDP (dp-accounting)",
-            "dptrain.sampler": "Poisson",
-            "dptrain.valid": str(self.trainer.secure).lower(),
-        }
-        note = self.output / "mlflow_run"
-        known = note.read_text().strip() if note.exists() else None
-        tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
-        self.folder.write(note.name, tracker.run_id)
-        if known is None:
-            flat = {k: v for k, v in flatten(asdict(self.config)).items() if not k.startswith("tracking.")}
-            tracker.parameters({**flat, "privacy.epsilon": plan.epsilon(), "privacy.epsilon_pld": plan.epsilon("pld")})
-        return tracker
+        return open_tracker(self.config, self.plan, self.output, self.data_name, self.trainer.secure)
 
     def _restore(self) -> None:
         if not self.config.resume:
@@ -268,6 +261,7 @@ class _Run:
             deviations=tuple(self._deviations()),
             public_data={"start_weights": Path(self.config.model).name, "sha256": self.start_hash, "declared": None},
             training=self._training_facts(),
+            tuning=self.tuning,
         )
         return write_statement(self.output, statement)
 
@@ -288,6 +282,8 @@ class _Run:
     def _validation_words(self) -> str:
         if not self.evaluates:
             return "not evaluated in the run"
+        if self.tuning is not None:
+            return "treated as public (validation=public): metrics released without noise; they chose the run"
         return "treated as public (validation=public): metrics released without noise; no stopping or selection by them"
 
     def _deviations(self) -> Iterator[str]:
@@ -333,34 +329,56 @@ class _Run:
     def _stop_early(self, tracker: Tracker) -> None:
         self._checkpoint()
         self._write_statement("stopped")
-        self._publish(tracker)
+        publish(self.config, self.output, self.data_name, tracker)
         raise SystemExit(
             f"stopped after step {self.trainer.step} of {self.plan.steps}; go on with the same command and "
             f"output_dir={self.output} resume=true"
         )
 
-    def _publish(self, tracker: Tracker) -> dict[str, float]:
-        """Hand the files of the run to the tracker; return the metrics of the last evaluation."""
-        metrics: dict[str, float] = {}
-        names = [*STATEMENT_FILES, "config.yaml"]
-        if (self.output / "results.csv").exists():
-            rows = read_rows(self.output / "results.csv")
-            metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
-            draw_curve(rows, self.output / "epsilon_vs_map.png", f"{Path(self.config.model).stem} on {self.data_name}")
-            names += ["epsilon_vs_map.png", *TABLES]
-        for name in names:
-            if (self.output / name).exists():
-                tracker.file(self.output / name)
-        for file in sorted((self.output / "weights").iterdir()):  # the statement travels with the weights
-            tracker.file(file, "weights")
-        return metrics
-
     def _finish(self, tracker: Tracker) -> TrainResult:
         statement = self._write_statement("finished")
-        metrics = self._publish(tracker)
+        metrics = publish(self.config, self.output, self.data_name, tracker)
         epsilon = statement["guarantee"]["epsilon"]
         self._say(f"done: epsilon {epsilon:.3f} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
         return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)
+
+
+def open_tracker(config: TrainConfig, plan: PrivacyPlan, output: Path, data_name: str, secure: bool) -> Tracker:
+    """Open the MLflow run of the run in ``output``, or go on with it; a new one gets all settings as parameters."""
+    tracking = config.tracking
+    tags = {
+        "dptrain.model": Path(config.model).name,
+        "dptrain.dataset": data_name,
+        "dptrain.unit": plan.unit,
+        "dptrain.accountant": "RDP (dp-accounting)",
+        "dptrain.sampler": "Poisson",
+        "dptrain.valid": str(secure).lower(),
+    }
+    note = output / "mlflow_run"
+    known = note.read_text().strip() if note.exists() else None
+    tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
+    write_atomically(note, lambda stream: stream.write(tracker.run_id.encode()))
+    if known is None:
+        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith("tracking.")}
+        tracker.parameters({**flat, "privacy.epsilon": plan.epsilon(), "privacy.epsilon_pld": plan.epsilon("pld")})
+    return tracker
+
+
+def publish(config: TrainConfig, output: Path, data_name: str, tracker: Tracker) -> dict[str, float]:
+    """Hand the files of the run in ``output`` to the tracker; return the metrics of the last evaluation."""
+    metrics: dict[str, float] = {}
+    names = [*STATEMENT_FILES, "config.yaml"]
+    if (output / "results.csv").exists():
+        rows = read_rows(output / "results.csv")
+        metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
+        draw_curve(rows, output / "epsilon_vs_map.png", f"{Path(config.model).stem} on {data_name}")
+        names += ["epsilon_vs_map.png", *TABLES]
+    for name in names:
+        if (output / name).exists():
+            tracker.file(output / name)
+    for file in sorted((output / "weights").iterdir()):  # the statement travels with the weights
+        tracker.file(file, "weights")
+    return metrics
 
 
 def _device(name: str) -> torch.device:
@@ -375,7 +393,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _config_text(config: TrainConfig) -> str:
+def config_text(config: TrainConfig) -> str:
     text = OmegaConf.to_yaml(OmegaConf.structured(config))
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)  # a password in a tracking URI
 

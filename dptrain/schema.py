@@ -26,6 +26,7 @@ NORMS = ("auto", "group", "frozen_bn")
 ENGINES = ("fused", "opacus", "microbatch")
 VALIDATIONS = ("public", "off")
 TUNINGS = ("none", "random_stopping")
+MOST_MEAN_RUNS = 500
 STOPPINGS = ("geometric", "poisson", "logarithmic")
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,30 +37,25 @@ class Tracker:
         Raises:
             TrackingError: The store cannot be reached or refuses.
         """
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
         parent = os.environ.get(PARENT_RUN)
         tags = {**tags, "mlflow.parentRunId": parent} if parent else dict(tags)
-        try:
-            from mlflow.tracking import MlflowClient
-
-            client = MlflowClient(tracking_uri=uri)
+        with _reaching(uri):
+            client = _client(uri)
             if run_id is None:
-                run_id = client.create_run(
-                    _experiment_id(client, experiment), run_name=run_name, tags=tags
-                ).info.run_id
+                run_id = client.create_run(_experiment_id(client, experiment), run_name=run_name, tags=tags).info.run_id
             else:
                 client.update_run(run_id, status="RUNNING")
-        except Exception as error:  # every store has its own errors; all mean that nothing would be recorded
-            reason = " ".join(str(error).split())[:160]
-            raise TrackingError(
-                f"tracking.uri={uri} cannot be used ({type(error).__name__}: {reason}): mend it, "
-                "or set tracking.enabled=false; no step was taken"
-            ) from error
         return cls(client, run_id, uri)
+
+    @staticmethod
+    def check(uri: str, experiment: str) -> None:
+        """Find out whether a run could be opened, and open none.
+
+        Raises:
+            TrackingError: The store cannot be reached or refuses.
+        """
+        with _reaching(uri):
+            _experiment_id(_client(uri), experiment)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters; MLflow keeps them as text."""
@@ -129,6 +125,29 @@ class NoTracker(Tracker):
     def __init__(self) -> None:
         super().__init__(None, "", "")
         self._lost = True
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for noisy in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # every store has its own errors; all mean that nothing would be recorded
+        reason = " ".join(str(error).split())[:160]
+        raise TrackingError(
+            f"tracking.uri={uri} cannot be used ({type(error).__name__}: {reason}): mend it, "
+            "or set tracking.enabled=false; no step was taken"
+        ) from error
 
 
 def _experiment_id(client: Any, name: str) -> str:

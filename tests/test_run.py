@@ -210,7 +210,7 @@ def test_a_run_is_resumed_with_its_own_settings_or_not_at_all(
         raise OSError("power gone")
 
     with monkeypatch.context() as context:
-        context.setattr("dptrain.run._Run._checkpoint", cut)
+        context.setattr("dptrain.run.Run._checkpoint", cut)
         with pytest.raises(OSError, match="power gone"):
             dptrain.train(data=data, **options(tmp_path))
     assert (tmp_path / "out" / "steps.journal").stat().st_size == 2
@@ -231,7 +231,7 @@ def test_a_resumed_run_has_the_same_frozen_layers(
     import ultralytics
 
     data = make_dataset()
-    real = dptrain.run._Run._evaluate
+    real = dptrain.run.Run._evaluate
 
     def cut(self: Any, *args: Any) -> None:
         if self.trainer.step:
@@ -239,7 +239,7 @@ def test_a_resumed_run_has_the_same_frozen_layers(
         real(self, *args)
 
     with monkeypatch.context() as context:
-        context.setattr("dptrain.run._Run._evaluate", cut)
+        context.setattr("dptrain.run.Run._evaluate", cut)
         with pytest.raises(OSError, match="power gone"):
             dptrain.train(data=data, **options(tmp_path))
     weights = tmp_path / "out" / "weights" / "last.pt"
@@ -258,7 +258,7 @@ def test_a_run_cut_before_its_statement_is_finished_by_a_resume(
         raise OSError("power gone")
 
     with monkeypatch.context() as context:
-        context.setattr("dptrain.run._Run._finish", cut)
+        context.setattr("dptrain.run.Run._finish", cut)
         with pytest.raises(OSError, match="power gone"):
             dptrain.train(data=data, **options(tmp_path))
     result = dptrain.train(data=data, **options(tmp_path, resume=True))

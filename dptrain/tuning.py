@@ -1,0 +1,365 @@
+"""Choosing settings at a price that is accounted: random stopping (Papernot and Steinke 2022).
+
+Looking at k runs costs the composition of k runs. If the number of runs is itself random and secret, and all that is
+ever seen is the best of them, the price is little more than one run's: theorem 2 for the geometric and the logarithmic
+distribution (truncated negative binomial with shape 1 and 0), theorem 6 for Poisson. The bound holds for that procedure
+only, so a fixed number of runs, a grid, or a look at a loser is refused or made impossible here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from dp_accounting.dp_event import DpEvent, RepeatAndSelectDpEvent
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from . import accounting
+from . import config as settings
+from .errors import ConfigError, PrivacyError
+from .folder import RunFolder
+from .results import MAP, read_rows
+from .schema import TrainConfig, keys, nearest_key
+from .tracking import NoTracker, Tracker
+
+if TYPE_CHECKING:
+    from .plan import PrivacyPlan
+    from .run import TrainResult
+
+logger = logging.getLogger(__name__)
+
+SHAPES = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}
+_SEARCHED = ("model", "imgsz", "trainable", "norm", "optimizer", "schedule", "ema", "augment", "privacy.clip_norm")
+_PARTIAL = "tuning.partial"  # in output_dir, while runs go on; holds the best so far and the one at work
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is promised of a tuning, before its first run.
+
+    Guarantee: releasing the winner (its settings, every iterate, its metrics) is (``epsilon``, delta)-differentially
+    private for adding or removing one unit, if the number of runs and all other runs stay secret.
+
+    Attributes:
+        candidates: Equally likely; each run draws one of them afresh.
+        plan: What every run follows, but for its clip norm.
+        distribution: Of the number of runs.
+        mean: Of that number.
+        epsilon: RDP, at the plan's delta.
+    """
+
+    candidates: tuple[TrainConfig, ...]
+    plan: PrivacyPlan
+    distribution: str
+    mean: float
+
+    @property
+    def event(self) -> DpEvent:
+        """All of the tuning as one event: this is what a budget is charged with, once, before the first run."""
+        return RepeatAndSelectDpEvent(self.plan.event(), self.mean, SHAPES[self.distribution])
+
+    @property
+    def epsilon(self) -> float:
+        """RDP epsilon of releasing the winner."""
+        return accounting.epsilon(self.event, self.plan.delta)
+
+    def facts(self, search: Mapping[str, Any]) -> dict[str, Any]:
+        """The ``tuning`` section of the winner's privacy statement."""
+        return {
+            "method": "random stopping (Papernot and Steinke 2022)",
+            "runs": f"secret, {self.distribution} with mean {self.mean:g}",
+            "epsilon": self.epsilon,
+            "delta": self.plan.delta,
+            "candidates": {key: list(values) for key, values in search.items()},
+            "score": f"{MAP} on the public validation split, after the last step",
+            "note": (
+                "This epsilon covers the choice; the run's own is that of one run alone. Every run drew its candidate "
+                "uniformly; the other runs and their number were shown to nobody. How long it all took is not covered."
+            ),
+        }
+
+
+def tune(config: TrainConfig) -> TrainResult:
+    """Run a secret, random number of runs and keep the best, as ``tuning`` of the resolved configuration says.
+
+    What can be refused is refused before the first run. A tuning that breaks off releases nothing, keeps nothing and
+    cannot be resumed, and all of its budget stays spent.
+
+    Raises:
+        ConfigError: The search space, the folder or the validation split does not allow it.
+        PrivacyError: The number of runs came out as 0 (Poisson), or no run gave weights: nothing is released.
+        SystemExit: It was asked to stop.
+    """
+    from .checkpoint import write_atomically
+    from .run import config_text, open_tracker, publish
+
+    tuning = plan_tuning(config)
+    facts = tuning.facts(config.tuning.search)
+    output = Path(config.output_dir)
+    _refuse(config, output)
+    with _silence():
+        data_name = _try_candidates(tuning, output)
+    console = Console()
+    _announce(tuning, console)
+    if config.tracking.enabled:
+        Tracker.check(config.tracking.uri, config.tracking.experiment)
+    runs = draw_runs(tuning.distribution, tuning.mean, secrets.SystemRandom())
+    try:
+        with console.status("runs go on; how many, and how far they are, stays secret"):
+            best = _best_of(runs, tuning, facts, output / _PARTIAL)
+        if best is None:
+            raise PrivacyError(
+                "nothing is released: no run gave weights, or the number of runs was drawn as 0, which the Poisson "
+                "distribution allows; the tuning's whole epsilon stays spent"
+            )
+        result, winner = best
+        _reveal(output, output / _PARTIAL / "best")
+    except SystemExit:
+        raise SystemExit(
+            f"the tuning was stopped: nothing is released, it cannot be resumed, and epsilon {tuning.epsilon:.3f} "
+            "stays spent"
+        ) from None
+    finally:
+        shutil.rmtree(output / _PARTIAL, ignore_errors=True)
+        if output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
+    shown = replace(winner, output_dir=config.output_dir, tracking=config.tracking)
+    write_atomically(output / "config.yaml", lambda stream: stream.write(config_text(shown).encode()))
+    # Only now, so that the run in MLflow does not tell by its duration how many runs there were.
+    tracker = open_tracker(shown, tuning.plan, output, data_name, True) if config.tracking.enabled else NoTracker()
+    with tracker:
+        rows = read_rows(output / "results.csv")
+        for row in rows:
+            tracker.metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+        tracker.metrics({"dp/epsilon_tuning": tuning.epsilon}, int(rows[-1]["step"]))
+        publish(shown, output, data_name, tracker)
+    chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(shown), key)}" for key in config.tuning.search)
+    console.print(
+        f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {tuning.epsilon:.3f} at delta "
+        f"{tuning.plan.delta:.3g}, the choice included; {output / 'weights/last.pt'}",
+        soft_wrap=True,
+        markup=False,
+    )
+    return replace(result, weights=output / "weights" / "last.pt", epsilon=tuning.epsilon, output_dir=output)
+
+
+def plan_tuning(config: TrainConfig) -> Tuning:
+    """Return what a resolved configuration asks for, with every candidate checked.
+
+    Raises:
+        ConfigError: A key cannot be searched, a candidate is not valid, or candidates differ in what a run costs.
+    """
+    search = config.tuning.search
+    if not search:
+        raise ConfigError(
+            "tuning.search is empty: give the candidates, such as '+tuning.search={optimizer.lr:[1e-3,3e-3]}'"
+        )
+    for key, values in search.items():
+        _check_key(key)
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"tuning.search has {key}={values}: give a list of values, such as [1e-3,3e-3]")
+    candidates: list[TrainConfig] = []
+    plans: list[PrivacyPlan] = []
+    for number, values in enumerate(itertools.product(*search.values())):
+        chosen = dict(zip(search, values, strict=True))
+        with _only_the_first(number):
+            candidate = _candidate(config, chosen)
+            plan = settings.make_plan(candidate)
+        candidates.append(settings.with_plan(candidate, plan))
+        plans.append(plan)
+        if (plan.event(), plan.delta) != (plans[0].event(), plans[0].delta):
+            raise ConfigError(
+                f"the candidate {chosen} costs another epsilon than the first one: the bound needs runs that all have "
+                "the same guarantee; fix privacy.sample_rate, or leave that key out of tuning.search"
+            )
+    return Tuning(tuple(candidates), plans[0], config.tuning.distribution, config.tuning.mean_runs)
+
+
+def draw_runs(distribution: str, mean: float, random: Random) -> int:
+    """Draw the number of runs: ``geometric`` and ``logarithmic`` give at least 1, ``poisson`` may give 0.
+
+    By inversion of the distribution function at a uniform number of 53 bits.
+    """
+    uniform, cumulated = random.random(), 0.0
+    for count, chance in _chances(distribution, mean):
+        cumulated += chance
+        if uniform < cumulated or (count > mean and chance < 1e-18):
+            return count
+    raise AssertionError("the chances add up to 1")
+
+
+def _chances(distribution: str, mean: float) -> Iterator[tuple[int, float]]:
+    """The number of runs and its probability, from the smallest number on."""
+    if distribution == "poisson":
+        chance = math.exp(-mean)
+        for count in itertools.count():
+            yield count, chance
+            chance *= mean / (count + 1)
+    gamma = 1 / mean if distribution == "geometric" else _logarithmic_gamma(mean)
+    for count in itertools.count(1):
+        power = (1 - gamma) ** (count - 1)
+        yield count, power * (gamma if distribution == "geometric" else (1 - gamma) / (count * -math.log(gamma)))
+
+
+def _logarithmic_gamma(mean: float) -> float:
+    """Solve (1/gamma - 1) / ln(1/gamma) = mean (definition 1 of the paper, shape 0), from the safe side.
+
+    A larger gamma means fewer runs and a smaller bound than the one that is accounted.
+    """
+    low, high = 1e-12, 1 - 1e-12
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 / middle - 1) / -math.log(middle) > mean else (low, middle)
+    return min(high * (1 + 1e-8), 1 - 1e-12)
+
+
+def _check_key(key: str) -> None:
+    known = [name for name, _ in keys()]
+    if key not in known:
+        raise ConfigError(f"tuning.search has an unknown key {key}{nearest_key(key, known)}")
+    if any(key == name or key.startswith(f"{name}.") for name in _SEARCHED):
+        return
+    if key == "steps" or key.startswith("privacy."):
+        raise ConfigError(
+            f"{key} cannot be searched: it changes what a run costs, and the bound of Papernot and Steinke (2022) "
+            "needs runs that all have the same guarantee; sweep over it with -m, at the composed cost"
+        )
+    raise ConfigError(f"{key} cannot be searched: only {', '.join(_SEARCHED)} can")
+
+
+def _candidate(config: TrainConfig, chosen: Mapping[str, Any]) -> TrainConfig:
+    node = OmegaConf.structured(config)
+    for key, value in chosen.items():
+        OmegaConf.update(node, key, value)
+    return settings.resolve(settings.from_omegaconf(node))
+
+
+def _refuse(config: TrainConfig, output: Path) -> None:
+    """What makes a tuning impossible, whatever its candidates."""
+    if config.resume:
+        raise ConfigError("resume=true, and a tuning cannot be resumed: what it had spent stays spent; start a new one")
+    if config.seed is not None:
+        raise ConfigError(f"seed={config.seed} and tuning exclude one another: every run would draw the same noise")
+    if config.validation != "public":
+        raise ConfigError(
+            f"validation={config.validation}: the score that picks the winner must be computed on public images; "
+            "declare a public val split (validation=public)"
+        )
+    if (output / _PARTIAL).exists():
+        raise ConfigError(f"{output / _PARTIAL} is left from a tuning that was killed: remove {output}, unread")
+    RunFolder(output, False).check()
+
+
+def _try_candidates(tuning: Tuning, output: Path) -> str:
+    """Find out before the first run whether every candidate could start; returns the name of the data."""
+    from .detection.data import load_data
+    from .detection.model import load_model
+    from .run import Run
+
+    first = tuning.candidates[0]
+    data = load_data(first.data)
+    if not data.val:
+        raise ConfigError(f"{first.data} has no val split, and the winner is picked by its score there: add one")
+    for candidate in tuning.candidates[1:]:
+        load_model(
+            candidate.model, data.num_classes, norm=candidate.norm, trainable=candidate.trainable, names=data.names
+        )
+    return Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True)).data_name
+
+
+def _announce(tuning: Tuning, console: Console) -> None:
+    count = len(tuning.candidates)
+    console.print(
+        f"tuning by random stopping: {count} candidates, a secret number of runs ({tuning.distribution}, mean "
+        f"{tuning.mean:g}); one run is epsilon {tuning.plan.epsilon():.3f}, the winner epsilon {tuning.epsilon:.3f} "
+        f"(RDP) at delta {tuning.plan.delta:.3g}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _best_of(
+    runs: int, tuning: Tuning, facts: Mapping[str, Any], partial: Path
+) -> tuple[TrainResult, TrainConfig] | None:
+    """Take the runs; ``partial/best`` then holds the winner, and nothing is left of the others."""
+    from .run import Run
+
+    random = secrets.SystemRandom()
+    best: tuple[TrainResult, TrainConfig] | None = None
+    for _ in range(runs):
+        candidate = random.choice(tuning.candidates)
+        folder = partial / "run"
+        shutil.rmtree(folder, ignore_errors=True)
+        with _silence():
+            run = Run(_private(candidate, folder), _plan_of(candidate, tuning), Console(quiet=True), tuning=facts)
+            try:
+                result = run.execute()
+            except PrivacyError:  # it diverged: the lowest of all scores, since stopping here would tell of a loser
+                continue
+        if best is None or _score(result) > _score(best[0]):
+            shutil.rmtree(partial / "best", ignore_errors=True)
+            folder.rename(partial / "best")
+            best = result, candidate
+    return best
+
+
+def _plan_of(candidate: TrainConfig, tuning: Tuning) -> PrivacyPlan:
+    return replace(tuning.plan, clip_norm=candidate.privacy.clip_norm)
+
+
+def _private(candidate: TrainConfig, folder: Path) -> TrainConfig:
+    """The candidate as it is run: in a folder that nobody is shown, without MLflow."""
+    return replace(candidate, output_dir=str(folder), tracking=replace(candidate.tracking, enabled=False))
+
+
+def _score(result: TrainResult) -> float:
+    value = result.metrics.get(MAP, math.nan)
+    return -math.inf if math.isnan(value) else value
+
+
+def _reveal(output: Path, best: Path) -> None:
+    """Move the winner to where it is looked for, with times that do not tell when it ran."""
+    for file in sorted(best.iterdir()):
+        file.rename(output / file.name)
+    for file in (output, *output.rglob("*")):
+        os.utime(file)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No line of any run reaches the screen or a log: their number is secret."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with Path(os.devnull).open("w") as nothing, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with redirect_stdout(nothing), redirect_stderr(nothing):
+                yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _only_the_first(number: int) -> Iterator[None]:
+    """Let the first candidate's lines through: the others would say the same."""
+    if number == 0:
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
