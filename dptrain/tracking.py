@@ -6,6 +6,7 @@ be reached does not start; one whose tracker goes away later goes on, says so on
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -79,8 +80,14 @@ class Tracker:
         self._try(lambda: self._client.log_artifact(self.run_id, str(file), folder))
 
     def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
-        """Store a table, given by its columns, as an artifact that MLflow shows as a table."""
-        self._try(lambda: self._client.log_table(self.run_id, dict(columns), name))
+        """Store a table, given by its columns, as an artifact that MLflow shows as a table.
+
+        As MLflow's own ``log_table`` does, but for that this replaces what an earlier call stored.
+        """
+        table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+        known = json.dumps([{"path": name, "type": "table"}])
+        self._try(lambda: self._client.log_text(self.run_id, json.dumps(table), name))
+        self._try(lambda: self._client.set_tag(self.run_id, "mlflow.loggedArtifacts", known))
 
     def logged_steps(self, key: str) -> set[int]:
         """The steps at which a metric was logged, in this process or an earlier one."""
@@ -156,7 +163,7 @@ def _experiment_id(client: Any, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name)
+            return client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
         except MlflowException:  # another process made it in the meantime
             found = client.get_experiment_by_name(name)
             if found is None:

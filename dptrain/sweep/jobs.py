@@ -41,7 +41,7 @@ class Job:
     @property
     def label(self) -> str:
         """The swept values in short: ``noise_multiplier=0.8``."""
-        return " ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in self.swept.items())
+        return " ".join(f"{leaf(key)}={short(value)}" for key, value in self.swept.items())
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,13 @@ def _status(statement: Path) -> str | None:
         return None
 
 
-def _short(value: str) -> str:
+def leaf(key: str) -> str:
+    """A key without its section."""
+    return key.rpartition(".")[2]
+
+
+def short(value: str) -> str:
+    """A swept value as text; of a file, its name."""
     return Path(value).stem if value.endswith((".pt", ".yaml", ".yml")) else value
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .table import METRICS, Row, SweepTable
+from .table import METRICS, Row, SweepTable, up
 
 _CURVES = ("metrics/mAP50B", "metrics/mAP50-95B")
 _WIDE = 8.0  # from this ratio of the largest to the smallest epsilon on, the axis is logarithmic
@@ -46,7 +47,13 @@ def _axis_title(table: SweepTable) -> str:
 def _subtitle(table: SweepTable) -> str:
     assert table.cost is not None
     void = "" if table.cost.secure else "; VOID: a seed was set"
-    return f"publishing all of it costs epsilon {table.cost.epsilon:.3g} at delta {table.cost.delta:.2g}{void}"
+    return f"publishing all of it costs epsilon {up(table.cost.epsilon)} at delta {table.cost.delta:.2g}{void}"
+
+
+def _labels(rows: Sequence[Row]) -> str:
+    """What the labels of the points are, where they are bare values."""
+    swept = {key for row in rows for key in row.swept}
+    return f"at each point: {swept.pop()}" if len(swept) == 1 else ""
 
 
 def _png(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> None:
@@ -66,13 +73,15 @@ def _png(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> None
             )
     for epsilon, row in zip(epsilons, rows, strict=True):
         axes.annotate(
-            row.label.replace(" ", "\n"),
+            row.point.replace(" ", "\n"),
             (epsilon, row.metrics[_CURVES[0]]),
             xytext=(0, 6),
             textcoords="offset points",
             ha="center",
-            fontsize=7,
+            fontsize=8,
         )
+    axes.text(0.01, 0.02, _labels(rows), transform=axes.transAxes, fontsize=8, color="0.4")
+    axes.margins(x=0.08)
     if _is_wide(rows):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -87,6 +96,10 @@ def _png(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> None
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(file, metadata={"Software": None})
+
+
+def _scale(rows: Sequence[Row]) -> dict[str, Any]:
+    return {"type": "log", "dtick": "D2"} if _is_wide(rows) else {"type": "linear", "rangemode": "tozero"}
 
 
 def _html(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> None:
@@ -110,7 +123,7 @@ def _html(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> Non
             y=[row.metrics[key] for row in rows],
             mode="lines+markers+text" if key == _CURVES[0] else "lines+markers",
             name=METRICS[key],
-            text=[row.label for row in rows],
+            text=[row.point for row in rows],
             textposition="top center",
             hovertext=hover,
             hoverinfo="text",
@@ -118,8 +131,12 @@ def _html(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> Non
         )
     figure.update_layout(
         title={"text": f"{title}<br><sub>{_subtitle(table)}</sub>"},
-        xaxis={"title": {"text": _axis_title(table)}, "type": "log" if _is_wide(rows) else "linear"},
+        xaxis={"title": {"text": _axis_title(table)}, **_scale(rows)},
         yaxis={"title": {"text": "on the public validation split"}, "range": [0, 1.08]},
+        annotations=[
+            {"text": _labels(rows), "xref": "paper", "yref": "paper", "x": 0.01, "y": 0.01, "showarrow": False}
+        ],
+        legend={"orientation": "h", "y": 1.02, "x": 1, "xanchor": "right", "yanchor": "bottom"},
         template="plotly_white",
     )
     figure.write_html(file, include_plotlyjs=True, full_html=True)

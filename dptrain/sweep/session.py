@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from ..errors import ConfigError
 from ..schema import TrainConfig
 from ..tracking import NoTracker, Tracker
-from .jobs import FAILED, FINISHED, RECORD, Job, SweepRecord
+from .jobs import FAILED, FINISHED, Job, SweepRecord
 from .pictures import draw
 from .table import METRICS, SweepTable, mlflow_table, read_table, summary, write_table
 
@@ -118,19 +120,24 @@ def _tracker(settings: TrainConfig, record: SweepRecord) -> Tracker:
         key: [job.swept[key] for job in record.jobs] for key in (record.jobs[0].swept if record.jobs else ())
     }
     name = tracking.run_name or f"sweep over {', '.join(swept) or 'chosen values'}"
-    tags = {"dptrain.sweep": "true", "dptrain.dataset": settings.data, "dptrain.model": settings.model}
+    model, data = _names(settings)
+    tags = {"dptrain.sweep": "true", "dptrain.dataset": data, "dptrain.model": model}
     tracker = Tracker.start(tracking.uri, tracking.experiment, name, tags, record.parent_run)
     if record.parent_run is None:
         values = {f"sweep.{key}": ", ".join(dict.fromkeys(swept[key])) for key in swept}
-        tracker.parameters({**values, "output_dir": record.folder})
+        tracker.parameters({**values, "output_dir": record.folder, "jobs": len(record.jobs)})
     return tracker
 
 
 def _title(settings: TrainConfig) -> str:
-    data = Path(settings.data)
+    return " on ".join(_names(settings))
+
+
+def _names(settings: TrainConfig) -> tuple[str, str]:
+    """What people call the model and the data; ``several`` where it is swept over."""
+    model, data = Path(settings.model), Path(settings.data)
     name = data.resolve().parent.name if data.stem in ("data", "dataset") else data.stem
-    model = Path(settings.model).stem
-    return " on ".join("several" if text == "???" else text for text in (model, name))
-
-
-__all__ = ["RECORD", "Sweep"]
+    return (
+        "several" if settings.model == MISSING else model.stem,
+        "several" if settings.data == MISSING else name,
+    )

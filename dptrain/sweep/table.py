@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cost import JobCost, SweepCost, compose, read_cost
-from .jobs import FINISHED, SweepRecord, write_json
+from .jobs import FINISHED, SweepRecord, short, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,6 +45,11 @@ class Row:
     metrics: Mapping[str, float]
     mlflow_run: str | None
 
+    @property
+    def point(self) -> str:
+        """What stands beside its point in a picture: the swept values, without the keys if there is one only."""
+        return short(next(iter(self.swept.values()))) if len(self.swept) == 1 else self.label
+
     def flat(self) -> dict[str, Any]:
         """The row with the columns of ``sweep.csv``; what is not there is None."""
         cost = self.cost
@@ -52,12 +57,11 @@ class Row:
             "job": self.number,
             **self.swept,
             "state": self.state,
-            "steps": cost.steps if cost else 0,
-            "noise multiplier": cost.noise_multiplier if cost else None,
             "epsilon": cost.epsilon() if cost else 0.0,
+            **{name: self.metrics.get(key) for key, name in METRICS.items()},
             "epsilon_pld": cost.epsilon("pld") if cost else 0.0,
             "delta": cost.delta if cost else None,
-            **{name: self.metrics.get(key) for key, name in METRICS.items()},
+            "steps": cost.steps if cost else 0,
             "mlflow_run": self.mlflow_run,
         }
 
@@ -82,7 +86,7 @@ class SweepTable:
         counted = sum(row.cost is not None for row in self.rows)
         runs = "1 run" if counted == 1 else f"{counted} runs"
         text = (
-            f"publishing this curve costs epsilon {cost.epsilon:.3f} (RDP; PLD {cost.epsilon_pld:.3f}) "
+            f"publishing this curve costs epsilon {up(cost.epsilon)} (RDP; PLD {up(cost.epsilon_pld)}) "
             f"at delta {cost.delta:.3g}: the composition of {runs}, choice of the best among them included"
         )
         if cost.deltas_differ:
@@ -161,18 +165,18 @@ def shown(table: SweepTable) -> Table:
             row.label,
             row.state,
             f"{cost.steps}/{cost.planned_steps}" if cost else "0",
-            f"{cost.epsilon():.3f}" if cost else "0",
+            up(cost.epsilon()) if cost else "0",
             *("-" if value is None else f"{value:.3f}" for value in metrics),
         )
     return view
 
 
 def mlflow_table(table: SweepTable) -> dict[str, list[Any]]:
-    """Columns of text and numbers, which MLflow shows as a table."""
+    """Columns for MLflow, whose viewer leaves a column empty when there is a dot in its name."""
     rows = [row.flat() for row in table.rows]
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    return {name.replace(".", " "): [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json`` of a sweep's folder."""
-    return json.loads((folder / "summary.json").read_text())
+def up(value: float) -> str:
+    """An epsilon to three decimals, never below what it is."""
+    return f"{math.ceil(value * 1000 - 1e-9) / 1000:.3f}" if math.isfinite(value) else "infinite"
