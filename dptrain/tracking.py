@@ -163,7 +163,7 @@ def _experiment_id(client: Any, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+            return client.create_experiment(name)
         except MlflowException:  # another process made it in the meantime
             found = client.get_experiment_by_name(name)
             if found is None:
