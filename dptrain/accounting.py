@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from absl import logging as absl_logging
 from dp_accounting import dp_event, privacy_accountant
-from dp_accounting.mechanism_calibration import (
-    ExplicitBracketInterval,
-    NoBracketIntervalFoundError,
-    calibrate_dp_mechanism,
-)
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
+from scipy.optimize import brentq
 
 from .errors import ConfigError
 
@@ -36,6 +32,10 @@ PLD_UP_TO_EPSILON = 200.0
 
 NOISE_RANGE = (1e-2, 1e4)  # where calibration looks for the noise multiplier
 MOST_STEPS = 2**31
+
+# Calibration first looks at these orders and places.
+_COARSE = (1.1, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0, 12.0, 16.0, 24.0, 36.0, 52.0, 128.0, 256.0, 512.0, 1024.0)
+_PLACES = 48
 
 
 @contextmanager
@@ -152,31 +152,125 @@ def calibrate_noise(target: float, delta: float, sample_rate: float, steps: int)
     Raises:
         ConfigError: No noise multiplier up to 10,000 meets the target.
     """
+    noise = calibrate_quickly(target, delta, sample_rate, steps)[0]
+
+    def exceeds(noise: float) -> bool:
+        return dp_sgd_epsilon(sample_rate, steps, noise, delta) > target
+
+    if exceeds(_next(noise, -1)):
+        return noise
+    low, high = noise / 2, noise  # the quick search came to rest at an order that is not the best
+    while not exceeds(low):
+        low, high = low / 2, low
+    while high - low > 1e-5 * high:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if exceeds(middle) else (low, middle)
+    noise = _ceiling(high)
+    return noise if not exceeds(noise) else _next(noise, 1)
+
+
+def calibrate_quickly(target: float, delta: float, sample_rate: float, steps: int) -> tuple[float, float]:
+    """Return a noise multiplier, to four digits, that meets ``target``, and its RDP epsilon by a few orders.
+
+    The search follows one order at a time to the best one. The minimum over some orders is never below that over all,
+    so what it finds always suffices; where there are several local minima it may be more noise than is needed.
+
+    Raises:
+        ConfigError: No noise multiplier up to 10,000 meets the target.
+    """
     check_epsilon(target)
     check_delta(delta)
-    least, most = NOISE_RANGE
-    if dp_sgd_epsilon(sample_rate, steps, least, delta) <= target:
+
+    def coarse(place: int) -> tuple[float, float]:
+        value, order = compute_epsilon(_COARSE, steps * _coarse_rdp(sample_rate, place), delta)
+        return float(value), float(order)
+
+    if coarse(0)[0] <= target:
         raise ConfigError(f"epsilon={target} is met with hardly any noise and so promises nothing: lower it")
-    try:
-        with _quiet():
-            exact = calibrate_dp_mechanism(
-                lambda: RdpAccountant(ORDERS, RELATION),
-                lambda noise: dp_sgd_event(sample_rate, steps, noise),
-                target,
-                delta,
-                bracket_interval=ExplicitBracketInterval(least, most),
-                tol=1e-5,
-            )
-    except (NoBracketIntervalFoundError, ValueError) as error:
+    if coarse(_PLACES)[0] > target:
         raise ConfigError(
             f"epsilon={target} cannot be met with delta={delta}, sample_rate={sample_rate:.6g} and steps={steps}: "
             "raise epsilon, or take fewer steps or a lower sample rate"
-        ) from error
-    scale = 10.0 ** (3 - math.floor(math.log10(exact)))
-    noise = math.ceil(exact * scale) / scale
-    while dp_sgd_epsilon(sample_rate, steps, noise, delta) > target:
-        noise = (round(noise * scale) + 1) / scale
-    return noise
+        )
+    low, high = 0, _PLACES
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if coarse(middle)[0] <= target else (middle, high)
+
+    @functools.cache
+    def by_order(noise: float, at: int) -> float:
+        order = (ORDERS[at],)
+        return float(compute_epsilon(order, steps * _rdp(sample_rate, noise, order), delta)[0])
+
+    def descend(noise: float, at: int) -> int:
+        while (better := min(_beside(at), key=lambda near: (by_order(noise, near), near != at))) != at:
+            at = better
+        return at
+
+    at, seen = _nearest_order(coarse(high)[1]), set[int]()
+    while at not in seen:
+        seen.add(at)
+        exact = _noise_for_order(functools.partial(by_order, at=at), target, _noise_at(low), _noise_at(high))
+        at = descend(exact, at)
+    noise = _ceiling(exact)
+    while (reached := min(by_order(noise, near) for near in _beside(at))) > target:
+        noise = _next(noise, 1)
+    return noise, reached
+
+
+def _noise_for_order(epsilon_at: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """The noise that reaches the target by one order alone; its epsilon falls as the noise grows."""
+    while epsilon_at(low) <= target:
+        low, high = low / 2, low
+    while epsilon_at(high) > target:
+        low, high = high, high * 2
+
+    def excess(log_noise: float) -> float:
+        return math.log(max(epsilon_at(math.exp(log_noise)), 1e-300) / target)
+
+    return math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-6))
+
+
+def _decimals(noise: float) -> int:
+    """How many decimals a number of four digits has; negative above 9,999."""
+    return 3 - math.floor(math.log10(noise))
+
+
+def _ceiling(noise: float) -> float:
+    scale = 10.0 ** _decimals(noise)
+    return math.ceil(noise * scale) / scale
+
+
+def _next(noise: float, steps: int) -> float:
+    """The noise some steps of its fourth digit further."""
+    scale = 10.0 ** _decimals(noise)
+    return (round(noise * scale) + steps) / scale
+
+
+def _beside(at: int) -> tuple[int, ...]:
+    return max(0, at - 1), at, min(len(ORDERS) - 1, at + 1)
+
+
+def _nearest_order(order: float) -> int:
+    return min(range(len(ORDERS)), key=lambda at: abs(ORDERS[at] - order))
+
+
+def _rdp(sample_rate: float, noise_multiplier: float, orders: tuple[float, ...]) -> np.ndarray:
+    with _quiet():
+        account = RdpAccountant(orders, RELATION).compose(dp_sgd_event(sample_rate, 1, noise_multiplier))
+    return np.asarray(account._rdp)
+
+
+def _noise_at(place: int) -> float:
+    """Places from 0 to ``_PLACES``, evenly spread over ``NOISE_RANGE`` by their logarithm."""
+    least, most = NOISE_RANGE
+    return least * (most / least) ** (place / _PLACES)
+
+
+@functools.lru_cache(maxsize=4096)
+def _coarse_rdp(sample_rate: float, place: int) -> np.ndarray:
+    """One step's curve at a place, which serves every number of steps."""
+    return _rdp(sample_rate, _noise_at(place), _COARSE)
 
 
 def calibrate_steps(target: float, delta: float, sample_rate: float, noise_multiplier: float) -> int:
