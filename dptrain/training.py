@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .errors import ConfigError, PrivacyError
 from .gradients import LossFunction
 from .gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
+from .gradients.tuning import by_rule
 from .noise import NoiseStream
 from .plan import PrivacyPlan
 from .sampling import Draw
@@ -194,9 +195,10 @@ class PrivateTrainer:
         # In double precision: the rounding of a single precision sum grows with the draw, and the sensitivity with it.
         total = {name: torch.zeros(p.shape, dtype=_wide(p), device=p.device) for name, p in self.parameters.items()}
         before = self._buffer_versions()
-        for batch in batches:
-            part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
-            torch._foreach_add_(list(total.values()), list(part.values()))
+        with nullcontext() if self.secure else by_rule():  # a seeded run repeats to the last bit
+            for batch in batches:
+                part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
+                torch._foreach_add_(list(total.values()), list(part.values()))
         if before != self._buffer_versions():
             raise PrivacyError(
                 "a buffer of the module changed while it looked at private images, and nothing noises it: "

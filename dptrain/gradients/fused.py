@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .checks import refuse_missing, trainable_parameters
 from .layers import Record, Tape, rule_for
-from .layers.base import Instantiated
+from .layers.base import Instantiated, Joined, Named
 
 LossFunction = Callable[[Any, Any], Tensor]
+
+_FEW = 4096  # entries of a gradient that is joined with others
 
 
 @contextmanager
@@ -103,29 +105,45 @@ def clipped_sum(
     n, records = run(module, loss_function, batch)
     if n == 0:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
-    squared = 0.0
-    for _, layer_name, record in _named(module, records):
-        layer_norms = record.squared_norms()
-        _check_rows(layer_name, layer_norms, n)
-        squared = squared + layer_norms.double()
-    assert isinstance(squared, Tensor)
+    parts = _joined(module, records, n)
+    del records
+    squared = torch.stack([_of_examples(layer_name, part.squared_norms(), n) for layer_name, part in parts]).sum(0)
     weights = weigh(squared)
     finite = torch.isfinite(squared)
     if not bool(finite.all()):
-        records = {layer: _without(record, ~finite) for layer, record in records.items()}
+        parts = [(layer_name, part.without(~finite)) for layer_name, part in parts]
     found: dict[str, Tensor] = {}
-    for prefix, _, record in _named(module, records):
-        for name, total in record.weighted_sum(weights).items():
-            found[prefix + name] = total
+    for _, part in parts:
+        found |= part.weighted_sum(weights)
     refuse_missing(parameters, found)
     return {name: found[name] for name in parameters}
 
 
-def _without(record: Record, dropped: Tensor) -> Record:
-    gradients = record.per_example()
-    return Instantiated(
-        {name: g.masked_fill(dropped.view(-1, *[1] * (g.dim() - 1)), 0.0) for name, g in gradients.items()}
-    )
+def _joined(module: nn.Module, records: dict[nn.Module, Record], n: int) -> list[tuple[str, Record]]:
+    """Return the records under the parameters' full names; gradients of few entries are joined to one tensor.
+
+    A detector has hundreds of small parameters, and a handful of calls for each would cost more than the arithmetic.
+    """
+    small: dict[str, Instantiated] = {}
+    parts: list[tuple[str, Record]] = []
+    for prefix, layer_name, record in _named(module, records):
+        if not isinstance(record, Instantiated):
+            parts.append((layer_name, Named(prefix, record)))
+            continue
+        for name, rows in record.gradients.items():
+            _of_examples(layer_name, rows, n)
+            arrange = {prefix + name: record.arrange[name]} if name in record.arrange else None
+            one = Instantiated({prefix + name: rows}, arrange)
+            if rows[0].numel() <= _FEW:
+                small[prefix + name] = one
+            else:
+                parts.append((layer_name, one))
+    return [*parts, ("", Joined(small))] if small else parts
+
+
+def _of_examples(layer_name: str, rows: Tensor, n: int) -> Tensor:
+    _check_rows(layer_name, rows, n)
+    return rows.double() if rows.dim() == 1 and rows.device.type != "mps" else rows
 
 
 def _check_rows(layer_name: str, rows: Tensor, n: int) -> None:

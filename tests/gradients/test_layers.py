@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dptrain
+from dptrain.gradients import tuning
 from dptrain.gradients.fused import run
 from dptrain.gradients.layers import conv, linear
 from dptrain.gradients.layers.base import squared_norm
@@ -103,57 +104,112 @@ def test_conv2d(case: tuple[dict[str, Any], tuple[int, int], int, str]) -> None:
     check(freeze(nn.Conv2d(**options), frozen), data(n, options["in_channels"], *size))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kernel_size": 1},
-        {"kernel_size": 1, "padding": 1},
-        {"kernel_size": 1, "stride": 2},
-        {"kernel_size": 3, "padding": 1, "stride": 2, "dilation": 2},
-        {"kernel_size": (2, 4), "padding": "same"},
-        {"kernel_size": (2, 4), "padding": "valid"},
-        {"kernel_size": 3, "padding": (2, 1), "padding_mode": "reflect"},
-        {"kernel_size": (4, 3), "padding": "same", "padding_mode": "circular", "dilation": (1, 2)},
-        {"kernel_size": 3, "padding": 1, "groups": 2},
-        {"kernel_size": 3, "padding": 1, "groups": 4},
-        {"kernel_size": (3, 2), "padding": "same", "groups": 2, "padding_mode": "replicate"},
-    ],
-    ids=str,
+DENSE = (
+    {"kernel_size": 1},
+    {"kernel_size": 1, "padding": 1},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 3, "padding": 1, "stride": 2, "dilation": 2},
+    {"kernel_size": (3, 2), "stride": (1, 2), "padding": (0, 2), "dilation": (2, 1)},
+    {"kernel_size": (2, 4), "padding": "same"},
+    {"kernel_size": (2, 4), "padding": "valid"},
+    {"kernel_size": 3, "padding": (2, 1), "padding_mode": "reflect"},
+    {"kernel_size": (4, 3), "padding": "same", "padding_mode": "circular", "dilation": (1, 2)},
 )
-@pytest.mark.parametrize("method", conv.METHODS)
+GROUPED = (
+    {"kernel_size": 3, "padding": 1, "groups": 2},
+    {"kernel_size": 3, "padding": 1, "groups": 4},
+    {"kernel_size": (3, 2), "padding": "same", "groups": 2, "padding_mode": "replicate"},
+)
+
+
+def ways() -> Iterator[Any]:
+    """Every way that exists for a layer: ``bmm`` is for 1 x 1, and only one group has an unfolded input."""
+    for options in (*DENSE, *GROUPED):
+        for method in conv.METHODS:
+            form = method.split()[1]
+            pointwise = options == {"kernel_size": 1}
+            if form in ("fold", "loop") or ("groups" not in options and (form != "bmm" or pointwise)):
+                yield pytest.param(options, method, id=f"{method} {options}")
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["alone", "reused"])
+@pytest.mark.parametrize(("options", "method"), list(ways()))
 def test_every_way_to_form_a_conv_gradient_is_the_same(
-    options: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], method: str, below: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if options.get("groups", 1) > 1 and method in ("bmm", "ghost"):
-        pytest.skip("for one group only")
     used: list[str] = []
     original = conv.conv_record
 
     def forced(module: Any, geometry: Any, x: Tensor, b: Tensor) -> Any:
-        used.append(method)
-        return original(module, geometry, x, b, method=method)
+        taken = method
+        if module.kernel_size == (1, 1) and options["kernel_size"] != 1:
+            taken = "held bmm"  # the layer below
+        used.append(taken)
+        return original(module, geometry, x, b, method=taken)
 
     monkeypatch.setattr(conv, "conv_record", forced)
-    check(OnTop(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 8, **options)), data(3, 2, 9, 8))
-    assert used
+    layer = nn.Conv2d(4, 8, **options)
+    module = OnTop(nn.Conv2d(2, 4, 1), layer)
+    losses = projected_losses(lambda m, x: m(x) + m(x.flip(3) * 0.5)) if below else None
+    check(module, data(3, 2, 9, 8), losses) if losses else check(module, data(3, 2, 9, 8))
+    assert method in used
 
 
-def test_the_choice_of_method_covers_all_four_and_sees_shapes_only() -> None:
-    def chosen(channels: int, out: int, kernel: int, side: int, **options: Any) -> str:
+@pytest.mark.parametrize("product", [False, True])
+def test_a_pointwise_convolution_by_matrix_product_is_the_same(product: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "_multiplies", lambda direction, geometry, x, weight: product and geometry.pointwise)
+    check(OnTop(nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(4, 8, 1, bias=False)), data(3, 2, 9, 8))
+
+
+def test_the_choice_of_method_sees_shapes_only() -> None:
+    def chosen(channels: int, out: int, kernel: int, side: int, n: int = 2, **options: Any) -> str:
         layer = nn.Conv2d(channels, out, kernel, **options)
+        geometry = conv.Geometry(layer, [kernel // 2] * 2, [0, 0])
         answers = set()
         for fill in (0.0, torch.nan, 1.0):
-            x = torch.full((1, channels, side, side), fill)
-            answers.add(conv.choose(layer, x, torch.full((1, out, side, side), fill)))
+            x, b = torch.full((n, channels, side, side), fill), torch.full((n, out, side, side), fill)
+            answers.add(conv.rule(geometry, x, b, layer.weight))
+            feasible = conv.feasible(geometry, tuple(x.shape), tuple(b.shape), layer.weight.shape)
+            assert conv.choose(geometry, x, b, layer.weight.detach()) in feasible
+            assert answers <= set(feasible)
         assert len(answers) == 1
         return answers.pop()
 
-    picks = {
-        chosen(256, 512, 3, 2), chosen(16, 16, 1, 16), chosen(3, 16, 3, 80), chosen(16, 32, 3, 32),
-        chosen(256, 512, 3, 2, groups=256),
-    }  # fmt: skip
-    assert picks == set(conv.METHODS)
-    assert chosen(256, 512, 3, 2, groups=256) in ("fold", "loop")
+    assert chosen(256, 512, 3, 2) == "booked gram"
+    assert chosen(16, 16, 1, 16) == "held bmm"
+    assert chosen(3, 16, 3, 80) == "held loop"
+    assert chosen(16, 32, 3, 32) == "held fold"
+    assert chosen(128, 32, 3, 10) == "held unfold"
+    assert chosen(256, 512, 3, 2, groups=256) in ("held fold", "held loop")
+
+
+def test_gradients_that_outgrow_their_layer_are_not_held() -> None:
+    """Memory must not grow with images times parameters."""
+    layer = nn.Conv2d(256, 256, 3)
+    for n in (1, 64):
+        held = conv.feasible(conv.Geometry(layer, [1, 1], [0, 0]), (n, 256, 8, 8), (n, 256, 8, 8), layer.weight.shape)
+        assert held and all(method.startswith("booked") for method in held)
+
+
+def test_what_is_timed_is_not_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A choice by the batch's own run time would let the images speak through the clock and the rounding."""
+    seen: list[Tensor] = []
+    original = conv._record
+
+    def record(geometry: Any, x: Tensor, b: Tensor, *rest: Any) -> Any:
+        seen.append(x)
+        return original(geometry, x, b, *rest)
+
+    monkeypatch.setattr(conv, "_record", record)
+    monkeypatch.setattr(conv, "_fastest", tuning.Chooser())
+    layer = nn.Conv2d(3, 5, 3)
+    x = torch.full((6, 3, 12, 12), 7.0)
+    state = torch.get_rng_state()
+    conv.conv_record(layer, conv.Geometry(layer, [0, 0], [0, 0]), x, torch.full((6, 5, 10, 10), 7.0))
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(seen) > 3
+    assert [bool((s == 7.0).any()) for s in seen] == [False] * (len(seen) - 1) + [True]
+    assert {len(s) for s in seen[:-1]} == {4}  # the last batch of a draw has any size: sizes are binned
 
 
 @FEW
@@ -232,11 +288,8 @@ def test_group_norm_of_a_map_that_is_not_contiguous() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(6,), (4, 6), (3, 4, 6)], ids=str)
-@pytest.mark.parametrize("normalized", [1, 2])
+@pytest.mark.parametrize(("shape", "normalized"), [((6,), 1), ((4, 6), 1), ((4, 6), 2), ((3, 4, 6), 1), ((3, 4, 6), 2)])
 def test_layer_norm(bias: bool, shape: tuple[int, ...], normalized: int) -> None:
-    if len(shape) < normalized:
-        pytest.skip("no such shape")
     check(nn.LayerNorm(shape[-normalized:], bias=bias), data(4, *shape) + 3.0)
     check(OnTop(nn.Linear(6, 6), nn.LayerNorm(shape[-normalized:], bias=bias)), data(4, *shape))
 

@@ -25,6 +25,9 @@ class Record(Protocol):
     def per_example(self) -> dict[str, Tensor]:
         """Return every example's gradient, each of shape (n, *parameter)."""
 
+    def without(self, dropped: Tensor) -> Record:
+        """Return the record with the gradients of the examples where ``dropped`` is true, shape (n,), set to zero."""
+
 
 @dataclass
 class Tape:
@@ -82,19 +85,93 @@ def registered_rules() -> tuple[type[nn.Module], ...]:
 
 
 class Instantiated:
-    """Per-example gradients held as tensors of shape (n, *parameter)."""
+    """Per-example gradients held as tensors of shape (n, *parameter).
 
-    def __init__(self, gradients: dict[str, Tensor]) -> None:
-        self.gradients = gradients
+    ``arrange`` turns (m, ...) in the order in which a gradient was computed into (m, *parameter), where that differs.
+    """
+
+    def __init__(self, gradients: dict[str, Tensor], arrange: dict[str, Callable[[Tensor], Tensor]] | None = None):
+        self.gradients, self.arrange = gradients, arrange or {}
 
     def squared_norms(self) -> Tensor:
-        return torch.stack([squared_norm(g) for g in self.gradients.values()]).sum(0)
+        norms = [squared_norm(g) for g in self.gradients.values()]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
-        return {name: (weights.to(g.dtype) @ g.flatten(1)).view(g.shape[1:]) for name, g in self.gradients.items()}
+        return {name: self.arranged(name, weigh(weights, g).unsqueeze(0))[0] for name, g in self.gradients.items()}
 
     def per_example(self) -> dict[str, Tensor]:
-        return self.gradients
+        return {name: self.arranged(name, g) for name, g in self.gradients.items()}
+
+    def without(self, dropped: Tensor) -> Instantiated:
+        return Instantiated({name: zero_rows(g, dropped) for name, g in self.gradients.items()}, self.arrange)
+
+    def arranged(self, name: str, rows: Tensor) -> Tensor:
+        return self.arrange[name](rows) if name in self.arrange else rows
+
+
+class Joined:
+    """Small per-example gradients of many parameters, side by side in one (n, entries) tensor."""
+
+    def __init__(self, parts: dict[str, Instantiated], rows: Tensor | None = None) -> None:
+        self.parts = parts
+        self.rows = (
+            torch.cat([part.gradients[name].flatten(1) for name, part in parts.items()], 1) if rows is None else rows
+        )
+
+    def squared_norms(self) -> Tensor:
+        return squared_norm(self.rows)
+
+    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
+        return {name: rows[0] for name, rows in self._split(weigh(weights, self.rows).unsqueeze(0)).items()}
+
+    def per_example(self) -> dict[str, Tensor]:
+        return self._split(self.rows)
+
+    def without(self, dropped: Tensor) -> Joined:
+        return Joined(self.parts, zero_rows(self.rows, dropped))
+
+    def _split(self, rows: Tensor) -> dict[str, Tensor]:
+        shapes = {name: part.gradients[name].shape[1:] for name, part in self.parts.items()}
+        pieces = rows.split([shape.numel() for shape in shapes.values()], 1)
+        return {
+            name: self.parts[name].arranged(name, piece.reshape(-1, *shape))
+            for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+        }
+
+
+class Named:
+    """A layer's record under the full names of its parameters."""
+
+    def __init__(self, prefix: str, record: Record) -> None:
+        self.prefix, self.record = prefix, record
+
+    def squared_norms(self) -> Tensor:
+        return self.record.squared_norms()
+
+    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
+        return {self.prefix + name: value for name, value in self.record.weighted_sum(weights).items()}
+
+    def per_example(self) -> dict[str, Tensor]:
+        return {self.prefix + name: value for name, value in self.record.per_example().items()}
+
+    def without(self, dropped: Tensor) -> Named:
+        return Named(self.prefix, self.record.without(dropped))
+
+
+def weigh(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return the sum of ``weights[i] * rows[i]``, of the shape of one row."""
+    return torch.mv(rows.flatten(1).t(), weights.to(rows.dtype)).view(rows.shape[1:])
+
+
+def zero_rows(rows: Tensor, dropped: Tensor) -> Tensor:
+    """Return ``rows`` (n, ...) with zeros where ``dropped`` (n,) is true, also where infinity or NaN stood."""
+    return rows.masked_fill(dropped.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """Double precision, where the device has it: Apple's GPUs do not."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 _BLOCK = 256
@@ -117,11 +194,11 @@ def squared_norm(gradients: Tensor) -> Tensor:
     """
     flat = gradients.flatten(1)
     whole = flat.shape[1] - flat.shape[1] % _BLOCK
-    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1).double().square()
+    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1).to(wide(gradients)).square()
     if whole == 0:
         return rest
     blocks = flat[:, :whole].unflatten(1, (-1, _BLOCK))
-    return torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1) + rest
+    return torch.linalg.vector_norm(blocks, dim=2).to(wide(gradients)).square().sum(1) + rest
 
 
 def full_precision(x: Tensor) -> Tensor:

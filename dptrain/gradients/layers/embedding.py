@@ -9,23 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ModelError
-from .base import Forward, Tape, full_precision, register
+from .base import Forward, Tape, full_precision, register, wide, zero_rows
 
 
 class _EmbeddingRecord:
     """Holds token numbers and output gradients; never n x vocabulary x width unless asked for."""
 
     def __init__(self, module: nn.Embedding, tokens: Tensor, b: Tensor) -> None:
-        self.module = module
-        self.tokens = tokens.reshape(len(tokens), -1)
-        self.b = full_precision(b).reshape(*self.tokens.shape, -1)
-        if module.padding_idx is not None:
-            self.b = self.b * (self.tokens != module.padding_idx).unsqueeze(2)
+        self.module, self.tokens, self.b = module, tokens, b
 
     def squared_norms(self) -> Tensor:
         # Rows of one token add up before they are squared: sum over pairs of positions with the same token.
         same = self.tokens.unsqueeze(2) == self.tokens.unsqueeze(1)
-        b = self.b.double()  # the sum can cancel
+        b = self.b.to(wide(self.b))  # the sum can cancel
         return ((b @ b.transpose(1, 2)) * same).sum((1, 2)).clamp_(min=0.0)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
@@ -39,6 +35,17 @@ class _EmbeddingRecord:
         index = self.tokens.unsqueeze(2).expand(n, positions, width)
         return {"weight": total.scatter_add_(1, index, self.b)}
 
+    def without(self, dropped: Tensor) -> _EmbeddingRecord:
+        return _EmbeddingRecord(self.module, self.tokens, zero_rows(self.b, dropped))
+
+
+def _record(module: nn.Embedding, tokens: Tensor, b: Tensor) -> _EmbeddingRecord:
+    tokens = tokens.reshape(len(tokens), -1)
+    b = full_precision(b).reshape(*tokens.shape, -1)
+    if module.padding_idx is not None:
+        b = b * (tokens != module.padding_idx).unsqueeze(2)
+    return _EmbeddingRecord(module, tokens, b)
+
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
@@ -50,7 +57,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[None, ...]:  # type: ignore[override]
         (tokens,) = ctx.saved_tensors
-        ctx.tape.add(ctx.module, _EmbeddingRecord(ctx.module, tokens, b))
+        ctx.tape.add(ctx.module, _record(ctx.module, tokens, b))
         return None, None, None, None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Forward, Instantiated, Record, Tape, full_precision, register, squared_norm
+from .base import Forward, Instantiated, Record, Tape, full_precision, register, squared_norm, wide, zero_rows
 
 
 class GhostRecord:
@@ -23,7 +23,7 @@ class GhostRecord:
 
     def squared_norms(self) -> Tensor:
         # In double precision: the sum can cancel, and products over thousands of channels round by 1e-4 in single.
-        b, u = self.b.double(), self.u.double()
+        b, u = self.b.to(wide(self.b)), self.u.to(wide(self.u))
         outer, inner = b.transpose(1, 2) @ b, u.transpose(1, 2) @ u
         # What the weighted sum below rounds off is a few units of |B|^2 |U|^2 (Cauchy-Schwarz). It is added, so that
         # the norm errs upwards and the clipped gradient never exceeds the clip norm.
@@ -45,6 +45,10 @@ class GhostRecord:
         if self.bias is not None:
             gradients["bias"] = self.bias
         return gradients
+
+    def without(self, dropped: Tensor) -> GhostRecord:
+        bias = None if self.bias is None else zero_rows(self.bias, dropped)
+        return GhostRecord(self.module, zero_rows(self.b, dropped), zero_rows(self.u, dropped), bias)
 
 
 def ghost_pays(positions: int, outputs: int, inputs: int) -> bool:

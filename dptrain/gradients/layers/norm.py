@@ -38,20 +38,15 @@ class _GroupNorm(torch.autograd.Function):
         x, weight, mean, rstd = ctx.saved_tensors
         module, b = ctx.module, b.contiguous()
         n, c = x.shape[:2]
-        flat_x, flat_b = full_precision(x).reshape(n, c, -1), full_precision(b).reshape(n, c, -1)
-        shift = flat_b.sum(2)
-        groups = module.num_groups
-        mean_c = mean.reshape(n, groups, 1).expand(n, groups, c // groups).reshape(n, c)
-        rstd_c = rstd.reshape(n, groups, 1).expand(n, groups, c // groups).reshape(n, c)
-        # Centred before the product: sum(b*x) - mean*sum(b) would cancel where the mean is large.
-        scale = ((flat_x - mean_c.unsqueeze(2)).mul_(flat_b)).sum(2) * rstd_c
-        ctx.tape.add(module, Instantiated(_trainable(module, weight=scale, bias=shift)))
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        grad, _, _ = torch.ops.aten.native_group_norm_backward(
-            b, x, mean, rstd, weight, n, c, flat_x.shape[2], groups, [True, False, False]
-        )
-        return grad, None, None, None, None
+        positions = x.shape[2:].numel()
+        # One example of n * c channels in n * groups groups is the same function, and has a scale and a shift for each.
+        grad, scale, shift = torch.ops.aten.native_group_norm_backward(
+            b.view(1, n * c, -1), x.view(1, n * c, -1), mean.view(1, -1), rstd.view(1, -1), weight.repeat(n),
+            1, n * c, positions, n * module.num_groups, [ctx.needs_input_grad[0], True, True],
+        )  # fmt: skip
+        gradients = {"weight": full_precision(scale).view(n, c), "bias": full_precision(shift).view(n, c)}
+        ctx.tape.add(module, Instantiated(_trainable(module, **gradients)))
+        return None if grad is None else grad.view(x.shape), None, None, None, None
 
 
 @register(nn.GroupNorm)
@@ -107,17 +102,14 @@ class _FrozenBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         module, (n, c) = ctx.module, x.shape[:2]
-        inverse = torch.rsqrt(module.running_var + module.eps)
-        gradients: dict[str, Tensor] = {}
-        full_b = full_precision(b).reshape(n, c, -1)
-        if module.weight.requires_grad:
-            centred = full_precision(x).reshape(n, c, -1) - module.running_mean.view(1, c, 1)
-            gradients["weight"] = centred.mul_(full_b).sum(2) * inverse
-        if module.bias.requires_grad:
-            gradients["bias"] = full_b.sum(2)
-        ctx.tape.add(module, Instantiated(gradients))
-        scale = (weight * inverse).to(b.dtype).view(1, c, *[1] * (b.dim() - 2))
-        return b * scale if ctx.needs_input_grad[0] else None, None, None, None, None
+        # One example of n * c channels is the same function, and has a scale and a shift for each.
+        grad, scale, shift = torch.ops.aten.native_batch_norm_backward(
+            b.reshape(1, n * c, -1), x.reshape(1, n * c, -1), weight.repeat(n), module.running_mean.repeat(n),
+            module.running_var.repeat(n), None, None, False, module.eps, [ctx.needs_input_grad[0], True, True],
+        )  # fmt: skip
+        gradients = {"weight": full_precision(scale).view(n, c), "bias": full_precision(shift).view(n, c)}
+        ctx.tape.add(module, Instantiated(_trainable(module, **gradients)))
+        return None if grad is None else grad.view(x.shape), None, None, None, None
 
 
 @register(FrozenBatchNorm2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
