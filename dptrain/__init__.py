@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .gradients import clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
     from .plan import PrivacyPlan
+    from .planning import plan_grid
     from .run import TrainResult, train
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOME = {
     "clipped_gradient_sum": "gradients",
     "detection": "",
     "per_sample_gradients": "gradients",
+    "plan_grid": "planning",
     "train": "run",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "clipped_gradient_sum",
     "detection",
     "per_sample_gradients",
+    "plan_grid",
     "train",
 ]
 

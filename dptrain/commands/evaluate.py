@@ -49,7 +49,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     data = load_data(options.data)
     model = load_model(weights)
-    device = _usable_device(device)
+    device = usable_device(device)
     dataset = DetectionDataset(data, options.split, imgsz)
     metrics = evaluate(model.to(device), dataset, batch_size=options.batch_size, device=device, workers=options.workers)
     if options.json:
@@ -77,7 +77,7 @@ def _run_imgsz(weights: Path) -> int:
     return 640
 
 
-def _usable_device(name: str) -> str:
+def usable_device(name: str) -> str:
     """Turn ``auto`` into the accelerator that is there, and refuse one that is not."""
     import torch
 
