@@ -204,7 +204,7 @@ def calibrate_quickly(target: float, delta: float, sample_rate: float, steps: in
     while at not in seen:
         seen.add(at)
         exact = _noise_for_order(functools.partial(by_order, at=at), target, _noise_at(low), _noise_at(high))
-        at = _descend(lambda near, noise=exact: by_order(noise, near), at)
+        at = _descend(functools.partial(_by_order, sample_rate, steps, delta, exact), at)
     noise = _ceiling(exact)
     while (reached := min(by_order(noise, near) for near in _beside(at))) > target:
         noise = _next(noise, 1)
@@ -241,12 +241,9 @@ def _next(noise: float, steps: int) -> float:
 
 
 def epsilon_quickly(sample_rate: float, steps: int, noise_multiplier: float, delta: float) -> float:
-    """Return an RDP epsilon by a few orders: never below :func:`dp_sgd_epsilon`, mostly equal to it, and much sooner."""
+    """Return an RDP epsilon by a few orders: never below :func:`dp_sgd_epsilon`, mostly equal, much sooner."""
     value, order = compute_epsilon(_COARSE, steps * _rdp(sample_rate, noise_multiplier, _COARSE), delta)
-
-    def by_order(at: int) -> float:
-        return _by_order(sample_rate, steps, delta, noise_multiplier, at)
-
+    by_order = functools.partial(_by_order, sample_rate, steps, delta, noise_multiplier)
     return min(float(value), by_order(_descend(by_order, _nearest_order(float(order)))))
 
 

@@ -42,7 +42,10 @@ def register(commands: Commands) -> None:
 
 
 def _whole_numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 64,256") from error
 
 
 def _plan(options: argparse.Namespace) -> int:
