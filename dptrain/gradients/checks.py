@@ -40,11 +40,12 @@ def refuse_unsupported(module: nn.Module) -> None:
             nothing is trainable.
     """
     owners: dict[int, tuple[str, nn.Module, str]] = {}
+    layers = dict(module.named_modules(remove_duplicate=False))
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             continue
         layer_name, _, attribute = name.rpartition(".")
-        layer = module.get_submodule(layer_name)
+        layer = layers[layer_name]
         first, owner, role = owners.setdefault(id(parameter), (name, layer, attribute))
         if layer is not owner or attribute != role:  # one layer may well have two names
             raise ModelError(f"parameter {name!r} is shared with {first!r}: untie the two, or freeze them")
