@@ -33,6 +33,7 @@ from .schema import (
     TUNINGS,
     VALIDATIONS,
     AugmentConfig,
+    BudgetConfig,
     EmaConfig,
     OptimizerConfig,
     PrivacyConfig,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AugmentConfig",
+    "BudgetConfig",
     "EmaConfig",
     "OptimizerConfig",
     "PrivacyConfig",

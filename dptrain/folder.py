@@ -11,9 +11,10 @@ from typing import Any
 from .checkpoint import StepJournal, write_atomically
 from .errors import ConfigError, PrivacyError
 from .results import TABLES
+from .spending import NOTE
 
 JOURNAL = "steps.journal"
-_OF_A_START = (JOURNAL, "settings.json", "config.yaml", "mlflow_run", *TABLES)
+_OF_A_START = (JOURNAL, NOTE, "settings.json", "config.yaml", "mlflow_run", *TABLES)
 
 
 class RunFolder:
@@ -23,12 +24,14 @@ class RunFolder:
         path: The folder.
         resume: Whether the run that is there goes on.
         journal: The steps started so far; there inside :meth:`opened`.
+        keep: Whether a folder without steps stays: the ledger could not be told that nothing was taken.
     """
 
     journal: StepJournal
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path, self.resume = path, resume
+        self.keep = False
 
     def check(self) -> None:
         """Refuse a folder that holds something else than the run that is asked for; nothing is written.
@@ -82,7 +85,7 @@ class RunFolder:
             self._refuse_changed(settings)
             yield self
         finally:
-            if self.journal.steps == 0 and not self.resume:
+            if self.journal.steps == 0 and not self.resume and not self.keep:
                 self._undo(made)
             self.journal.close()
 

@@ -33,13 +33,14 @@ from .plan import PrivacyPlan
 from .progress import Progress
 from .results import TABLES, append_rows, draw_curve, read_rows
 from .schema import AugmentConfig, TrainConfig
+from .spending import Spending, data_name
 from .statement import STATEMENT_FILES, make_statement, write_statement
 from .tracking import NoTracker, Tracker
 from .training import PrivateTrainer, learning_rate
 
 logger = logging.getLogger(__name__)
 
-_FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "resume", "output_dir")
+_FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "budget", "resume", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,17 @@ def train_from_config(config: TrainConfig) -> TrainResult:
 class Run:
     """The state of one run. Everything that can be refused is refused before the output folder exists.
 
-    ``tuning``, where there was one, is that section of the statement; the run is then paid for by the tuning.
+    ``tuning``, where there was one, is that section of the statement; the run is then paid for by the tuning, whose
+    ``spending`` has been reserved before.
     """
 
     def __init__(
-        self, config: TrainConfig, plan: PrivacyPlan, console: Console, tuning: Mapping[str, Any] | None = None
+        self,
+        config: TrainConfig,
+        plan: PrivacyPlan,
+        console: Console,
+        tuning: Mapping[str, Any] | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self.config, self.plan, self.console, self.tuning = config, plan, console, tuning
         self.folder = RunFolder(Path(config.output_dir), config.resume)
@@ -109,7 +116,7 @@ class Run:
         self.folder.check()
         self.device = _device(config.device)
         data = load_data(config.data)
-        self.data_name = _data_name(Path(config.data))
+        self.data_name = data_name(Path(config.data))
         self.evaluates = config.validation == "public" and bool(data.val)
         if self.evaluates:
             refuse_overlap(data)
@@ -122,6 +129,11 @@ class Run:
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
         self.trainer = self._trainer()
         self._describe(data)
+        self._pays = spending is None and tuning is None
+        images = self.dataset.image_files
+        self.spending = spending or Spending(config.budget, plan.event(), plan.delta, plan.unit, images, self.data_name)
+        if self._pays:
+            self.spending.prepare()
 
     def _settings(self) -> dict[str, Any]:
         """What must not change when a run goes on, all of it public."""
@@ -187,6 +199,7 @@ class Run:
     def execute(self) -> TrainResult:
         with ExitStack() as stack:
             stack.enter_context(self.folder.opened(config_text(self.config), self._settings()))
+            stack.enter_context(self._charged())
             tracker = stack.enter_context(self._tracker())
             self._restore()
             stop = stack.enter_context(_stop_signal())
@@ -207,6 +220,27 @@ class Run:
             self._checkpoint()
             self._evaluate(tracker)
             return self._finish(tracker)
+
+    @contextmanager
+    def _charged(self) -> Iterator[None]:
+        """Reserve the whole run before its first step, and settle it at the steps it started, however it ends."""
+        reason = "finished"
+        try:
+            if self._pays:
+                self._say(self.spending.begin(self.output, self.config.resume, self.folder.journal.steps))
+            yield
+        except (SystemExit, KeyboardInterrupt):
+            reason = "stopped"
+            raise
+        except BaseException:
+            reason = "failed"
+            raise
+        finally:
+            self._settle(reason)
+
+    def _settle(self, reason: str) -> None:
+        if self._pays and not self.spending.settle(self.folder.journal.steps, reason):
+            self.folder.keep = True
 
     @property
     def _every(self) -> int:
@@ -262,6 +296,7 @@ class Run:
             public_data={"start_weights": Path(self.config.model).name, "sha256": self.start_hash, "declared": None},
             training=self._training_facts(),
             tuning=self.tuning,
+            dataset_budget=self.spending.facts,
         )
         return write_statement(self.output, statement)
 
@@ -287,6 +322,7 @@ class Run:
         return "treated as public (validation=public): metrics released without noise; no stopping or selection by them"
 
     def _deviations(self) -> Iterator[str]:
+        yield from self.spending.deviations
         earlier = Path(self.config.model).parent.parent / "statement.json"
         if Path(self.config.model).suffix == ".pt" and earlier.is_file():
             try:
@@ -328,6 +364,7 @@ class Run:
 
     def _stop_early(self, tracker: Tracker) -> None:
         self._checkpoint()
+        self._settle("stopped")
         self._write_statement("stopped")
         publish(self.config, self.output, self.data_name, tracker)
         raise SystemExit(
@@ -336,6 +373,7 @@ class Run:
         )
 
     def _finish(self, tracker: Tracker) -> TrainResult:
+        self._settle("finished")
         statement = self._write_statement("finished")
         metrics = publish(self.config, self.output, self.data_name, tracker)
         epsilon = statement["guarantee"]["epsilon"]
@@ -359,7 +397,7 @@ def open_tracker(config: TrainConfig, plan: PrivacyPlan, output: Path, data_name
     tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
     write_atomically(note, lambda stream: stream.write(tracker.run_id.encode()))
     if known is None:
-        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith("tracking.")}
+        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(("tracking.", "budget."))}
         tracker.parameters({**flat, "privacy.epsilon": plan.epsilon(), "privacy.epsilon_pld": plan.epsilon("pld")})
     return tracker
 
@@ -405,11 +443,6 @@ def _data_folders(data: DataConfig) -> set[Path]:
 
 def _augmentation(config: AugmentConfig) -> Augmentation:
     return Augmentation(**{name: getattr(config, name) for name in Augmentation.__dataclass_fields__})
-
-
-def _data_name(file: Path) -> str:
-    """Return what people call the dataset: ``pets`` for pets.yaml, the folder for a plain data.yaml."""
-    return file.resolve().parent.name if file.stem in ("data", "dataset") else file.stem
 
 
 def _file_hash(file: Path) -> str | None:

@@ -21,6 +21,7 @@ from .errors import ConfigError
 DEFAULT_STEPS = 1000
 DEFAULT_EXPECTED_BATCH_SIZE = 256
 EVALUATIONS_PER_RUN = 10
+DEFAULT_LEDGER = "${oc.env:DPTRAIN_BUDGET_URL,'sqlite:///budget.db'}"  # a team sets the variable once
 
 NORMS = ("auto", "group", "frozen_bn")
 ENGINES = ("fused", "opacus", "microbatch")
@@ -125,6 +126,16 @@ class TrackingConfig:
 
 
 @dataclass
+class BudgetConfig:
+    """The ledger of what every dataset has spent. ``docs/budget.md`` has what it promises."""
+
+    url: str | None = _key(DEFAULT_LEDGER, "sqlite:///FILE or postgresql://USER@HOST/NAME; null: not recorded")
+    name: str | None = _key(None, "dataset to charge; default the one these images are known by")
+    required: bool = _key(False, "refuse images that no budget with a limit covers")
+    key: str | None = _key(None, "file with the ledger's key; default DPTRAIN_BUDGET_KEY, else beside an SQLite file")
+
+
+@dataclass
 class TuningConfig:
     """Choosing among settings at a price that is accounted (Papernot and Steinke 2022)."""
 
@@ -161,6 +172,7 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
 
 

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from .errors import ConfigError, PrivacyError
 from .folder import RunFolder
 from .results import MAP, read_rows
 from .schema import TrainConfig, keys, nearest_key
+from .spending import Spending
 from .tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
@@ -110,15 +111,19 @@ def tune(config: TrainConfig) -> TrainResult:
     output = Path(config.output_dir)
     _refuse(config, output)
     with _silence():
-        data_name = _try_candidates(tuning, output)
+        data_name, images = _try_candidates(tuning, output)
     console = Console()
     _announce(tuning, console)
+    plan = tuning.plan
+    spending = Spending(config.budget, tuning.event, plan.delta, plan.unit, images, data_name)
+    spending.prepare()
     if config.tracking.enabled:
         Tracker.check(config.tracking.uri, config.tracking.experiment)
+    console.print(spending.begin(output), soft_wrap=True, markup=False)
     runs = draw_runs(tuning.distribution, tuning.mean, secrets.SystemRandom())
     try:
         with console.status("runs go on; how many, and how far they are, stays secret"):
-            best = _best_of(runs, tuning, facts, output / _PARTIAL)
+            best = _best_of(runs, tuning, facts, output / _PARTIAL, spending)
         if best is None:
             raise PrivacyError(
                 "nothing is released: no run gave weights, or the number of runs was drawn as 0, which the Poisson "
@@ -132,6 +137,8 @@ def tune(config: TrainConfig) -> TrainResult:
             "stays spent"
         ) from None
     finally:
+        # All of it, also where nothing is released: that no run gave weights was seen.
+        spending.settle(1, "finished" if (output / "weights").is_dir() else "failed")
         shutil.rmtree(output / _PARTIAL, ignore_errors=True)
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()
@@ -262,8 +269,8 @@ def _refuse(config: TrainConfig, output: Path) -> None:
     RunFolder(output, False).check()
 
 
-def _try_candidates(tuning: Tuning, output: Path) -> str:
-    """Find out before the first run whether every candidate could start; returns the name of the data."""
+def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path]]:
+    """Find out before the first run whether every candidate could start; returns the data's name and images."""
     from .detection.data import load_data
     from .detection.model import load_model
     from .run import Run
@@ -276,7 +283,8 @@ def _try_candidates(tuning: Tuning, output: Path) -> str:
         load_model(
             candidate.model, data.num_classes, norm=candidate.norm, trainable=candidate.trainable, names=data.names
         )
-    return Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True)).data_name
+    run = Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True), tuning={})
+    return run.data_name, run.dataset.image_files
 
 
 def _announce(tuning: Tuning, console: Console) -> None:
@@ -291,7 +299,7 @@ def _announce(tuning: Tuning, console: Console) -> None:
 
 
 def _best_of(
-    runs: int, tuning: Tuning, facts: Mapping[str, Any], partial: Path
+    runs: int, tuning: Tuning, facts: Mapping[str, Any], partial: Path, spending: Spending
 ) -> tuple[TrainResult, TrainConfig] | None:
     """Take the runs; ``partial/best`` then holds the winner, and nothing is left of the others."""
     from .run import Run
@@ -303,7 +311,8 @@ def _best_of(
         folder = partial / "run"
         shutil.rmtree(folder, ignore_errors=True)
         with _silence():
-            run = Run(_private(candidate, folder), _plan_of(candidate, tuning), Console(quiet=True), tuning=facts)
+            plan = _plan_of(candidate, tuning)
+            run = Run(_private(candidate, folder), plan, Console(quiet=True), tuning=facts, spending=spending)
             try:
                 result = run.execute()
             except PrivacyError:  # it diverged: the lowest of all scores, since stopping here would tell of a loser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -12,6 +12,18 @@ import pytest
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # also where a test imports Ultralytics before dptrain
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ledger_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes a budget.db where the tests are started; runs of one worker share this ledger."""
+    folder = tmp_path_factory.mktemp("ledger")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{folder / 'budget.db'}")
+        patch.delenv("DPTRAIN_BUDGET_KEY", raising=False)
+        yield
+
 
 MakeDataset = Callable[..., Path]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -89,8 +90,9 @@ def test_the_folder_holds_what_was_announced_and_nothing_else(finished: tuple[dp
     result, _ = finished
     files = {str(f.relative_to(result.output_dir)) for f in result.output_dir.rglob("*") if f.is_file()}
     assert files == {
-        "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "results.csv", "statement.json",
-        "settings.json", "per_class.csv", "statement.md", "steps.journal", "weights/last.pt", "weights/last_raw.pt",
+        "budget.json", "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "results.csv",
+        "settings.json", "per_class.csv", "statement.html", "statement.json", "statement.md", "steps.journal",
+        "weights/last.pt", "weights/last_raw.pt", "weights/statement.html", "weights/statement.json",
     }  # fmt: skip
 
 
@@ -119,8 +121,8 @@ def test_results_and_mlflow_hold_the_same_public_numbers(finished: tuple[dptrain
     assert run.data.tags["dptrain.sampler"] == "Poisson"
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert artifacts == {
-        "config.yaml", "epsilon_vs_map.png", "per_class.csv", "results.csv", "statement.json", "statement.md",
-        "weights",
+        "config.yaml", "epsilon_vs_map.png", "per_class.csv", "results.csv", "statement.html", "statement.json",
+        "statement.md", "weights",
     }  # fmt: skip
 
 
@@ -132,10 +134,15 @@ def test_nothing_written_tells_the_number_of_training_images(tmp_path: Path) -> 
         folder = tmp_path / str(count)
         folder.mkdir()
         data = make_dataset_at(folder / "data")(train=count)
-        changed = options(folder, plan=None, steps=2, privacy=privacy, validation="off")
+        budget = {"url": f"sqlite:///{folder / 'budget.db'}"}
+        changed = options(folder, plan=None, steps=2, privacy=privacy, validation="off", budget=budget)
         result = dptrain.train(data=data, **changed)
+        # Hashes under a key that is new each time, and of weights whose noise is, are as good as random.
+        hashes = [*result.statement["weights"].values(), result.statement["sha256"]]
+        hashes.append(result.statement["dataset_budget"]["head"])
         names = ("statement.json", "statement.md", "config.yaml", "steps.journal")
-        told.append([(result.output_dir / name).read_text().replace(str(folder), "") for name in names])
+        texts = [(result.output_dir / name).read_text().replace(str(folder), "") for name in names]
+        told.append([functools.reduce(lambda text, known: text.replace(known, ""), hashes, text) for text in texts])
         assert result.statement["dataset"]["declared_size"] == 1000
         assert result.plan.delta == pytest.approx(1000**-1.1)
     assert told[0] == told[1]

@@ -129,6 +129,7 @@ class BudgetLedger:
             if admission.has_charges(connection, number):
                 admission.budget_filter(self._store, connection, row)
             admission.refresh_readings(self._store, connection, [number], delta)
+        manifest.files.clear()  # remembered now
         return self.show(name)[0]
 
     def reserve(
@@ -170,7 +171,7 @@ class BudgetLedger:
         self._own(manifest)
         if re.fullmatch(r"[0-9a-f]{32}", run) is None:
             raise BudgetError(f"run={run} is not 32 hexadecimal digits")
-        self._known_curve(text)  # the costly part, outside the transaction that others wait for
+        curves.step_curve(text, self._store.orders)  # the costly part, outside the transaction that others wait for
         with self._store.write() as connection:
             number, found, notes = naming.dataset_for(connection, manifest, dataset, data_name, unit)
             snapshot = snapshots.register(self._store, connection, number, found, manifest)
@@ -184,6 +185,7 @@ class BudgetLedger:
             row |= {"delta": delta, "planned": steps, "charged": steps, "settled": 0, "is_open": True}
             connection.execute(insert(runs).values(row | {"attempt": self._hashed(attempt)}))
             self._charge(connection, snapshot, curve, steps, delta)
+        manifest.files.clear()  # remembered now
         if manifest.repeated:
             notes = (*notes, "the same picture is there more than once: one photo then counts as several records")
         return Charge(self, run, found, steps, attempt, notes)
@@ -313,12 +315,6 @@ class BudgetLedger:
     def _own(self, manifest: Manifest) -> None:
         if manifest.key != self._store.key:
             raise BudgetError("the manifest was made under another ledger's key: make it with this ledger's manifest()")
-
-    def _known_curve(self, text: str) -> None:
-        with self._store.read() as connection:
-            if connection.scalar(select(mechanisms.c.id).where(mechanisms.c.digest == _digest(text))) is not None:
-                return
-        curves.step_curve(text, self._store.orders)
 
     def _mechanism(self, connection: Connection, text: str) -> tuple[int, curves.Curve]:
         row = connection.execute(select(mechanisms).where(mechanisms.c.digest == _digest(text))).one_or_none()

@@ -6,6 +6,7 @@ import fcntl
 import hmac
 import json
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,7 +16,6 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from ..errors import BudgetError
 from . import keys
@@ -27,8 +27,20 @@ _BUSY_SECONDS = 60
 GENESIS = "0" * 64
 
 
+_STORES: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A connection belongs to the process that made it: the child opens its own."""
+    for store in _STORES:
+        store.engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Store:
-    """One ledger's database. Connections live for one transaction, so forks and restarts of a server do no harm."""
+    """One ledger's database. It survives a fork (data loaders do that) and the restart of a server."""
 
     def __init__(self, url: str, key: bytes | str | Path | None = None, create: bool = True) -> None:
         """Open a ledger, making or migrating its schema.
@@ -51,6 +63,7 @@ class Store:
                 raise BudgetError(f"there is no ledger at {self.file}: give its address, --url or budget.url")
         with self._translated():
             self.engine = self._engine()
+            _STORES.add(self)
             self._prepare(key)
 
     def _sqlite_file(self) -> Path | None:
@@ -62,8 +75,11 @@ class Store:
 
     def _engine(self) -> Engine:
         if self.file is None:
-            return create_engine(self.url, poolclass=NullPool, connect_args={"connect_timeout": 10})
-        engine = create_engine(f"sqlite:///{self.file}", poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
+            return create_engine(self.url, pool_size=1, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        # One connection stays open: the last one to close an SQLite file writes its whole log back.
+        engine = create_engine(
+            f"sqlite:///{self.file}", pool_size=1, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False}
+        )
 
         @event.listens_for(engine, "connect")
         def configure(connection: Any, _: Any) -> None:
@@ -204,8 +220,8 @@ class Store:
         count, last, seal = row if row is not None else (0, "", "")
         if not hmac.compare_digest(seal, self._seal(count, last)):
             raise BudgetError(f"the ledger {self.name} has been tampered with (its head): see dptrain budget verify")
-        end = connection.execute(select(entries.c.mac).order_by(entries.c.seq.desc()).limit(1)).scalar() or GENESIS
-        if end != last:
+        end = connection.execute(select(entries.c.seq, entries.c.mac).order_by(entries.c.seq.desc()).limit(1)).first()
+        if (tuple(end) if end is not None else (0, GENESIS)) != (count, last):
             raise BudgetError(f"the ledger {self.name} has been tampered with (its end): see dptrain budget verify")
         return count, last
 

@@ -1,0 +1,253 @@
+"""``dptrain budget``: what every dataset may spend, has spent, and by which runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BudgetError, ConfigError
+from .options import Commands, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..ledger import BudgetLedger
+    from ..ledger.reading import DatasetReading, Movement
+
+EXIT_UNSOUND = 3  # a ledger that was changed by other ways
+
+
+def register(commands: Commands) -> None:
+    """Add the command and its own commands."""
+    budget = commands.add_parser("budget", help="the privacy budget of datasets: limits, spending, history")
+    actions = budget.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=type(budget))
+
+    create = actions.add_parser("create", help="set the limit of a dataset")
+    create.add_argument("name", nargs="?", help="what to call the dataset; default that of the data.yaml")
+    create.add_argument("--data", required=True, help="an Ultralytics data.yaml; its train split is protected")
+    number(create, "epsilon", "what all runs together may spend (RDP)")
+    number(create, "delta", "chance of failure allowed, well below 1/n")
+    create.add_argument("--unit", default="image", help="what one record is: image")
+    _common(create)
+    create.set_defaults(command=_create)
+
+    show = actions.add_parser("show", help="what datasets have spent")
+    show.add_argument("name", nargs="?", help="one dataset; default all")
+    show.add_argument("--pld", action="store_true", help="compute the tighter reading where it is missing (seconds)")
+    _common(show)
+    show.set_defaults(command=_show)
+
+    history = actions.add_parser("history", help="the runs that spent it, and how it grew")
+    history.add_argument("name", nargs="?", help="one dataset; default all")
+    history.add_argument("--last", type=int, help="only that many runs")
+    history.add_argument("--plot", metavar="FILE.png", help="also draw the spending over the runs of one dataset")
+    _common(history)
+    history.set_defaults(command=_history)
+
+    verify = actions.add_parser("verify", help="find an edited, deleted or inserted entry")
+    verify.add_argument("--expect", metavar="HEAD", help="a head noted earlier, which the record must still contain")
+    _common(verify)
+    verify.set_defaults(command=_verify)
+
+    export = actions.add_parser("export", help="the whole record as JSON, with its head")
+    export.add_argument("--output", metavar="FILE", help="write it there instead of printing it")
+    _common(export)
+    export.set_defaults(command=_export)
+
+    settle = actions.add_parser("settle", help="charge a run that died with what it started")
+    settle.add_argument("folder", nargs="?", metavar="RUN_DIR", help="its folder: charges the steps in its journal")
+    settle.add_argument("--run", metavar="ID", help="its identifier, if the folder is lost: charges the whole plan")
+    _common(settle)
+    settle.set_defaults(command=_settle)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="the ledger (default $DPTRAIN_BUDGET_URL or sqlite:///budget.db)")
+    parser.add_argument("--key", metavar="FILE", help="its key (default $DPTRAIN_BUDGET_KEY or beside an SQLite file)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _open(options: argparse.Namespace, create: bool = False) -> BudgetLedger:
+    from ..ledger import BudgetLedger
+
+    url = options.url or os.environ.get("DPTRAIN_BUDGET_URL") or "sqlite:///budget.db"
+    return BudgetLedger(url, options.key, create=create)
+
+
+def _create(options: argparse.Namespace) -> int:
+    from ..accounting import check_delta, check_epsilon
+
+    check_epsilon(options.epsilon)
+    check_delta(options.delta)
+    from ..detection.sources import load_data
+    from ..spending import data_name, hash_images
+
+    data = load_data(options.data)
+    ledger = _open(options, create=True)
+    manifest = hash_images(ledger, data.train)
+    name = options.name or data_name(Path(options.data))
+    reading = ledger.create(name, epsilon=options.epsilon, delta=options.delta, unit=options.unit, manifest=manifest)
+    return _print_readings([reading], ledger, options.json)
+
+
+def _show(options: argparse.Namespace) -> int:
+    ledger = _open(options)
+    readings = ledger.show(options.name)
+    if options.pld:
+        for reading in readings:
+            ledger.refresh_pld(reading.name)
+        readings = ledger.show(options.name)
+    return _print_readings(readings, ledger, options.json)
+
+
+def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as_json: bool) -> int:
+    from ..ledger.admission import shown
+
+    if as_json:
+        print(json.dumps({"ledger": ledger.address, "datasets": [_plain(reading) for reading in readings]}))
+        return 0
+    columns = ("dataset", "spent", "limit", "used", "delta", "PLD", "runs", "open", "unit")
+    table = _table(f"privacy budget: {ledger.address}", columns)
+    for reading in readings:
+        table.add_row(
+            reading.name,
+            shown(reading.epsilon),
+            "none" if reading.limit is None else f"{reading.limit:g}",
+            "" if reading.used is None else f"{reading.used:.1%}",
+            "" if reading.delta is None else f"{reading.delta:.3g}",
+            "" if reading.epsilon_pld is None else shown(reading.epsilon_pld),
+            str(reading.runs),
+            str(reading.open_runs),
+            reading.unit,
+        )
+    _print(table)
+    if readings:
+        print("spent: epsilon by RDP, reservations included; used: part of the budget that its filter has let through")
+    else:
+        print("no dataset yet: dptrain budget create, or the first dptrain train, makes one")
+    return 0
+
+
+def _history(options: argparse.Namespace) -> int:
+    from ..ledger.admission import shown
+
+    if options.last is not None and options.last < 1:
+        raise ConfigError(f"--last={options.last} must be 1 or more")
+    ledger = _open(options)
+    movements = ledger.history(options.name, options.last)
+    if options.plot:
+        _plot(ledger, movements, options)
+    if options.json:
+        print(json.dumps({"ledger": ledger.address, "runs": [_plain(movement) for movement in movements]}))
+        return 0
+    table = _table("", ("reserved (UTC)", "dataset", "run", "steps", "noise", "rate", "status", "epsilon so far", "id"))
+    for movement in movements:
+        table.add_row(
+            movement.at.replace("T", " ").rstrip("Z"),
+            movement.dataset,
+            movement.name,
+            str(movement.charged) if movement.charged == movement.planned else f"{movement.charged}/{movement.planned}",
+            movement.kind if movement.noise_multiplier is None else f"{movement.noise_multiplier:g}",
+            "" if movement.sample_rate is None else f"{movement.sample_rate:.4g}",
+            movement.status,
+            shown(movement.epsilon),
+            movement.run,
+        )
+    _print(table)
+    return 0
+
+
+def _plot(ledger: BudgetLedger, movements: Sequence[Movement], options: argparse.Namespace) -> None:
+    from ..ledger.picture import draw_spending
+
+    names = {movement.dataset for movement in movements}
+    if len(names) != 1:
+        raise ConfigError(f"--plot draws one dataset with runs, and there are {len(names)}: give its name")
+    file = Path(options.plot)
+    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot={file} is not a .png, .svg or .pdf file")
+    draw_spending(movements, ledger.show(names.pop())[0], file)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    found = _open(options).verify(options.expect)
+    if options.json:
+        print(json.dumps(asdict(found) | {"sound": found.sound}))
+    else:
+        for finding in found.findings:
+            print(f"NOT SOUND: {finding}")
+        verdict = "sound" if found.sound else f"{len(found.findings)} findings"
+        print(f"{found.entries} entries, {verdict}; head {found.head}")
+    return 0 if found.sound else EXIT_UNSOUND
+
+
+def _export(options: argparse.Namespace) -> int:
+    text = json.dumps(_open(options).export(), indent=1)
+    if options.output is None:
+        print(text)
+        return 0
+    from ..checkpoint import write_atomically
+
+    write_atomically(Path(options.output), lambda stream: stream.write(text.encode() + b"\n"))
+    return 0
+
+
+def _settle(options: argparse.Namespace) -> int:
+    if (options.folder is None) == (options.run is None):
+        raise ConfigError("give the run's folder, or --run ID where the folder is lost")
+    if options.run is not None:
+        ledger, run, steps, reason = _open(options), options.run, None, "lost"
+        ledger.settle(run, None, reason)
+    else:
+        from ..checkpoint import StepJournal
+        from ..folder import JOURNAL
+        from ..spending import read_note
+
+        folder = Path(options.folder)
+        note = read_note(folder)
+        try:
+            journal = StepJournal(folder / JOURNAL, new=False)  # locked, so that no process goes on meanwhile
+        except OSError as error:
+            raise BudgetError(f"{folder / JOURNAL} cannot be read ({error.strerror}): settle by --run ID") from error
+        try:
+            options.url, options.key = options.url or note["ledger"], options.key or note["key"]
+            ledger, run, steps, reason = _open(options), note["run"], journal.steps, "killed"
+            ledger.settle(run, steps, reason)
+        finally:
+            journal.close()
+    row = ledger.find_run(run)
+    assert row is not None
+    if options.json:
+        print(json.dumps({"run": run, "planned": row.planned, "charged": row.charged}))
+    else:
+        print(f"run {run}: {row.charged} of {row.planned} steps are charged")
+    return 0
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    """A dataclass for JSON, which has no infinity."""
+    return {name: str(value) if value == float("inf") else value for name, value in asdict(item).items()}
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+    right = ("spent", "limit", "used", "PLD", "runs", "open", "steps", "epsilon so far", "noise", "rate", "delta")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # Into a pipe or a file nothing is cut off to fit.
+    console.print(table, markup=False, width=None if console.is_terminal else 200)

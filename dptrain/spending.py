@@ -1,0 +1,232 @@
+"""What a run spends, in the ledger: reserved before its first step, settled at the steps it started.
+
+The run's folder keeps ``budget.json``: which charge is its own, and the token that lets it go on. It is written before
+the ledger is, so that whatever moment a process dies at, a charge that holds budget can be found from its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoint import write_atomically
+from .errors import BudgetError
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+    from .ledger import BudgetLedger, Charge, Manifest
+    from .ledger.reading import DatasetReading
+    from .schema import BudgetConfig
+
+logger = logging.getLogger(__name__)
+
+NOTE = "budget.json"
+NOTE_FORMAT = 1
+_RETRIES = (0.5, 2.0, 5.0)  # seconds; the ledger itself waits for other writers
+_SHOW_PROGRESS_FROM = 2000  # images
+
+UNRECORDED = "The spending of the dataset was not recorded (budget.url=null): what other runs have cost is not known."
+
+
+@dataclass
+class Spending:
+    """The charge of one run, or of one tuning; with ``budget.url=null`` it does nothing and says so.
+
+    Attributes:
+        budget: Its settings.
+        event: All that is going to be released.
+        delta, unit: Of the run.
+        images: What it can draw from.
+        data_name: What to call them if the ledger does not know them.
+        facts: What the statement says of the dataset so far; ``None`` before :meth:`begin` or without a ledger.
+    """
+
+    budget: BudgetConfig
+    event: DpEvent
+    delta: float
+    unit: str
+    images: Sequence[Path]
+    data_name: str
+    facts: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._ledger: BudgetLedger | None = None
+        self._manifest: Manifest | None = None
+        self._charge: Charge | None = None
+        self._settled: int | None = None
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """What the statement must say."""
+        return () if self.budget.url is not None else (UNRECORDED,)
+
+    def prepare(self) -> None:
+        """Open the ledger and look at the images, so that what is refused is refused before anything is written.
+
+        Raises:
+            BudgetError: The ledger cannot be reached, or its key is missing; or a budget is required and none is kept.
+        """
+        if self.budget.url is None:
+            if self.budget.required:
+                raise BudgetError("budget.required=true and budget.url=null exclude one another: give the ledger")
+            return
+        from .ledger import BudgetLedger
+
+        self._ledger = BudgetLedger(self.budget.url, self.budget.key)
+        self._manifest = hash_images(self._ledger, self.images)
+
+    def begin(self, folder: Path, resume: bool = False, steps: int = 0) -> str:
+        """Reserve the whole run, or go on with the charge of a resumed one after ``steps`` started steps.
+
+        Returns:
+            A line for the screen. What it should be warned of goes to the log.
+
+        Raises:
+            BudgetError: It does not fit, the images changed, or the folder's charge is not in this ledger.
+        """
+        note = folder / NOTE
+        if self._ledger is None or self._manifest is None:
+            if note.exists():
+                raise BudgetError(f"the run in {folder} is charged in a ledger: resume it with its budget.url")
+            return "budget: not recorded (budget.url=null)"
+        known = read_note(folder) if resume and note.exists() else None
+        row = self._ledger.find_run(known["run"]) if known else None
+        if known and row is None and steps:
+            raise BudgetError(
+                f"the ledger {self._ledger.address} does not know the run in {folder}: give the one it began with, "
+                f"budget.url={known['ledger']}"
+            )
+        run = known["run"] if known else secrets.token_hex(16)
+        attempt = secrets.token_hex(16)
+        earlier = list(known["attempts"]) if known else []
+        self._write_note(note, run, [*earlier, attempt])
+        if row is not None:
+            self._charge = self._ledger.resume(run, self._manifest, attempts=earlier, steps=steps, attempt=attempt)
+        else:
+            self._charge = self._ledger.reserve(
+                self.event,
+                self._manifest,
+                dataset=self.budget.name,
+                data_name=self.data_name,
+                name=folder.name,
+                delta=self.delta,
+                unit=self.unit,
+                required=self.budget.required,
+                run=run,
+                attempt=attempt,
+            )
+        for line in self._charge.notes:
+            logger.warning("%s", line)
+        return self._line(self._read())
+
+    def _write_note(self, note: Path, run: str, attempts: Sequence[str]) -> None:
+        assert self._ledger is not None
+        payload = {"format": NOTE_FORMAT, "run": run, "ledger": self._ledger.address, "key": self.budget.key}
+        text = json.dumps(payload | {"attempts": list(attempts)}, indent=1)
+        write_atomically(note, lambda stream: stream.write(text.encode()))
+
+    def _line(self, reading: DatasetReading) -> str:
+        assert self._ledger is not None
+        if reading.limit is None:
+            return f"budget: {reading.line()} in {self._ledger.address}; dptrain budget create sets one"
+        return f"budget: {reading.line()} with this run included"
+
+    def _read(self) -> DatasetReading:
+        assert self._ledger is not None and self._charge is not None
+        name = self._charge.dataset
+        self._ledger.refresh_pld(name)
+        reading = self._ledger.show(name)[0]
+        self.facts = {
+            "name": reading.name,
+            "unit": reading.unit,
+            "delta": reading.delta,
+            "spent": reading.epsilon,
+            "spent_pld": reading.epsilon_pld,
+            "limit": reading.limit,
+            "runs": reading.runs,
+            "head": self._ledger.head,
+        }
+        return reading
+
+    def settle(self, steps: int, reason: str) -> bool:
+        """Charge the steps that were started. A ledger that is away does not lose the run: it is said how to do it.
+
+        Returns:
+            Whether the ledger has it.
+        """
+        if self._charge is None or self._settled == steps:
+            return True
+        for wait in (*_RETRIES, None):
+            try:
+                self._charge.settle(steps, reason)
+                self._settled = steps
+                self._read()
+                return True
+            except BudgetError as error:
+                if self._settled == steps:  # only the reading is missing
+                    return True
+                if wait is None:
+                    logger.warning(
+                        "the ledger could not be told that %d steps were taken (%s): the whole reservation stays "
+                        "charged until dptrain budget settle is given this run's folder",
+                        steps,
+                        error,
+                    )
+                    return False
+                time.sleep(wait)
+        return False
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """Return what a run's folder knows of its charge.
+
+    Raises:
+        BudgetError: There is no such note, or it is damaged.
+    """
+    note = folder / NOTE
+    try:
+        payload = json.loads(note.read_text())
+        if payload["format"] != NOTE_FORMAT:
+            raise BudgetError(f"{note} is of format {payload['format']}, newer than this dptrain: upgrade it")
+        return {name: payload[name] for name in ("run", "ledger", "key", "attempts")}
+    except FileNotFoundError:
+        raise BudgetError(
+            f"{folder} holds no charge ({NOTE} is missing): the run was not recorded in a ledger"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BudgetError(f"{note} cannot be read: settle the run by its identifier, --run (budget history)") from error
+
+
+def hash_images(ledger: BudgetLedger, images: Sequence[Path]) -> Manifest:
+    """Make the manifest of a training split, with a progress bar where it takes long."""
+    with _progress(len(images)) as progress:
+        return ledger.manifest(images, progress)
+
+
+def data_name(file: Path) -> str:
+    """Return what people call the dataset: ``pets`` for pets.yaml, the folder for a plain data.yaml."""
+    return file.resolve().parent.name if file.stem in ("data", "dataset") else file.stem
+
+
+@contextmanager
+def _progress(images: int) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how far the hashing of a large dataset is, on a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if images < _SHOW_PROGRESS_FROM or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("images known to the ledger", total=images)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
