@@ -105,6 +105,13 @@ def dp_sgd_epsilon(
     return epsilon(dp_sgd_event(sample_rate, steps, noise_multiplier), delta, accountant)
 
 
+def dp_sgd_rdp_curve(sample_rate: float, steps: int, noise_multiplier: float) -> dict[float, float]:
+    """Return :func:`rdp_curve` of :func:`dp_sgd_event`, empty for no steps; one step's curve is computed once."""
+    if steps == 0:
+        return {}
+    return dict(zip(ORDERS, (steps * _rdp_of_one_step(sample_rate, noise_multiplier)).tolist(), strict=True))
+
+
 @functools.lru_cache(maxsize=4)
 def _pld_of_steps(sample_rate: float, steps: int, noise_multiplier: float) -> PLDAccountant:
     """The composed loss distribution, the costly part; it serves epsilon and the bound on attacks alike."""

@@ -45,7 +45,7 @@ def draw_plan(grid: PlanGrid, file: Path, in_words: Callable[[float], str]) -> N
             fontsize=8,
             color="white" if run.signal > middle else "black",
             zorder=4,
-            path_effects=[withStroke(linewidth=2.5, foreground=image.cmap(image.norm(run.signal)))],
+            path_effects=[withStroke(linewidth=2.5, foreground=image.cmap(image.norm(np.asarray(run.signal))))],
             fontweight="bold" if run is grid.best else "normal",
         )
     if grid.seconds_per_image is not None and len(batches) > 1 and len(steps) > 1:

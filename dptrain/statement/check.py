@@ -240,7 +240,7 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
 
 
 def _curve(plan: PrivacyPlan, steps: int) -> dict[str, float]:
-    curve = accounting.rdp_curve(plan.event(steps)) if steps else {}
+    curve = accounting.dp_sgd_rdp_curve(plan.sample_rate, steps, plan.noise_multiplier)
     return {str(order): bound for order, bound in curve.items()}
 
 

@@ -88,7 +88,7 @@ def make_statement(
             ``spent_pld``, ``limit`` (None: no limit), ``runs``.
         audit: An empirical lower bound: ``method``, ``epsilon_lower_bound``, ``confidence``.
     """
-    curve = accounting.rdp_curve(plan.event(steps)) if steps else {}
+    curve = accounting.dp_sgd_rdp_curve(plan.sample_rate, steps, plan.noise_multiplier)
     statement: dict[str, Any] = {
         "format": STATEMENT_FORMAT,
         "date": datetime.now(UTC).date().isoformat(),  # of the day only: finer times would be a side channel

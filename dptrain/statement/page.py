@@ -37,7 +37,11 @@ def to_html(statement: Mapping[str, Any], results: Path | None = None) -> str:
         numbers=[
             ("epsilon", round_up(guarantee["epsilon"]), "RDP, the headline"),
             ("epsilon", round_up(guarantee["epsilon_pld"]), "PLD, the tighter reading"),
-            ("delta", f"{guarantee['delta']:.3g}", f"1 in {math.floor(1 / guarantee['delta']):,}: outside the bound"),
+            (
+                "delta",
+                f"{guarantee['delta']:.3g}",
+                f"1 in {math.floor((1 + 1e-9) / guarantee['delta']):,}: outside the bound",
+            ),
             ("unit", guarantee["unit"], guarantee["neighbouring_relation"]),
         ],
         summary=summary(statement),

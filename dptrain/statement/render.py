@@ -42,7 +42,12 @@ def to_markdown(statement: Mapping[str, Any]) -> str:
     for section in sections(statement):
         lines += [f"## {section.title}", ""]
         if section.facts:
-            lines += ["| | |", "|---|---|", *(f"| {name} | {_plain(value)} |" for name, value in section.facts), ""]
+            lines += [
+                "| | |",
+                "|---|---|",
+                *(f"| {_plain(name)} | {_plain(value)} |" for name, value in section.facts),
+                "",
+            ]
         if section.items:
             lines += [*(f"- {_plain(item)}" for item in section.items), ""]
     return "\n".join([*lines, f"{made_by(statement)}", ""])
@@ -134,7 +139,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
             [
                 ("Dataset", _listed(statement["dataset"])),
                 ("Model", _listed({k: v for k, v in statement["model"].items() if k != "start_sha256"})),
-                ("Public start weights", _start(statement["public_data"])),
+                ("Start weights", _start(statement["public_data"])),
                 ("They were made from", statement["public_data"].get("declared") or "not declared"),
                 ("Validation split", statement["validation"]),
                 *((("Training", _listed(statement["training"])),) if statement["training"] else ()),

@@ -1,0 +1,191 @@
+"""A statement that says less than its run did must not pass."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dptrain import ConfigError, PrivacyError
+from dptrain.statement import report
+
+from .runs import PLAN, edit, make_run, reseal
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def test_an_untouched_run_reports_what_it_wrote(run: Path) -> None:
+    written = json.loads((run / "statement.json").read_text())
+    for asked in (run, run / "weights" / "last.pt", run / "weights", run / "statement.json"):
+        found = report(asked).statement
+        assert len(found.pop("checks")) == 4
+        assert {**found, "sha256": 0} == {**written, "sha256": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("guarantee/epsilon", PLAN.epsilon() * 0.999),
+        ("guarantee/epsilon", math.nan),
+        ("guarantee/epsilon", True),
+        ("guarantee/epsilon", "1"),
+        ("guarantee/epsilon", ...),
+        ("guarantee/epsilon_pld", PLAN.epsilon("pld") * 0.999),
+        ("guarantee/attack_accuracy", 0.5),
+        ("guarantee/delta", 1e-3),
+        ("guarantee/unit", "patient"),
+        ("guarantee/neighbouring_relation", "replace one unit"),
+        ("guarantee/setting", "local"),
+        ("guarantee/covers", "all runs ever"),
+        ("mechanism/noise_multiplier", 2.0),
+        ("mechanism/sample_rate", 0.01),
+        ("mechanism/steps", 10),
+        ("mechanism/steps", 10.5),
+        ("mechanism/steps", -1),
+        ("mechanism/planned_steps", 10),
+        ("mechanism/clip_norm", 0.1),
+        ("mechanism/expected_batch_size", 500),
+        ("mechanism/sampling", "shuffled"),
+        ("mechanism/rng_mode", "seeded"),
+        ("accounting/rdp_curve/3.0", 1e-6),
+        ("accounting/rdp_curve/3.03", 1e9),
+        ("accounting/epsilon_over_steps/20", 0.01),
+        ("dataset/declared_size", 10**6),
+        ("model/start_sha256", "cd" * 32),
+        ("public_data/declared", "ImageNet"),
+        ("valid", False),
+        ("weights/last.pt", "cd" * 32),
+        ("weights", {}),
+        ("deviations", "none"),
+    ],
+)
+def test_an_edited_field_is_refused_by_name_however_well_it_is_sealed(run: Path, name: str, value: Any) -> None:
+    reseal(run, name, value)
+    with pytest.raises(PrivacyError) as error:
+        report(run)
+    said = str(error.value)
+    wanted = {"mechanism/steps": "steps", "weights": "last.pt"}.get(name, name.rpartition("/")[2])
+    assert wanted in said and "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["assumptions", "released", "validation", "versions", "not_covered", "date"])
+def test_a_field_that_nothing_recomputes_is_held_by_the_sha256(run: Path, name: str) -> None:
+    for file in (run / "statement.json", run / "weights" / "statement.json"):
+        edit(file, name, [])
+    with pytest.raises(PrivacyError, match="sha256 does not match"):
+        report(run)
+
+
+def test_two_copies_that_differ_are_refused(run: Path) -> None:
+    other = make_run(run.parent / "other", validation="secret")
+    shutil.copy(other / "weights" / "statement.json", run / "weights" / "statement.json")
+    with pytest.raises(PrivacyError, match=r"differ in (validation|sha256)"):
+        report(run)
+
+
+@pytest.mark.parametrize(
+    "name", ["statement.json", "settings.json", "steps.journal", "weights/last.pt", "weights/statement.json"]
+)
+def test_a_missing_file_is_named(run: Path, name: str) -> None:
+    (run / name).unlink()
+    with pytest.raises(ConfigError, match=rf"{Path(name).name} is missing"):
+        report(run)
+
+
+def test_weights_of_another_run_are_refused(run: Path) -> None:
+    (run / "weights" / "last.pt").write_bytes(b"other")
+    with pytest.raises(PrivacyError, match=r"weights\.last\.pt is not the sha256"):
+        report(run)
+    (run / "weights" / "best.pt").write_bytes(b"x")
+    with pytest.raises(PrivacyError, match=r"best\.pt is not covered|last\.pt is not the sha256"):
+        report(run / "weights" / "best.pt")
+
+
+def test_more_steps_than_stated_are_refused_unless_the_run_broke_off_and_then_counted(tmp_path: Path) -> None:
+    cut = make_run(tmp_path / "cut", steps=10, status="running", journal=15)
+    found = report(cut).statement
+    assert found["guarantee"]["epsilon"] == PLAN.epsilon(steps=15)
+    assert found["mechanism"]["steps"] == 15
+    assert any("5 steps were started" in line for line in found["deviations"])
+    over = make_run(tmp_path / "over", steps=10, status="stopped", journal=15)
+    with pytest.raises(PrivacyError, match=r"mechanism\.steps=10, but 15"):
+        report(over)
+
+
+def test_a_journal_that_was_cut_is_refused(run: Path) -> None:
+    (run / "steps.journal").write_text("...")
+    with pytest.raises(PrivacyError, match="it was cut"):
+        report(run)
+
+
+def test_a_seed_cannot_be_hidden(tmp_path: Path) -> None:
+    seeded = make_run(tmp_path / "seeded", seed=1, secure=False)
+    assert report(seeded).statement["valid"] is False
+    posing = make_run(tmp_path / "posing", seed=1)
+    with pytest.raises(PrivacyError, match="valid=True, but the run had seed=1"):
+        report(posing)
+    edit(seeded / "settings.json", "seed", ...)
+    with pytest.raises(ConfigError, match="seed"):
+        report(seeded)
+
+
+def test_weights_that_travelled_alone_are_checked_as_far_as_can_be(run: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    shutil.copytree(run / "weights", away)
+    found = report(away / "last.pt").statement
+    assert found["guarantee"]["epsilon"] == PLAN.epsilon()
+    assert any("were not compared" in line for line in found["checks"])
+    edit(away / "statement.json", "guarantee/epsilon", 0.1)
+    with pytest.raises(PrivacyError, match=r"guarantee\.epsilon=0\.1 is below"):
+        report(away)
+
+
+def test_a_higher_claim_is_kept(run: Path) -> None:
+    reseal(run, "guarantee/epsilon", 9.0)
+    assert report(run).statement["guarantee"]["epsilon"] == 9.0
+
+
+@pytest.mark.parametrize(("format_", "words"), [(1, "earlier dptrain"), (3, "cannot read it"), (None, "cannot read")])
+def test_another_format_is_refused_in_a_line(run: Path, format_: int | None, words: str) -> None:
+    edit(run / "statement.json", "format", format_)
+    with pytest.raises(ConfigError, match=words):
+        report(run)
+
+
+def test_an_audit_above_the_claim_voids_the_statement(run: Path) -> None:
+    audit = {"format": 1, "method": "one run", "epsilon_lower_bound": 0.1, "confidence": 0.95}
+    (run / "audit.json").write_text(json.dumps(audit))
+    found = report(run).statement
+    assert found["audit"] == audit and found["valid"] is True
+    (run / "audit.json").write_text(json.dumps({**audit, "epsilon_lower_bound": 99.0}))
+    found = report(run).statement
+    assert found["valid"] is False and found["deviations"][0].startswith("VOID: an audit")
+    (run / "audit.json").write_text(json.dumps({**audit, "confidence": 1.5}))
+    with pytest.raises(ConfigError, match=r"confidence=1\.5"):
+        report(run)
+
+
+def test_what_the_ledger_and_the_tuning_know_is_put_in(run: Path) -> None:
+    budget = {"name": "clinic", "unit": "image", "delta": 1e-5, "spent": 7.3, "limit": 8.0, "runs": 5}
+    found = report(run, dataset_budget=budget, tuning={"method": "grid", "runs": 5, "epsilon": 7.3}).statement
+    assert found["dataset_budget"] == budget and found["tuning"]["epsilon"] == 7.3
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 2, "mechanism": 3}'])
+def test_what_is_no_statement_gives_one_line(run: Path, text: str) -> None:
+    (run / "statement.json").write_text(text)
+    with pytest.raises((ConfigError, PrivacyError)) as error:
+        report(run)
+    assert "statement.json" in str(error.value) and "\n" not in str(error.value)
