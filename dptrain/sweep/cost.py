@@ -6,12 +6,13 @@ add up at every order (Mironov 2017, proposition 1). Jobs that failed or were st
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_accounting.dp_event import ComposedDpEvent
+from dp_accounting.dp_event import ComposedDpEvent, DpEvent
 
 from .. import accounting
 from .jobs import steps_started
@@ -50,17 +51,24 @@ class SweepCost:
 
     Attributes:
         epsilon: RDP, composed.
-        epsilon_pld: The tighter reading of the same events.
+        event: All steps of all jobs.
         delta: The largest of the jobs' deltas.
         deltas_differ: Whether the jobs had several.
         secure: False where any job had a seed.
     """
 
     epsilon: float
-    epsilon_pld: float
+    event: DpEvent
     delta: float
     deltas_differ: bool
     secure: bool
+
+    @functools.cached_property
+    def epsilon_pld(self) -> float:
+        """The tighter reading of the same events; the RDP figure where that promises nothing anyway."""
+        if self.epsilon > accounting.PLD_UP_TO_EPSILON:
+            return self.epsilon
+        return accounting.epsilon(self.event, self.delta, "pld")
 
 
 def read_cost(folder: Path) -> JobCost | None:
@@ -92,11 +100,9 @@ def compose(costs: Sequence[JobCost]) -> SweepCost | None:
     event = ComposedDpEvent(
         [accounting.dp_sgd_event(cost.sample_rate, cost.steps, cost.noise_multiplier) for cost in costs]
     )
-    epsilon = accounting.epsilon(event, delta)
-    too_much = epsilon > accounting.PLD_UP_TO_EPSILON
     return SweepCost(
-        epsilon,
-        epsilon if too_much else accounting.epsilon(event, delta, "pld"),
+        accounting.epsilon(event, delta),
+        event,
         delta,
         len({cost.delta for cost in costs}) > 1,
         all(cost.secure for cost in costs),

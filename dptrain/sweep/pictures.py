@@ -99,7 +99,11 @@ def _png(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> None
 
 
 def _scale(rows: Sequence[Row]) -> dict[str, Any]:
-    return {"type": "log", "dtick": "D2"} if _is_wide(rows) else {"type": "linear", "rangemode": "tozero"}
+    if not _is_wide(rows):
+        return {"type": "linear", "rangemode": "tozero"}
+    powers = range(math.floor(math.log10(_epsilon(rows[0]))), math.ceil(math.log10(_epsilon(rows[-1]))) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _html(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> None:

@@ -89,7 +89,7 @@ class Sweep:
         logged = self.tracker.logged_steps("sweep/epsilon")
         for row in table.rows:
             if row.state == FINISHED and row.cost is not None and row.number not in logged:
-                points = {f"sweep/{METRICS[key].replace('-', '_')}": value for key, value in row.metrics.items()}
+                points = {f"sweep/{METRICS[key]}": value for key, value in row.metrics.items()}
                 self.tracker.metrics({"sweep/epsilon": row.cost.epsilon(), **points}, row.number)
 
 
