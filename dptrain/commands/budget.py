@@ -61,7 +61,9 @@ def register(commands: Commands) -> None:
 
     settle = actions.add_parser("settle", help="charge a run that died with what it started")
     settle.add_argument("folder", nargs="?", metavar="RUN_DIR", help="its folder: charges the steps in its journal")
-    settle.add_argument("--run", metavar="ID", help="its identifier, if the folder is lost: charges the whole plan")
+    settle.add_argument(
+        "--run", metavar="ID", help="its id, or 8 digits of it, if the folder is lost: charges all that was planned"
+    )
     _common(settle)
     settle.set_defaults(command=_settle)
 
@@ -156,7 +158,7 @@ def _history(options: argparse.Namespace) -> int:
             "" if movement.sample_rate is None else f"{movement.sample_rate:.4g}",
             movement.status,
             shown(movement.epsilon),
-            movement.run,
+            movement.run[:12],
         )
     _print(table)
     return 0
@@ -201,8 +203,12 @@ def _settle(options: argparse.Namespace) -> int:
     if (options.folder is None) == (options.run is None):
         raise ConfigError("give the run's folder, or --run ID where the folder is lost")
     if options.run is not None:
-        ledger, run, steps, reason = _open(options), options.run, None, "lost"
-        ledger.settle(run, None, reason)
+        ledger = _open(options)
+        found = ledger.find_run(options.run)
+        if found is None:
+            raise BudgetError(f"--run={options.run} is no run of {ledger.address}, or several: see budget history")
+        run = str(found.id)
+        ledger.settle(run, None, "lost")
     else:
         from ..checkpoint import StepJournal
         from ..folder import JOURNAL
@@ -216,8 +222,8 @@ def _settle(options: argparse.Namespace) -> int:
             raise BudgetError(f"{folder / JOURNAL} cannot be read ({error.strerror}): settle by --run ID") from error
         try:
             options.url, options.key = options.url or note["ledger"], options.key or note["key"]
-            ledger, run, steps, reason = _open(options), note["run"], journal.steps, "killed"
-            ledger.settle(run, steps, reason)
+            ledger, run = _open(options), str(note["run"])
+            ledger.settle(run, journal.steps, "killed")
         finally:
             journal.close()
     row = ledger.find_run(run)
@@ -241,13 +247,13 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
     right = ("spent", "limit", "used", "PLD", "runs", "open", "steps", "epsilon so far", "noise", "rate", "delta")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
 
 
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    console = Console()
-    # Into a pipe or a file nothing is cut off to fit.
-    console.print(table, markup=False, width=None if console.is_terminal else 200)
+    terminal = Console(markup=False)
+    # Into a pipe or a file nothing is folded to fit.
+    (terminal if terminal.is_terminal else Console(markup=False, width=200)).print(table)

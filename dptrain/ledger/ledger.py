@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from .. import accounting
 from ..errors import BudgetError
 from . import admission, curves, keys, naming, snapshots
 from .admission import Request
@@ -115,8 +114,10 @@ class BudgetLedger:
             BudgetError: The name has a limit already, or belongs to other pictures.
             ConfigError: ``epsilon`` or ``delta`` is out of range.
         """
-        accounting.check_epsilon(epsilon)
-        accounting.check_delta(delta)
+        from ..accounting import check_delta, check_epsilon
+
+        check_epsilon(epsilon)
+        check_delta(delta)
         naming.check_unit(unit)
         self._own(manifest)
         with self._store.write() as connection:
@@ -163,10 +164,12 @@ class BudgetLedger:
             BudgetError: A budget that shares a picture with the run has no room for it (the message says what would
                 fit), or the dataset is unknown. Nothing is written.
         """
+        from ..accounting import check_delta
+
         step, steps = curves.split_steps(event)
         text = curves.event_to_json(step)
         run, attempt = run or secrets.token_hex(16), attempt or secrets.token_hex(16)
-        accounting.check_delta(delta)
+        check_delta(delta)
         naming.check_unit(unit)
         self._own(manifest)
         if re.fullmatch(r"[0-9a-f]{32}", run) is None:
@@ -293,9 +296,15 @@ class BudgetLedger:
         return export(self._store)
 
     def find_run(self, run: str) -> Row | None:
-        """Return the row of a run, ``None`` where the ledger has no such run."""
+        """Return the row of a run by its identifier, or by the start of it; ``None`` where no run or several have it.
+
+        At least 8 of the 32 digits are needed.
+        """
+        if re.fullmatch(r"[0-9a-f]{8,32}", run) is None:
+            return None
         with self._store.read() as connection:
-            return connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
+            found = connection.execute(select(runs).where(runs.c.id.startswith(run)).limit(2)).all()
+        return found[0] if len(found) == 1 else None
 
     def _run(self, connection: Connection, run: str) -> Row:
         row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()

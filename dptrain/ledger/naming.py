@@ -7,7 +7,6 @@ import difflib
 from sqlalchemy import Connection, func, select
 
 from ..errors import BudgetError
-from ..plan import UNITS
 from . import snapshots
 from .manifest import Manifest
 from .tables import dataset_snapshots, datasets
@@ -15,6 +14,8 @@ from .tables import dataset_snapshots, datasets
 
 def check_unit(unit: str) -> None:
     """Refuse a privacy unit that no plan has."""
+    from ..plan import UNITS
+
     if unit not in UNITS:
         raise BudgetError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
 
