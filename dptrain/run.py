@@ -293,7 +293,11 @@ class Run:
             },
             validation=self._validation_words(),
             deviations=tuple(self._deviations()),
-            public_data={"start_weights": Path(self.config.model).name, "sha256": self.start_hash, "declared": None},
+            public_data={
+                "start_weights": Path(self.config.model).name,
+                "sha256": self.start_hash,
+                "declared": self.config.public_data,
+            },
             training=self._training_facts(),
             tuning=self.tuning,
             dataset_budget=self.spending.facts,
@@ -323,8 +327,9 @@ class Run:
 
     def _deviations(self) -> Iterator[str]:
         yield from self.spending.deviations
-        earlier = Path(self.config.model).parent.parent / "statement.json"
-        if Path(self.config.model).suffix == ".pt" and earlier.is_file():
+        start = Path(self.config.model)
+        earlier = start.parent / "statement.json"  # it travels with the weights
+        if start.suffix == ".pt" and earlier.is_file():
             try:
                 spent = json.loads(earlier.read_text())["guarantee"]["epsilon"]
             except (OSError, ValueError, KeyError):

@@ -164,6 +164,7 @@ class TrainConfig:
     workers: int = _key(2, "processes that load images")
     evaluate_every: int | None = _key(None, f"steps between evaluations; default {EVALUATIONS_PER_RUN} in a run")
     validation: str = _key("public", "public: you declare the val split public; off: no evaluation")
+    public_data: str | None = _key(None, "what public data made the start weights, in your words; for the statement")
     engine: str = _key("fused", f"per-image gradients by one of {', '.join(ENGINES)}")
     resume: bool = _key(False, "continue the run in output_dir")
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
