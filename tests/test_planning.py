@@ -45,12 +45,12 @@ def test_the_quick_search_never_falls_short(log_rate: float, steps: int, log_eps
     assert exact <= accounting.epsilon_quickly(rate, steps, noise, delta)
 
 
-def test_the_exact_search_is_least_also_where_orders_have_several_minima() -> None:
-    """At a large delta one order says 0 and stops the quick search too early."""
-    noise = accounting.calibrate_noise(1.67, 0.004, 0.0002098, 27)
-    assert accounting.calibrate_quickly(1.67, 0.004, 0.0002098, 27)[0] > noise + 0.1
-    assert accounting.dp_sgd_epsilon(0.0002098, 27, noise, 0.004) <= 1.67
-    assert accounting.dp_sgd_epsilon(0.0002098, 27, noise - 1e-4, 0.004) > 1.67
+def test_the_exact_search_is_least_also_where_the_quick_one_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    least = accounting.calibrate_noise(8.0, 1e-5, 0.02, 100)
+    monkeypatch.setattr(accounting, "calibrate_quickly", lambda *_: (1.5 * least, 3.0))
+    assert accounting.calibrate_noise(8.0, 1e-5, 0.02, 100) == least
+    assert accounting.dp_sgd_epsilon(0.02, 100, least, 1e-5) <= 8.0
+    assert accounting.dp_sgd_epsilon(0.02, 100, least - 1e-4, 1e-5) > 8.0
 
 
 def test_a_default_grid_takes_seconds_of_one_core() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .options import Commands, number
 
@@ -35,30 +35,19 @@ def _accounting_options(parser: argparse.ArgumentParser) -> None:
 def _calibrate(options: argparse.Namespace) -> int:
     from ..plan import PrivacyPlan
 
-    # The batch size and the clip norm scale the update and change no epsilon.
-    plan = PrivacyPlan.calibrate(
-        epsilon=options.epsilon,
-        delta=options.delta,
-        sample_rate=options.sample_rate,
-        steps=options.steps,
-        expected_batch_size=1,
-        clip_norm=1.0,
-    )
-    return _print_plan(plan, options.json)
+    return _print_plan(PrivacyPlan.calibrate(epsilon=options.epsilon, **_rest(options)), options.json)
 
 
 def _epsilon(options: argparse.Namespace) -> int:
     from ..plan import PrivacyPlan
 
-    plan = PrivacyPlan(
-        noise_multiplier=options.noise_multiplier,
-        delta=options.delta,
-        sample_rate=options.sample_rate,
-        steps=options.steps,
-        expected_batch_size=1,
-        clip_norm=1.0,
-    )
-    return _print_plan(plan, options.json)
+    return _print_plan(PrivacyPlan(noise_multiplier=options.noise_multiplier, **_rest(options)), options.json)
+
+
+def _rest(options: argparse.Namespace) -> dict[str, Any]:
+    """What both share; the batch size and the clip norm scale the update and change no epsilon."""
+    given = {name: getattr(options, name) for name in ("delta", "sample_rate", "steps")}
+    return {**given, "expected_batch_size": 1, "clip_norm": 1.0}
 
 
 def _print_plan(plan: PrivacyPlan, as_json: bool) -> int:
