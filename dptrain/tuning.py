@@ -33,6 +33,7 @@ from .folder import RunFolder
 from .results import MAP, read_rows
 from .schema import TrainConfig, keys, nearest_key
 from .spending import Spending
+from .sweep.table import up
 from .tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def tune(config: TrainConfig) -> TrainResult:
         _reveal(output, output / _PARTIAL / "best")
     except SystemExit:
         raise SystemExit(
-            f"the tuning was stopped: nothing is released, it cannot be resumed, and epsilon {tuning.epsilon:.3f} "
+            f"the tuning was stopped: nothing is released, it cannot be resumed, and epsilon {up(tuning.epsilon)} "
             "stays spent"
         ) from None
     finally:
@@ -154,7 +155,7 @@ def tune(config: TrainConfig) -> TrainResult:
         publish(shown, output, data_name, tracker)
     chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(shown), key)}" for key in config.tuning.search)
     console.print(
-        f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {tuning.epsilon:.3f} at delta "
+        f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {up(tuning.epsilon)} at delta "
         f"{tuning.plan.delta:.3g}, the choice included; {output / 'weights/last.pt'}",
         soft_wrap=True,
         markup=False,
@@ -291,7 +292,7 @@ def _announce(tuning: Tuning, console: Console) -> None:
     count = len(tuning.candidates)
     console.print(
         f"tuning by random stopping: {count} candidates, a secret number of runs ({tuning.distribution}, mean "
-        f"{tuning.mean:g}); one run is epsilon {tuning.plan.epsilon():.3f}, the winner epsilon {tuning.epsilon:.3f} "
+        f"{tuning.mean:g}); one run is epsilon {up(tuning.plan.epsilon())}, the winner epsilon {up(tuning.epsilon)} "
         f"(RDP) at delta {tuning.plan.delta:.3g}",
         soft_wrap=True,
         markup=False,

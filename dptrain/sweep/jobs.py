@@ -19,7 +19,7 @@ RECORD = "sweep.json"
 _FORMAT = 1
 _OUTCOMES = "jobs"
 # What may be another when a sweep goes on: where and how fast it runs, not what it releases.
-FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "resume", "output_dir")
+FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "budget", "resume", "output_dir")
 
 FINISHED, BEGUN, FAILED, NOT_STARTED = "finished", "begun", "failed", "not started"
 

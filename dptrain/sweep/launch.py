@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-_OF_THE_SWEEP = ("output_dir", "resume", "tracking", "tuning")
+_OF_THE_SWEEP = ("output_dir", "resume", "tracking", "tuning", "budget")
 
 
 class SweepRefused(BaseException):
