@@ -141,6 +141,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config.device = parse_device(config.device)
     config.output_dir = config.output_dir or default_output_dir()
     config.trainable = _trainable(config.trainable)
+    config.physical_batch_size = _physical_batch_size(config.physical_batch_size)
 
     for key, choices in _CHOICES.items():
         value = _get(config, key)
@@ -301,6 +302,14 @@ def _warn(config: TrainConfig, delta: float) -> None:
         logger.warning("seed=%d: noise that can be predicted protects nobody; the guarantee is void", config.seed)
 
 
+def _physical_batch_size(value: Any) -> str | int:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ConfigError(f"physical_batch_size={value} must be auto, or a whole number that is 1 or more")
+
+
 def _trainable(value: Any) -> str | list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
@@ -375,7 +384,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one image can change"),
     ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that an image is in a step"),
     (
-        "privacy.expected_batch_size privacy.dataset_size steps physical_batch_size evaluate_every",
+        "privacy.expected_batch_size privacy.dataset_size steps evaluate_every",
         lambda v: v >= 1,
         "1 or more",
     ),

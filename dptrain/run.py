@@ -24,6 +24,7 @@ from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoad
 from .detection.evaluate import evaluate
 from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
+from .detection.memory import physical_batch_size
 from .detection.model import load_model, save_weights
 from .errors import ConfigError, PrivacyError
 from .folder import RunFolder, flatten
@@ -127,6 +128,11 @@ class Run:
         self.folder.refuse_inside(_data_folders(data))
         self.dataset = DetectionDataset(data, "train", config.imgsz, _augmentation(config.augment))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
+        self.physical_batch_size = (
+            physical_batch_size(self.model, config.imgsz, plan.expected_batch_size, self.device)
+            if config.physical_batch_size == "auto"
+            else int(config.physical_batch_size)
+        )
         self.trainer = self._trainer()
         self._describe(data)
         self._pays = spending is None and tuning is None
@@ -164,7 +170,7 @@ class Run:
             loss,
             plan,
             make_optimizer(config.optimizer, trainable_parameters(self.model).values()),
-            StepLoader(self.dataset, config.physical_batch_size, config.workers, self.device),
+            StepLoader(self.dataset, self.physical_batch_size, config.workers, self.device),
             len(self.dataset),
             seed=config.seed,
             engine=config.engine,
@@ -186,7 +192,7 @@ class Run:
             f"epsilon {plan.epsilon():.3f} (RDP; PLD {plan.epsilon('pld'):.3f}), delta {plan.delta:.3g}, "
             f"unit {plan.unit}: {plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, "
             f"clip norm {plan.clip_norm:g}, sample rate {plan.sample_rate:.4g}, "
-            f"expected batch {plan.expected_batch_size}"
+            f"expected batch {plan.expected_batch_size} ({self.physical_batch_size} at a time)"
         )
         if self.evaluates:
             say("validation=public: the metrics of the val split are released without noise")
@@ -345,9 +351,7 @@ class Run:
             return
         step = self.trainer.step
         with self.trainer.average.applied():
-            result = evaluate(
-                self.model, self.validation, batch_size=self.config.physical_batch_size, device=str(self.device)
-            )
+            result = evaluate(self.model, self.validation, batch_size=self.physical_batch_size, device=str(self.device))
         row = {
             "step": step,
             "dp/epsilon": self.plan.epsilon(steps=step),

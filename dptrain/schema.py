@@ -156,7 +156,7 @@ class TrainConfig:
     imgsz: int = _key(640, "side of the letterboxed square image in pixels, a multiple of 32")
     device: str = _key("auto", "auto, cpu, cuda, cuda:1, mps")
     steps: int | None = _key(None, f"number of steps; default found from epsilon and noise, or {DEFAULT_STEPS}")
-    physical_batch_size: int = _key(16, "images in memory at once; changes speed and memory only")
+    physical_batch_size: Any = _key("auto", "images in memory at once, for speed only; auto: what fits")
     output_dir: str = _key("", "folder of the run; default runs/<date>_<time>")
     seed: int | None = _key(None, "for tests only: predictable noise voids the guarantee")
     trainable: Any = _key("all", "all, head, neck_and_head, norm_and_bias, or a list of parameter name patterns")

@@ -36,6 +36,16 @@ def plan_refusal(**kwargs: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["auto", 1, 64])
+def test_a_physical_batch_size_is_a_number_or_auto(value: object) -> None:
+    assert resolved(physical_batch_size=value).physical_batch_size == value
+
+
+@pytest.mark.parametrize("value", ["lots", 0, 1.5, True, None])
+def test_another_physical_batch_size_is_refused(value: object) -> None:
+    assert "physical_batch_size=" in refusal(physical_batch_size=value)
+
+
 def test_the_defaults_are_accepted() -> None:
     config = resolved()
     assert config.imgsz == 640

@@ -120,7 +120,7 @@ def test_named_presets_work_in_the_same_keys(runs: list[TrainConfig], monkeypatc
 def test_every_preset_composes_and_is_valid(runs: list[TrainConfig]) -> None:
     folder = Path(__file__).resolve().parents[1] / "conf"
     groups = [sorted(group.glob("*.yaml")) for group in sorted(folder.iterdir()) if group.is_dir()]
-    assert len(groups) == 7
+    assert len(groups) == 8
     for files in itertools.zip_longest(*groups):
         chosen = [f"{file.parent.name}={file.stem}" for file in files if file]
         assert main(["train", *BASE, *chosen]) == 0, chosen
