@@ -115,7 +115,7 @@ def _html(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> Non
             [
                 f"job {row.number}, {row.state}",
                 *(f"{key} = {value}" for key, value in row.swept.items()),
-                f"epsilon {_epsilon(row):.3f}",
+                f"epsilon {up(_epsilon(row))}",
                 *(f"{METRICS[key]} {value:.3f}" for key, value in row.metrics.items()),
             ]
         )
@@ -143,4 +143,7 @@ def _html(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> Non
         legend={"orientation": "h", "y": 1.02, "x": 1, "xanchor": "right", "yanchor": "bottom"},
         template="plotly_white",
     )
-    figure.write_html(file, include_plotlyjs=True, full_html=True)
+    buttons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]  # by name: none that would send the figure elsewhere
+    figure.write_html(
+        file, include_plotlyjs=True, full_html=True, config={"modeBarButtons": buttons, "displaylogo": False}
+    )
