@@ -131,7 +131,8 @@ def _refusal(
         reached = shown(curves.epsilon(after, store.orders, row.delta))
     else:
         index = found.index
-        reached = shown(curves.epsilon((after[index],), (found.order,), row.delta)) + f" at its order {found.order:g}"
+        at_order = curves.epsilon((curves.bound(after[index]),), (found.order,), row.delta)
+        reached = f"{shown(at_order)} at its order {found.order:g}"
     left = max(0.0, row.epsilon - spent) if found is None or found.room(before) > 0 else 0.0
     parts = filters.gaussian_step(request.step)
     what = f"{request.steps} steps" if parts or request.steps > 1 else type(request.step).__name__
@@ -150,8 +151,9 @@ def _instead(store: Store, refusals: Sequence[tuple[Row, filters.Filter | None, 
         if found is None:
             offer = filters.offer_afresh(row.epsilon, row.delta, request.step, request.steps)
         else:
-            divergence = request.curve[found.index]
-            offer = filters.offer_within(found.room(before), found.order, request.step, divergence, request.steps)
+            divergence = curves.bound(request.curve[found.index])
+            orders = store.orders[found.index : found.index + 10]
+            offer = filters.offer_within(found.room(before), orders, request.step, divergence, request.steps)
         noise = None if noise is None or offer.noise_multiplier is None else max(noise, offer.noise_multiplier)
         fewer = None if fewer is None or offer.steps is None else min(fewer, offer.steps)
     offers = [f"{fewer} steps at this noise"] if fewer else []

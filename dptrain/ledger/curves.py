@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 EVENT_FORMAT = 1
 SCALE = 1 << 96
-INFINITE = 1 << 320  # no bound at this order; anything from here on reads as infinity
+# Where dp-accounting has no bound at an order, readings leave it out: what is from here on reads as infinity. The
+# rest of the division is a bound all the same, that of the next order which has one (Rényi divergence grows with the
+# order); a filter, whose order is fixed before anyone knows what runs will come, goes on with it.
+INFINITE = 1 << 420
+UNBOUNDED = 1 << 300
 
 # Room for the rounding of floating-point sums, in dp-accounting's as in ours: what is shown is never the lower one.
 ROUNDING = 1e-12
@@ -124,16 +128,23 @@ def step_curve(event_json: str, orders: tuple[float, ...]) -> Curve:
     return to_fixed(account._rdp)
 
 
-def to_fixed(values: Iterable[float]) -> Curve:
-    """Round divergences up to whole multiples of 2^-96; what is not a finite number is no bound."""
-    return tuple(_fixed(float(value)) for value in values)
+def to_fixed(values: Sequence[float]) -> Curve:
+    """Round divergences at growing orders up to whole multiples of 2^-96; what is not a finite number is no bound."""
+    found: list[int] = []
+    above = UNBOUNDED
+    for value in reversed([float(value) for value in values]):
+        if math.isfinite(value):
+            numerator, denominator = max(value, 0.0).as_integer_ratio()
+            above = -(-numerator * SCALE // denominator)
+            found.append(above)
+        else:
+            found.append(INFINITE + above)
+    return tuple(reversed(found))
 
 
-def _fixed(value: float) -> int:
-    if not math.isfinite(value):
-        return INFINITE
-    numerator, denominator = max(value, 0.0).as_integer_ratio()
-    return -(-numerator * SCALE // denominator)
+def bound(value: int) -> int:
+    """Return a divergence by the nearest order that has one."""
+    return value % INFINITE
 
 
 def to_floats(curve: Iterable[int]) -> list[float]:
@@ -153,7 +164,12 @@ def add(total: Curve, step: Curve, steps: int) -> Curve:
 
 def largest(curves: Iterable[Curve]) -> Curve:
     """Return the largest divergence at every order: what disjoint parts cost together (parallel composition)."""
-    return tuple(map(max, zip(*curves, strict=True)))
+    return tuple(map(_largest, zip(*curves, strict=True)))
+
+
+def _largest(values: tuple[int, ...]) -> int:
+    top = max(values)
+    return top if top < INFINITE else top - bound(top) + max(map(bound, values))
 
 
 def encode(curve: Curve) -> str:

@@ -1,6 +1,6 @@
 """The privacy filter: whether one more run fits a budget when runs are chosen after seeing the results of others.
 
-Theorem (Feldman and Zrnic 2021, theorem 4.3): fix an order alpha and a bound B in advance. Let every mechanism, and its
+Theorem (the Rényi filter of Feldman and Zrnic 2021): fix an order alpha and a bound B in advance. Let every mechanism, and its
 divergence rho_alpha, be chosen with knowledge of all earlier outputs. If each is let through only while the sum of
 rho_alpha, its own included, is at most B, then everything released together is (alpha, B)-Rényi differentially
 private. The order is fixed here from the budget and the plan of the first run ever charged to the dataset, which was
@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from .curves import INFINITE, ROUNDING, SCALE, Curve, add, best_order, to_floats, zero
+from .curves import ROUNDING, UNBOUNDED, Curve, add, best_order, bound, to_fixed, to_floats, zero
 
 MOST_COPIES = 2**40
 MOST_NOISE = 1e4
@@ -53,17 +53,16 @@ class Filter:
 
     def admits(self, total: Curve) -> bool:
         """Whether a total with everything in it is within the budget."""
-        return total[self.index] <= self.capacity
+        return bound(total[self.index]) <= self.capacity
 
     def room(self, total: Curve) -> int:
         """What is left at the filter's order; negative where the budget is overdrawn."""
-        return self.capacity - total[self.index]
+        return self.capacity - bound(total[self.index])
 
     def used(self, total: Curve) -> float:
         """The part of the capacity that is spent; 1 is all of it."""
-        if self.capacity <= 0:
-            return math.inf if total[self.index] else 1.0
-        return math.inf if total[self.index] >= INFINITE else total[self.index] / self.capacity
+        spent = bound(total[self.index])
+        return spent / self.capacity if self.capacity > 0 else math.inf
 
 
 def _limit(epsilon: float) -> float:
@@ -88,7 +87,7 @@ def _capacity(order: float, epsilon: float, delta: float) -> int:
         divergence = to_floats([value])[0] * (1.0 + ROUNDING)
         return float(compute_epsilon([order], [divergence], delta)[0]) * (1.0 + ROUNDING) <= _limit(epsilon)
 
-    return _most(fits, INFINITE // 2)
+    return _most(fits, UNBOUNDED // 2)
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,11 @@ def gaussian_step(event: object) -> tuple[float, float] | None:
     return (rate, event.noise_multiplier) if isinstance(event, dp_event.GaussianDpEvent) else None
 
 
-def offer_within(room: int, order: float, step: object, divergence: int, steps: int) -> Offer:
-    """Return what fits into the room that a filter has left: fewer steps, or more noise at the same steps."""
+def offer_within(room: int, orders: Sequence[float], step: object, divergence: int, steps: int) -> Offer:
+    """Return what fits into the room that a filter has left: fewer steps, or more noise at the same steps.
+
+    ``orders`` begins with the filter's; the ones above it stand in where it has no bound.
+    """
     if room <= 0:
         return Offer(None, None)
     fewer = room // divergence if divergence else 0
@@ -125,8 +127,8 @@ def offer_within(room: int, order: float, step: object, divergence: int, steps: 
         def fits(sigma: float) -> bool:
             event = dp_event.PoissonSampledDpEvent(parts[0], dp_event.GaussianDpEvent(sigma))
             with accounting._quiet():
-                account = RdpAccountant([order], accounting.RELATION).compose(event)
-            return float(account._rdp[0]) * steps * (1.0 + ROUNDING) * SCALE + steps <= room
+                account = RdpAccountant(orders, accounting.RELATION).compose(event)
+            return steps * bound(to_fixed(account._rdp)[0]) <= room
 
         noise = _least_noise(fits, parts[1])
     return Offer(noise, int(fewer) if fewer >= 1 else None)

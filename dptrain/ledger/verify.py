@@ -180,14 +180,18 @@ def _mechanisms(store: Store, connection: Connection, record: _Record) -> Iterat
             yield f"mechanism {row.id}: its event was changed"
             continue
         try:
-            computed = curves.to_floats(curves.step_curve(row.event, store.orders))
-            kept = curves.to_floats(curves.decode(row.curve))
+            computed = _parts(curves.step_curve(row.event, store.orders))
+            kept = _parts(curves.decode(row.curve))
         except (BudgetError, ValueError):
             yield f"mechanism {row.id}: its curve cannot be computed again"
             continue
         # Another version of the accountant may differ in the last digits.
         if len(kept) != len(computed) or not all(map(_near, kept, computed)):
             yield f"mechanism {row.id}: its curve is not what dp-accounting computes for its event"
+
+
+def _parts(curve: curves.Curve) -> list[float]:
+    return [*curves.to_floats(curve), *curves.to_floats(map(curves.bound, curve))]
 
 
 def _near(a: float, b: float) -> bool:

@@ -1,0 +1,195 @@
+"""What holds for any history of charges."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from dp_accounting import dp_event
+from dp_accounting.rdp import RdpAccountant
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from dptrain import BudgetError, BudgetLedger, accounting
+from dptrain.ledger import curves
+from dptrain.ledger.admission import shown
+
+from .conftest import KEY
+from .pictures import pictures
+
+_NUMBERS = itertools.count()
+# A few mechanisms, since a new one takes a tenth of a second: what is random is their order, number and overlap.
+STEPS = [
+    dp_event.PoissonSampledDpEvent(0.02, dp_event.GaussianDpEvent(1.1)),
+    dp_event.PoissonSampledDpEvent(0.5, dp_event.GaussianDpEvent(0.7)),
+    dp_event.PoissonSampledDpEvent(1e-3, dp_event.GaussianDpEvent(5.0)),
+    dp_event.GaussianDpEvent(30.0),
+    dp_event.LaplaceDpEvent(20.0),
+]
+PLANNED = st.one_of(st.integers(1, 50), st.integers(1, 10**6))
+CHARGES = st.lists(
+    st.tuples(st.sampled_from(STEPS), PLANNED, st.floats(0, 1), st.integers(0, 6), st.integers(1, 6)),
+    min_size=1, max_size=8,
+)  # fmt: skip
+DELTAS = st.sampled_from([1e-10, 1e-6, 1e-5, 1e-3, 0.3])
+FAST = settings(
+    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+)
+
+
+def by_dp_accounting(events: list[dp_event.DpEvent], delta: float) -> float:
+    """One accountant, told of every run in turn: nothing of ours is between."""
+    account = RdpAccountant(neighboring_relation=accounting.RELATION)
+    for event in events:
+        account.compose(event)
+    return float(account.get_epsilon(delta))
+
+
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> BudgetLedger:
+    """An empty ledger, copied from one that is made once."""
+    folder: Path = tmp_path_factory.getbasetemp()
+    template, file = folder / "template.db", folder / f"property{next(_NUMBERS)}.db"
+    if not template.exists():
+        BudgetLedger(f"sqlite:///{template}", KEY)._store.engine.dispose()
+    shutil.copy(template, file)
+    return BudgetLedger(f"sqlite:///{file}", KEY)
+
+
+@FAST
+@given(charges=CHARGES, delta=DELTAS)
+def test_the_epsilon_shown_is_never_below_dp_accountings_for_anyone_in_the_data(
+    tmp_path_factory: pytest.TempPathFactory, charges: list, delta: float
+) -> None:
+    """Runs on windows of a line of pictures: for every picture, the runs that could draw it are composed."""
+    ledger = fresh(tmp_path_factory)
+    everything = pictures(ledger, range(12))
+    ledger.create("line", epsilon=1e9, delta=delta, manifest=everything)
+    of_picture: dict[int, list[dp_event.DpEvent]] = {number: [] for number in range(12)}
+    for step, planned, part, start, length in charges:
+        taken = math.ceil(planned * part)
+        window = range(start, start + length)
+        ledger.reserve(dp_event.SelfComposedDpEvent(step, planned), pictures(ledger, window)).settle(taken)
+        for number in window:
+            if taken:
+                of_picture[number].append(dp_event.SelfComposedDpEvent(step, taken))
+    truth = max(by_dp_accounting(events, delta) for events in of_picture.values())
+    reading = ledger.show("line")[0]
+    assert truth <= reading.epsilon <= truth * (1 + 1e-9) + 1e-12
+    assert float(shown(reading.epsilon)) >= truth * (1 - 1e-12)
+    assert ledger.history("line")[-1].epsilon == reading.epsilon
+    assert ledger.verify().findings == ()
+
+
+@FAST
+@given(charges=CHARGES, total=st.floats(0.1, 20), delta=DELTAS)
+def test_no_history_of_admitted_runs_passes_the_budget(
+    tmp_path_factory: pytest.TempPathFactory, charges: list, total: float, delta: float
+) -> None:
+    """Also where the next run is made from the refusal: what is offered fits."""
+    ledger = fresh(tmp_path_factory)
+    manifest = pictures(ledger, range(3))
+    ledger.create("pets", epsilon=total, delta=delta, manifest=manifest)
+    events: list[dp_event.DpEvent] = []
+    for step, planned, part, _, _ in charges:
+        event = dp_event.SelfComposedDpEvent(step, planned)
+        try:
+            charge = ledger.reserve(event, manifest)
+        except BudgetError as error:
+            head = ledger.head
+            words = str(error).partition("; ")[2].split()
+            if "steps at this noise" not in str(error):
+                assert ledger.head == head
+                continue
+            planned = int(words[0])
+            charge = ledger.reserve(dp_event.SelfComposedDpEvent(step, planned), manifest)
+        taken = math.ceil(planned * part)
+        charge.settle(taken)
+        if taken:
+            events.append(dp_event.SelfComposedDpEvent(step, taken))
+        assert by_dp_accounting(events, delta) <= total * (1 + 1e-9)
+    assert (ledger.show("pets")[0].used or 0) <= 1
+
+
+@FAST
+@given(
+    adds=st.lists(st.tuples(st.integers(0, 2), st.integers(-(10**6), 10**9)), max_size=30),
+    values=st.lists(st.floats(0, 1e6), min_size=3, max_size=3),
+)
+def test_sums_of_curves_do_not_depend_on_their_order_and_are_never_rounded_down(
+    adds: list[tuple[int, int]], values: list[float]
+) -> None:
+    steps = [curves.to_fixed([value, math.inf]) for value in values]  # the second order has no bound
+    total = curves.zero((2.0, 3.0))
+    for which, count in adds:
+        total = curves.add(total, steps[which], count)
+    back = total
+    for which, count in reversed(adds):
+        back = curves.add(back, steps[which], -count)
+    assert back == curves.zero((2.0, 3.0))
+    for value, step in zip(values, steps, strict=True):
+        assert step[0] >= value * curves.SCALE
+        assert curves.to_floats(step)[1] == math.inf
+    assert curves.decode(curves.encode(tuple(abs(v) for v in total))) == tuple(abs(v) for v in total)
+
+
+def test_an_order_without_a_bound_takes_the_next_ones_in_a_filter_and_none_in_a_reading() -> None:
+    curve = curves.to_fixed([math.inf, 1.5, math.inf])
+    assert curves.to_floats(curve) == [math.inf, 1.5, math.inf]
+    assert curves.to_floats(map(curves.bound, curve))[:2] == [1.5, 1.5]
+    assert curves.bound(curve[2]) == curves.UNBOUNDED
+    assert curves.largest([curve, curves.to_fixed([2.0, 1.0, 1.0])])[0] == curves.INFINITE + 2 * curves.SCALE
+
+
+_LEAVES = st.one_of(
+    st.builds(dp_event.GaussianDpEvent, st.floats(1e-3, 1e6)),
+    st.builds(dp_event.LaplaceDpEvent, st.floats(1e-3, 1e6)),
+    st.builds(dp_event.ZCDpEvent, st.floats(0, 10), st.floats(0, 10)),
+    st.just(dp_event.NoOpDpEvent()),
+    st.builds(dp_event.MixtureOfGaussiansDpEvent, st.just(1.0), st.just([0.0, 1.0]), st.just([0.5, 0.5])),
+)
+_EVENTS = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.builds(dp_event.SelfComposedDpEvent, inner, st.integers(1, 10**9)),
+        st.builds(dp_event.PoissonSampledDpEvent, st.floats(0, 1), inner),
+        st.builds(dp_event.ComposedDpEvent, st.lists(inner, max_size=3)),
+        st.builds(dp_event.RepeatAndSelectDpEvent, inner, st.floats(1, 100), st.floats(0, 10)),
+    ),
+    max_leaves=4,
+)
+
+
+@given(event=_EVENTS)
+def test_an_event_comes_back_from_its_json_as_it_was(event: dp_event.DpEvent) -> None:
+    text = curves.event_to_json(event)
+    assert curves.event_from_json(text) == event
+    assert curves.event_to_json(curves.event_from_json(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"version":1}',
+        '{"version":1,"event":{"class":"NoSuchEvent"}}',
+        '{"version":1,"event":{"class":"attr"}}',
+    ],
+)
+def test_a_text_that_is_no_event_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="not an event"):
+        curves.event_from_json(text)
+
+
+def test_an_event_of_a_later_format_asks_for_an_upgrade() -> None:
+    with pytest.raises(BudgetError, match="newer than this dptrain"):
+        curves.event_from_json('{"version":2,"event":{}}')
+
+
+def test_what_is_written_with_decimals_is_rounded_up() -> None:
+    assert [shown(value) for value in (0.0, 1.2341, 1.2349, 2.0, math.inf)] == [
+        "0.000", "1.235", "1.235", "2.000", "infinity",
+    ]  # fmt: skip
