@@ -1,151 +1,135 @@
-"""What a private gradient step costs: time and memory as ratios to the plain step, measured in one run.
+"""What privacy costs on this machine, bar by bar: time and memory as ratios, both sides measured in one run.
 
-    make bench                                   # a few minutes
-    python -m benchmarks --full                  # every model, size and batch of the table; an hour on two cores
-    python -m benchmarks --models yolo26n.yaml --cases 320x8 640x8 --device cuda
+    make bench                                      # a few cases, minutes on two cores
+    python -m benchmarks --full --name my_machine   # every case, hours on two cores
+    python -m benchmarks --rows gradients,memory    # some rows only
 
-A case ``320x8`` is eight images of 320 px. Every case runs in a process of its own, and the methods take turns within
-every repeat. Ratios are of the same repeat; their median counts, with the least and the greatest beside it.
+Every case runs in a process of its own, and what is compared takes turns within every repeat. A ratio is of two times
+of the same repeat; a case counts with the median of its repeats. Threads: OMP_NUM_THREADS, or all cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from .steps import METHODS
+from .bars import Record, bars
+from .cases import ROWS, Case, cases
+from .picture import draw
+from .table import for_terminal
 
 RESULTS = Path(__file__).resolve().parent / "results"
-QUICK = (("yolo26n.yaml",), ("128x64", "320x8", "320x32", "640x8"))
-FULL = (
-    ("yolo26n.yaml", "yolo11n.yaml", "yolov8n.yaml", "yolo26s.yaml"),
-    ("128x64", "320x8", "320x32", "640x8", "640x32"),
-)
 
 
-def measure(case: list[str], environment: dict[str, str]) -> Any:
-    """Run one case in a process of its own; None if it ran out of memory or failed."""
-    command = [sys.executable, "-m", "benchmarks.steps", *case]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+def say(text: str) -> None:
+    """Report progress, apart from the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def child(arguments: list[str], environment: dict[str, str]) -> Any:
+    """Return the JSON that a worker prints last; ``RuntimeError`` with its last line where it failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.worker", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "YOLO_OFFLINE": "true", **environment},
+        check=False,
+    )
     if done.returncode:
-        print(f"{' '.join(case)}: exit {done.returncode} {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
+        last = done.stderr.strip().splitlines()[-1:] or ["nothing on stderr; it may have run out of memory"]
+        raise RuntimeError(f"exit {done.returncode}: {last[0]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def machine(device: str) -> str:
-    """Say what was measured on."""
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def ratios(seconds: dict[str, list[float]], method: str, base: str) -> dict[str, float]:
-    """Return the median, least and greatest of the repeats' ratios."""
-    values = [a / b for a, b in zip(seconds[method], seconds[base], strict=True)]
-    return {"median": median(values), "least": min(values), "greatest": max(values)}
-
-
-def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
-    """Draw time and memory over the plain step, a group of bars a case."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    labels = [f"{row['model'].removesuffix('.yaml')}\n{row['case']}" for row in rows]
-    for place, (key, heading) in enumerate((("time", "time / plain"), ("memory", "peak memory / plain"))):
-        axes = figure.add_subplot(2, 1, place + 1)
-        methods = [m for m in METHODS if m != "plain" and any(m in row[key] for row in rows)]
-        width = 0.8 / max(1, len(methods))
-        for number, method in enumerate(methods):
-            heights = [_height(row[key].get(method)) for row in rows]
-            axes.bar([i + width * number for i in range(len(rows))], heights, width, label=method)
-        axes.axhline(1.0, color="black", linewidth=0.8)
-        axes.set_xticks([i + 0.4 - width / 2 for i in range(len(rows))], labels, fontsize=8)
-        axes.set_ylabel(heading)
-        axes.legend(fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
+def measure(case: Case) -> Record:
+    """Measure one case, a method at a time where memory is asked for."""
+    memory = case.kind in ("memory", "modules memory")
+    began = time.perf_counter()
+    result: dict[str, Any] = {}
+    try:
+        if memory:
+            for method in case.methods:
+                # With one size from which the C library takes and gives back pages, resident memory is what is in use.
+                fixed = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+                found = child([json.dumps({**case.values(), "methods": [method]})], fixed)
+                result.setdefault("left_out", {}).update(found.pop("left_out", {}))
+                if found:
+                    result.setdefault("peak", {})[method] = found
+        else:
+            result = child([json.dumps(case.values())], {})
+    except RuntimeError as error:
+        say(f"  {case.row}: {case.name}: skipped, {error}")
+        return {"case": case.values(), "skipped": str(error)}
+    for method, reason in result.get("left_out", {}).items():
+        say(f"  {case.row}: {case.name}: {method} skipped, it {reason}")
+    if not result.get("peak") and memory:
+        return {"case": case.values(), "skipped": "; ".join(result["left_out"].values())}
+    if set(result) == {"left_out"}:
+        return {"case": case.values(), "skipped": "; ".join(result["left_out"].values())}
+    say(f"  {case.row}: {case.name}, {case.kind}: {time.perf_counter() - began:.0f} s")
+    return {"case": case.values(), "result": result}
 
 
-def _height(value: Any) -> float:
-    return value["median"] if isinstance(value, dict) else (value or 0.0)
+def commit() -> str | None:
+    """Return the commit that is measured, where git knows it."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def main() -> None:
-    """Measure, print a table, write ``benchmarks/results/<name>.json`` and a picture beside it."""
+    """Measure, print the table of bars, write ``benchmarks/results/<name>.json`` and a picture beside it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+")
-    parser.add_argument("--cases", nargs="+", help="such as 320x8: eight images of 320 px")
-    parser.add_argument("--full", action="store_true", help="every model and case")
-    parser.add_argument("--methods", nargs="+", default=[m for m in METHODS if m != "plain"], choices=METHODS)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; default: all")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--name", default="latest")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", default="quick", help="the default")
+    size.add_argument("--full", dest="size", action="store_const", const="full", help="every case; hours")
+    size.add_argument("--tiny", dest="size", action="store_const", const="tiny", help="only to see that it runs")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--repeats", type=int, default=0, help="in the place of each case's own number")
+    parser.add_argument("--device", default="cuda", help="of the gpu row, which is skipped where there is none")
+    parser.add_argument("--name", default="latest", help="of the files under benchmarks/results")
     options = parser.parse_args()
-    environment = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
-    models, cases = FULL if options.full else QUICK
-    methods = ["plain", *(m for m in options.methods if m != "plain")]
-    where = machine(options.device)
-    rows: list[dict[str, Any]] = []
-    table = Table(title=f"over the plain step (median, least-greatest), {where}", title_justify="left")
-    for heading in ("model", "case", "plain s", *methods[1:], *(f"{m} memory" for m in methods[1:])):
-        table.add_column(heading, justify="left" if heading in ("model", "case") else "right")
-    for model in options.models or models:
-        for case in options.cases or cases:
-            size, images = case.split("x")
-            tail = [options.device, ",".join(methods), str(options.repeats)]
-            seconds = measure([model, size, images, "time", *tail], environment)
-            if seconds is None:
-                continue
-            time = {m: ratios(seconds, m, "plain") for m in methods[1:]}
-            memory: dict[str, float] = {}
-            if not options.no_memory:
-                peak = {m: measure([model, size, images, m, options.device], environment) for m in methods}
-                if peak["plain"]:
-                    memory = {m: peak[m] / peak["plain"] for m in methods[1:] if peak[m]}
-            row = {
-                "model": model,
-                "case": case,
-                "plain_seconds": median(seconds["plain"]),
-                "time": time,
-                "memory": memory,
-            }
-            rows.append(row)
-            table.add_row(
-                model.removesuffix(".yaml"),
-                case,
-                f"{row['plain_seconds']:.2f}",
-                *(f"{time[m]['median']:.2f} ({time[m]['least']:.2f}-{time[m]['greatest']:.2f})" for m in methods[1:]),
-                *(f"{memory[m]:.2f}" if m in memory else "-" for m in methods[1:]),
-            )
-            print(f"measured {model} {case}", file=sys.stderr, flush=True)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    rows = options.rows.split(",")
+    unknown = [row for row in rows if row not in ROWS]
+    if unknown:
+        parser.error(f"--rows: {unknown[0]!r} is not one of {', '.join(ROWS)}")
+    machine = child(["machine", options.device], {})
+    if not machine.pop("cuda") and options.device.startswith("cuda") and "gpu" in rows:
+        say("gpu: skipped, torch sees none")
+        rows.remove("gpu")
+
+    results: dict[str, Any] = {
+        "machine": machine,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv[1:]),
+        "size": options.size,
+        "bars": [],
+        "records": [],
+    }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{options.name}.json").write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
-    draw(rows, RESULTS / f"{options.name}.png", where)
-    print(f"{RESULTS / options.name}.json and .png")
+    file = RESULTS / f"{options.name}.json"
+    for row in rows:
+        for case in cases(row, options.size, options.device, options.repeats):
+            results["records"].append(measure(case))
+            results["bars"] = [bar.values() for bar in bars(results["records"])]
+            file.write_text(json.dumps(results, indent=1) + "\n")  # after every case: a long run may be cut off
+    Console(width=None if sys.stdout.isatty() else 140).print(for_terminal(results))
+    draw(results, file.with_suffix(".png"))
+    print(f"{file} and .png")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,33 @@
-"""One gradient step by every method, in a process of its own: seconds, interleaved, and peak memory.
-
-Run by ``python -m benchmarks``; by hand ``python -m benchmarks.steps yolo26n.yaml 320 8 time`` prints one line of JSON.
-"""
+"""One gradient step by every method on the same batch, and what it needs of time."""
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-METHODS = ("plain", "fused", "microbatch", "opacus", "ultralytics")
+from . import modules
+from .cases import Case
+
 BOXES = 6  # an image
+CLASSES = 2
+
+Step = Callable[[], object]
 
 
-def random_batch(images: int, size: int, device: str) -> dict[str, torch.Tensor]:
-    """Random images with random boxes of two classes."""
+def random_batch(images: int, pixels: int, device: str = "cpu") -> dict[str, Tensor]:
+    """Return random images with ``BOXES`` random boxes each, as a detector takes them."""
     random = torch.Generator().manual_seed(0)
     count = images * BOXES
     batch = {
-        "img": torch.rand((images, 3, size, size), generator=random),
+        "img": torch.rand((images, 3, pixels, pixels), generator=random),
         "batch_idx": torch.arange(images).repeat_interleave(BOXES).float(),
-        "cls": torch.randint(0, 2, (count, 1), generator=random).float(),
+        "cls": torch.randint(0, CLASSES, (count, 1), generator=random).float(),
         "bboxes": torch.cat(
             (
                 torch.rand((count, 2), generator=random) * 0.6 + 0.2,
@@ -38,117 +39,123 @@ def random_batch(images: int, size: int, device: str) -> dict[str, torch.Tensor]
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def steps(name: str, images: int, size: int, device: str) -> dict[str, Callable[[], object]]:
-    """Return what each method does in one step; all on the same batch.
+def subject(case: Case) -> tuple[nn.Module, Callable[[Any, Any], Tensor], Any]:
+    """Return the module, its per-example losses and a batch."""
+    if case.model in modules.MODULES:
+        torch.manual_seed(0)
+        module = modules.MODULES[case.model](case.pixels).to(case.device)
+        return module, _cast(modules.losses, case), modules.random_batch(case.images, case.pixels, case.device)
+    from dptrain.detection import per_image_losses
 
-    ``plain`` is forward and backward of the same model and per-image loss, without per-image gradients; ``ultralytics``
-    its own training step: batch norm in train mode and the loss over the batch.
-    """
-    import dptrain
-    from dptrain.detection import load_model, per_image_losses
-
-    batch = random_batch(images, size, device)
-    model = load_model(name, num_classes=2, norm="group").to(device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def plain() -> object:
-        return torch.autograd.grad(per_image_losses(model, batch).sum(), parameters)
-
-    def private(method: str) -> Callable[[], object]:
-        return lambda: dptrain.clipped_gradient_sum(model, per_image_losses, batch, clip_norm=1.0, method=method)
-
-    return {
-        "plain": plain,
-        **{method: private(method) for method in ("fused", "microbatch", "opacus")},
-        "ultralytics": _ultralytics(name, batch, device),
-    }
+    batch = random_batch(case.images, case.pixels, case.device)
+    return detector(case), _cast(per_image_losses, case), batch
 
 
-def _ultralytics(name: str, batch: dict[str, torch.Tensor], device: str) -> Callable[[], object]:
+def detector(case: Case) -> nn.Module:
+    """Return the detector that the private methods and the plain step share."""
+    from dptrain.detection import load_model
+
+    torch.manual_seed(0)
+    name = f"{case.model}.yaml"
+    if case.norm != "frozen_bn":
+        return load_model(name, num_classes=CLASSES, norm=case.norm).to(case.device)
+    with tempfile.TemporaryDirectory() as folder:  # frozen statistics come from a checkpoint
+        file = Path(folder) / "start.pt"
+        stock = _stock(case)
+        stock.args = {"task": "detect"}
+        torch.save({"model": stock, "ema": None, "train_args": {"task": "detect"}}, file)
+        return load_model(file, num_classes=CLASSES, norm="frozen_bn").to(case.device)
+
+
+def _cast(losses: Callable[[Any, Any], Tensor], case: Case) -> Callable[[Any, Any], Tensor]:
+    if case.precision == "fp32":
+        return losses
+
+    def in_bf16(module: Any, batch: Any) -> Tensor:
+        with torch.autocast(torch.device(case.device).type, torch.bfloat16):
+            return losses(module, batch)
+
+    return in_bf16
+
+
+def _stock(case: Case) -> Any:
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import LOGGER
 
+    import dptrain.detection  # noqa: F401 - keeps Ultralytics quiet and off the network
+
     LOGGER.setLevel("ERROR")
-    model = DetectionModel(name, nc=2, verbose=False).to(device).train()
+    model = DetectionModel(f"{case.model}.yaml", nc=CLASSES, verbose=False)
     model.args = get_cfg()
+    return model
+
+
+def steps(case: Case) -> dict[str, Step]:
+    """Return what each of the case's methods does in one step.
+
+    ``plain`` is forward and backward of the same module and per-example losses; ``fused``, ``microbatch`` and
+    ``opacus`` also clip and sum; ``ultralytics`` is its own training step, with batch norm in train mode and the loss
+    over the batch.
+    """
+    import dptrain
+
+    made: dict[str, Step] = {}
+    module, losses, batch = subject(case)
+    for method in case.methods:
+        if method == "plain":
+            made[method] = _plain(module, losses, batch)
+        elif method == "ultralytics":
+            made[method] = _ultralytics(case, batch)
+        else:
+
+            def private(method: str = method) -> object:
+                return dptrain.clipped_gradient_sum(module, losses, batch, clip_norm=1.0, method=method)
+
+            made[method] = private
+    return made
+
+
+def _plain(module: nn.Module, losses: Callable[[Any, Any], Tensor], batch: Any) -> Step:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return lambda: torch.autograd.grad(losses(module, batch).sum(), parameters)
+
+
+def _ultralytics(case: Case, batch: dict[str, Tensor]) -> Step:
+    model = _stock(case).to(case.device).train()
     parameters = [p for n, p in model.named_parameters() if ".dfl." not in n]
 
-    def step() -> object:
-        return torch.autograd.grad(model.loss(batch)[0].sum(), parameters)
+    def loss(own: Any, own_batch: Any) -> Tensor:
+        return own.loss(own_batch)[0].sum()
 
-    return step
+    cast = _cast(loss, case)
+    return lambda: torch.autograd.grad(cast(model, batch), parameters)
 
 
-def measure_time(
-    name: str, images: int, size: int, device: str, methods: list[str], repeats: int
-) -> dict[str, list[float]]:
-    """Seconds of every repeat, the methods taking turns, so that a slow spell of the machine meets all of them."""
-    todo = {method: step for method, step in steps(name, images, size, device).items() if method in methods}
-    seconds: dict[str, list[float]] = {method: [] for method in todo}
-    for repeat in range(repeats + 1):  # the first one warms up
-        for method, step in todo.items():
-            began = _now(device)
-            step()
+def measure_time(case: Case) -> dict[str, Any]:
+    """Return the seconds of every repeat of every method."""
+    return {"seconds": take_turns(steps(case), case.repeats, case.device)}
+
+
+def take_turns(todo: dict[str, Step], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Time each step ``repeats`` times after one round that warms up.
+
+    They take turns, and another one begins each round: a slow spell of the machine then meets all of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in todo}
+    order = list(todo)
+    for repeat in range(repeats + 1):
+        for name in order:
+            began = now(device)
+            todo[name]()
             if repeat:
-                seconds[method].append(_now(device) - began)
+                seconds[name].append(now(device) - began)
+        order = [*order[1:], order[0]]
     return seconds
 
 
-def _now(device: str) -> float:
+def now(device: str = "cpu") -> float:
+    """Return the time when everything asked of the device is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def measure_memory(name: str, images: int, size: int, device: str, method: str) -> float:
-    """Peak MiB that two steps need on top of model and batch."""
-    step = steps(name, images, size, device)[method]
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(), step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with _PeakMemory() as peak:
-        step(), step()
-    return peak.mebibytes
-
-
-class _PeakMemory:
-    """Samples the resident memory of this process every few milliseconds."""
-
-    def __enter__(self) -> _PeakMemory:
-        self._done = threading.Event()
-        self._before = self._highest = _resident()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.004):
-            self._highest = max(self._highest, _resident())
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.mebibytes = (self._highest - self._before) / 2**20
-
-
-def _resident() -> int:
-    with Path("/proc/self/statm").open() as stream:
-        return int(stream.read().split()[1]) * resource.getpagesize()
-
-
-def main() -> None:
-    """``python -m benchmarks.steps MODEL PIXELS IMAGES time|METHOD [DEVICE]``: one line of JSON."""
-    name, size, images, what = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    device = sys.argv[5] if len(sys.argv) > 5 else "cpu"
-    if what == "time":
-        methods = sys.argv[6].split(",")
-        print(json.dumps(measure_time(name, images, size, device, methods, int(sys.argv[7]))))
-    else:
-        print(json.dumps(measure_memory(name, images, size, device, what)))
-
-
-if __name__ == "__main__":
-    main()
