@@ -92,7 +92,7 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         return tune(config)
     plan = settings.make_plan(config)
     config = settings.with_plan(config, plan)
-    run = Run(config, plan, Console())
+    run = Run(config, plan, Console(force_jupyter=False))  # in a notebook one stream of lines, not one output a line
     return run.execute()
 
 

@@ -136,7 +136,7 @@ class Spending:
     def _line(self, reading: DatasetReading) -> str:
         assert self._ledger is not None
         if reading.limit is None:
-            return f"budget: {reading.line()} in {self._ledger.address}; dptrain budget create sets one"
+            return f"budget: {reading.line()} in {self._ledger.name}; dptrain budget create sets one"
         return f"budget: {reading.line()} with this run included"
 
     def _read(self) -> DatasetReading:

@@ -114,7 +114,7 @@ def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as
         print(json.dumps({"ledger": ledger.address, "datasets": [_plain(reading) for reading in readings]}))
         return 0
     columns = ("dataset", "spent", "limit", "used", "delta", "PLD", "runs", "open", "unit")
-    table = _table(f"privacy budget: {ledger.address}", columns)
+    table = _table(f"privacy budget: {ledger.name}", columns)
     for reading in readings:
         table.add_row(
             reading.name,

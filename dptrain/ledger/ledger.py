@@ -84,6 +84,11 @@ class BudgetLedger:
         return self._store.address
 
     @property
+    def name(self) -> str:
+        """The same for people: a file in the working directory without the way to it."""
+        return self._store.name
+
+    @property
     def head(self) -> str:
         """The signed end of the record, ``<number of entries>:<mac>``: kept elsewhere, it shows a rollback."""
         with self._store.read() as connection:

@@ -58,7 +58,7 @@ class Store:
         self.name = self.address
         self.file = self._sqlite_file()
         if self.file is not None:
-            self.name, self.address = str(self.file), f"sqlite:///{self.file}"
+            self.name, self.address = _shown(self.file), f"sqlite:///{self.file}"
             if not create and not self.file.exists():
                 raise BudgetError(f"there is no ledger at {self.file}: give its address, --url or budget.url")
         with self._translated():
@@ -227,6 +227,10 @@ class Store:
 
     def _seal(self, count: int, last: str) -> str:
         return keys.mac(self.key, "head", str(count).encode(), last.encode()).hex()
+
+
+def _shown(file: Path) -> str:
+    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
 
 
 def _parse(url: str) -> URL:

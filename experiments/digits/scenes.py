@@ -116,9 +116,10 @@ def _groups(glyphs: list[Glyph], rng: np.random.Generator) -> list[list[Glyph]]:
     return groups
 
 
-def write_private(root: Path, seed: int = 0) -> Path:
-    """Write the scenes of real handwriting under `root`; returns the path of their data.yaml."""
+def write_private(root: Path, seed: int = 0, train_scenes: int = TRAIN_SCENES, val_scenes: int | None = None) -> Path:
+    """Write the first scenes of real handwriting (all by default) under `root`; returns the path of their data.yaml."""
     train, val = split_handwriting(seed)
+    train, val = train[:train_scenes], val[:val_scenes]
     for number, (split, groups) in enumerate((("train", train), ("val", val)), start=1):
         _write_split(root, split, (paint(g, np.random.default_rng([seed, number, i])) for i, g in enumerate(groups)))
     return _write_yaml(root, "scenes of real handwritten digits (scikit-learn's load_digits); private in the demo")
