@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,19 +137,22 @@ def measure_time(case: Case) -> dict[str, Any]:
     return {"seconds": take_turns(steps(case), case.repeats, case.device)}
 
 
-def take_turns(todo: dict[str, Step], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Time each step ``repeats`` times after one round that warms up.
+def take_turns(
+    todo: dict[str, Step], repeats: int, device: str = "cpu", warm_up: Iterable[str] | None = None
+) -> dict[str, list[float]]:
+    """Time each step ``repeats`` times, after each of ``warm_up`` (all of them by default) was taken once.
 
     They take turns, and another one begins each round: a slow spell of the machine then meets all of them.
     """
+    for name in todo if warm_up is None else warm_up:
+        todo[name]()
     seconds: dict[str, list[float]] = {name: [] for name in todo}
     order = list(todo)
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for name in order:
             began = now(device)
             todo[name]()
-            if repeat:
-                seconds[name].append(now(device) - began)
+            seconds[name].append(now(device) - began)
         order = [*order[1:], order[0]]
     return seconds
 

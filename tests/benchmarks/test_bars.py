@@ -12,6 +12,7 @@ from benchmarks import memory, table
 from benchmarks.bars import Bar, bars
 from benchmarks.cases import ROWS, SIZES, Case, cases
 from benchmarks.picture import draw
+from benchmarks.steps import take_turns
 
 
 def record(case: Case, **result: Any) -> dict[str, Any]:
@@ -103,6 +104,14 @@ def test_the_need_of_memory_is_guessed_from_sizes(monkeypatch: pytest.MonkeyPatc
     assert "GiB" in left_out["opacus"]
 
 
+def test_what_is_compared_takes_turns() -> None:
+    order: list[str] = []
+    todo = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    seconds = take_turns(todo, 2)
+    assert "".join(order) == "abc" + "abc" + "bca"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+
+
 def test_results_become_tables_and_a_picture(tmp_path: Path) -> None:
     case = Case("gradients", "time")
     peak = {"plain": {"first": 100.0, "later": 90.0}, "fused": {"first": 130.0, "later": 90.0}}
@@ -120,7 +129,9 @@ def test_results_become_tables_and_a_picture(tmp_path: Path) -> None:
         "records": records,
     }
     text = table.markdown(json.loads(json.dumps(results)), cases=True)
-    assert "| fused over plain forward and backward | median <= 1.10, none > 1.25 | 1.50 | 1.50 | 1.50 | NO | 1 |" in text
+    assert (
+        "| fused over plain forward and backward | median <= 1.10, none > 1.25 | 1.50 | 1.50 | 1.50 | NO | 1 |" in text
+    )
     assert "A processor, 2 threads, torch 2.15, 2026-11-21, commit abc1234, `python -m benchmarks --full`." in text
     assert "| yolo26n 8 x 320 px | 1.00 | 1.50 (1.50-1.50) | - | - | 3.20 (3.00-3.40) |" in text
     assert table.for_terminal(results).row_count == len(results["bars"])
