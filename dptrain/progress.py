@@ -1,4 +1,4 @@
-"""The progress bar of a run: step, epsilon so far, time left. All of it is public."""
+"""What a run shows while it goes on: lines, and a bar with step, epsilon so far, time left. All of it is public."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from .plan import PrivacyPlan
+
+
+def make_console() -> Console:
+    """Return the console of a run; in a notebook it prints plain lines, where rich would make one output of each."""
+    console = Console()
+    return Console(force_jupyter=False, force_terminal=False) if console.is_jupyter else console
 
 
 class Progress:

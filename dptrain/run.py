@@ -31,7 +31,7 @@ from .folder import RunFolder, flatten
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
-from .progress import Progress
+from .progress import Progress, make_console
 from .results import TABLES, append_rows, draw_curve, read_rows
 from .schema import AugmentConfig, TrainConfig
 from .spending import Spending, data_name
@@ -92,7 +92,7 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         return tune(config)
     plan = settings.make_plan(config)
     config = settings.with_plan(config, plan)
-    run = Run(config, plan, Console(force_jupyter=False))  # in a notebook one stream of lines, not one output a line
+    run = Run(config, plan, make_console())
     return run.execute()
 
 

@@ -30,6 +30,7 @@ from . import accounting
 from . import config as settings
 from .errors import ConfigError, PrivacyError
 from .folder import RunFolder
+from .progress import make_console
 from .results import MAP, read_rows
 from .schema import TrainConfig, keys, nearest_key
 from .spending import Spending
@@ -113,7 +114,7 @@ def tune(config: TrainConfig) -> TrainResult:
     _refuse(config, output)
     with _silence():
         data_name, images = _try_candidates(tuning, output)
-    console = Console()
+    console = make_console()
     _announce(tuning, console)
     plan = tuning.plan
     spending = Spending(config.budget, tuning.event, plan.delta, plan.unit, images, data_name)
