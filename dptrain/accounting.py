@@ -128,12 +128,31 @@ def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, del
     by_rdp = dp_sgd_epsilon(sample_rate, steps, noise_multiplier, delta)
     if steps == 0:
         return 0.5
-    from_epsilon = 1.0 - (1.0 - delta) / (1.0 + math.exp(min(by_rdp, 700.0)))
+    from_epsilon = accuracy_within(by_rdp, delta)
     if by_rdp > PLD_UP_TO_EPSILON:
         return from_epsilon
     with _quiet():
         variation = float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_delta(0.0))
     return min(from_epsilon, (1.0 + variation) / 2)
+
+
+def accuracy_within(epsilon: float, delta: float) -> float:
+    """Return the bound of :func:`attack_accuracy` that follows from (epsilon, delta) alone."""
+    return 1.0 - (1.0 - delta) / (1.0 + math.exp(min(epsilon, 700.0)))
+
+
+RANDOM_STOPPING = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}  # the shape of each distribution
+
+
+def random_stopping_event(event: dp_event.DpEvent, mean: float, distribution: str) -> dp_event.DpEvent:
+    """Return the event of releasing the best of a random number of runs (Papernot and Steinke 2022).
+
+    Args:
+        event: Of every one of the runs.
+        mean: Expected number of runs.
+        distribution: Of that number: ``geometric``, ``logarithmic`` or ``poisson``.
+    """
+    return dp_event.RepeatAndSelectDpEvent(event, mean, RANDOM_STOPPING[distribution])
 
 
 @functools.lru_cache(maxsize=256)

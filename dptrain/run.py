@@ -35,7 +35,7 @@ from .progress import Progress, make_console
 from .results import TABLES, append_rows, draw_curve, read_rows
 from .schema import AugmentConfig, TrainConfig
 from .spending import Spending, data_name
-from .statement import STATEMENT_FILES, make_statement, write_statement
+from .statement import STATEMENT_FILES, claim_of, make_statement, write_statement
 from .tracking import NoTracker, Tracker
 from .training import PrivateTrainer, learning_rate
 
@@ -354,8 +354,7 @@ class Run:
             result = evaluate(self.model, self.validation, batch_size=self.physical_batch_size, device=str(self.device))
         row = {
             "step": step,
-            "dp/epsilon": self.plan.epsilon(steps=step),
-            "dp/epsilon_pld": self.plan.epsilon("pld", steps=step),
+            **self._spent(step),
             "dp/delta": self.plan.delta,
             **result.values,
         }
@@ -370,6 +369,13 @@ class Run:
             f"mAP50 {row['metrics/mAP50B']:.3f}  mAP50-95 {row['metrics/mAP50-95B']:.3f}"
         )
         (progress.print if progress else self._say)(text)
+
+    def _spent(self, step: int) -> dict[str, float]:
+        """What it costs to have seen the iterate of a step; of a tuning's winner, what all of the tuning costs."""
+        if self.tuning is not None:
+            claim = claim_of(self.plan, step, self.tuning)
+            return {"dp/epsilon": claim.epsilon, "dp/epsilon_pld": claim.epsilon_pld}
+        return {"dp/epsilon": self.plan.epsilon(steps=step), "dp/epsilon_pld": self.plan.epsilon("pld", steps=step)}
 
     def _stop_early(self, tracker: Tracker) -> None:
         self._checkpoint()

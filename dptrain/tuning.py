@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from dp_accounting.dp_event import DpEvent, RepeatAndSelectDpEvent
+from dp_accounting.dp_event import DpEvent
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHAPES = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}
 _SEARCHED = ("model", "imgsz", "trainable", "norm", "optimizer", "schedule", "ema", "augment", "privacy.clip_norm")
 _PARTIAL = "tuning.partial"  # in output_dir, while runs go on; holds the best so far and the one at work
 
@@ -71,7 +70,7 @@ class Tuning:
     @property
     def event(self) -> DpEvent:
         """All of the tuning as one event: this is what a budget is charged with, once, before the first run."""
-        return RepeatAndSelectDpEvent(self.plan.event(), self.mean, SHAPES[self.distribution])
+        return accounting.random_stopping_event(self.plan.event(), self.mean, self.distribution)
 
     @property
     def epsilon(self) -> float:
@@ -83,12 +82,15 @@ class Tuning:
         return {
             "method": "random stopping (Papernot and Steinke 2022)",
             "runs": f"secret, {self.distribution} with mean {self.mean:g}",
+            "distribution": self.distribution,
+            "mean_runs": self.mean,
             "epsilon": self.epsilon,
+            "epsilon_of_one_run": self.plan.epsilon(),
             "delta": self.plan.delta,
             "candidates": {key: list(values) for key, values in search.items()},
             "score": f"{MAP} on the public validation split, after the last step",
             "note": (
-                "This epsilon covers the choice; the run's own is that of one run alone. Every run drew its candidate "
+                "The guarantee is that of the whole tuning, the choice included. Every run drew its candidate "
                 "uniformly; the other runs and their number were shown to nobody. How long it all took is not covered."
             ),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import csv
 import json
 import math
 from pathlib import Path
@@ -17,9 +18,11 @@ from mlflow.tracking import MlflowClient
 
 import dptrain.tuning
 from dptrain import ConfigError, PrivacyError
+from dptrain.accounting import RANDOM_STOPPING
 from dptrain.config import from_kwargs, resolve
 from dptrain.schema import TrainConfig
-from dptrain.tuning import SHAPES, draw_runs, plan_tuning, tune
+from dptrain.statement import report
+from dptrain.tuning import draw_runs, plan_tuning, tune
 
 from .conftest import dataset_maker
 
@@ -47,17 +50,17 @@ def config(tmp_path: Path, search: Any = None, **changes: Any) -> TrainConfig:
 # The price
 
 
-@pytest.mark.parametrize("distribution", SHAPES)
+@pytest.mark.parametrize("distribution", RANDOM_STOPPING)
 def test_the_price_is_papernot_and_steinkes(distribution: str, tmp_path: Path) -> None:
     tuning = plan_tuning(config(tmp_path, tuning={"distribution": distribution}))
     step = dp.PoissonSampledDpEvent(0.5, dp.GaussianDpEvent(4.0))
-    event = RepeatAndSelectDpEvent(dp.SelfComposedDpEvent(step, 1), 5.0, SHAPES[distribution])
+    event = RepeatAndSelectDpEvent(dp.SelfComposedDpEvent(step, 1), 5.0, RANDOM_STOPPING[distribution])
     account = RdpAccountant(neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE).compose(event)
     assert tuning.epsilon == pytest.approx(account.get_epsilon(1e-3), rel=1e-9)
     assert tuning.epsilon > tuning.plan.epsilon()
 
 
-@pytest.mark.parametrize("distribution", SHAPES)
+@pytest.mark.parametrize("distribution", RANDOM_STOPPING)
 def test_the_number_of_runs_follows_the_distribution_that_is_accounted(distribution: str) -> None:
     random, mean, count = Random(0), 5.0, 40_000
     drawn = collections.Counter(draw_runs(distribution, mean, random) for _ in range(count))
@@ -161,6 +164,11 @@ def test_only_the_winner_is_left_and_nothing_tells_how_many_ran(
     assert result.epsilon == tuning.epsilon
     statement = json.loads((out / "statement.json").read_text())
     assert statement["tuning"]["epsilon"] == tuning.epsilon
+    assert statement["guarantee"]["epsilon"] == tuning.epsilon > tuning.plan.epsilon()  # the headline is the true price
+    assert statement["guarantee"]["epsilon_pld"] == tuning.epsilon
+    with (out / "results.csv").open() as stream:
+        assert {float(row["dp/epsilon"]) for row in csv.DictReader(stream)} == {tuning.epsilon}
+    assert report(out).statement["guarantee"]["epsilon"] == tuning.epsilon
     assert statement["tuning"]["runs"] == "secret, geometric with mean 5"
     assert "they chose the run" in statement["validation"]
     files = [file for file in out.rglob("*") if file.is_file()]

@@ -7,7 +7,7 @@ reads and writes it, and ``check`` compares a statement with the run that it spe
 from __future__ import annotations
 
 from .check import Report, report
-from .facts import STATEMENT_FORMAT, make_statement
+from .facts import STATEMENT_FORMAT, claim_of, make_statement
 from .files import STATEMENT_FILES, write_statement
 from .page import to_html
 from .render import to_json, to_markdown
@@ -16,6 +16,7 @@ __all__ = [
     "STATEMENT_FILES",
     "STATEMENT_FORMAT",
     "Report",
+    "claim_of",
     "make_statement",
     "report",
     "to_html",

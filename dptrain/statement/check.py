@@ -185,6 +185,7 @@ def _agree_with_records(statement: Mapping[str, Any], folder: Path, steps: int, 
             )
     if not secure and facts.VOID not in statement["deviations"]:
         raise PrivacyError(f"{source}: deviations does not say that a seed voids the guarantee")
+    _agree_with_tuning(statement, settings, source)
     checks.append(f"{SETTINGS}: the run was started with this mechanism, start and random source")
     journal = folder / JOURNAL
     if not journal.is_file():
@@ -198,19 +199,31 @@ def _agree_with_records(statement: Mapping[str, Any], folder: Path, steps: int, 
     return max(steps, started)
 
 
+def _agree_with_tuning(statement: Mapping[str, Any], settings: Mapping[str, Any], source: Path) -> None:
+    """A winner of a tuning must not pass for a run that nobody chose."""
+    tuned = get(settings, "tuning.method") not in (None, "none")
+    for name in ("distribution", "mean_runs"):
+        said, was = get(statement, f"tuning.{name}"), get(settings, f"tuning.{name}") if tuned else None
+        if said != was:
+            raise PrivacyError(
+                f"{source}: tuning.{name}={said!r}, but the run was started with {was!r} ({SETTINGS}: tuning.{name})"
+            )
+
+
 def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, file: Path) -> dict[str, Any]:
     """The statement's computed sections made afresh; refused where the file claims less for the steps it names."""
-    q, noise, delta = plan.sample_rate, plan.noise_multiplier, plan.delta
     named = int(get(statement, "mechanism.steps"))
+    tuning = _tuning(statement, file)
+    claim = facts.claim_of(plan, named, tuning)
     fresh = {
-        "guarantee.epsilon": plan.epsilon(steps=named),
-        "guarantee.epsilon_pld": plan.epsilon("pld", steps=named),
-        "guarantee.attack_accuracy": accounting.attack_accuracy(q, named, noise, delta),
+        "guarantee.epsilon": claim.epsilon,
+        "guarantee.epsilon_pld": claim.epsilon_pld,
+        "guarantee.attack_accuracy": claim.attack_accuracy,
     }
     for name, value in fresh.items():
         _refuse_lower(_number(statement, name, file), value, name, statement, file)
     for section, again in (
-        ("accounting.rdp_curve", _curve(plan, named)),
+        ("accounting.rdp_curve", {str(order): bound for order, bound in claim.curve.items()}),
         ("accounting.epsilon_over_steps", None),
     ):
         said = get(statement, section)
@@ -226,7 +239,14 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
                 raise PrivacyError(f"{file}: {name} is not a place on the curve")
             _refuse_lower(_as_number(said[key], name, file), value, name, statement, file)
     complete = facts.make_statement(
-        plan, steps=steps, status="", secure=bool(statement.get("valid")), dataset={}, model={}, validation=""
+        plan,
+        steps=steps,
+        status="",
+        secure=bool(statement.get("valid")),
+        dataset={},
+        model={},
+        validation="",
+        tuning=tuning,
     )
     for name in _ALWAYS:
         said, fact = get(statement, name), get(complete, name)
@@ -239,9 +259,18 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
     return complete
 
 
-def _curve(plan: PrivacyPlan, steps: int) -> dict[str, float]:
-    curve = accounting.dp_sgd_rdp_curve(plan.sample_rate, steps, plan.noise_multiplier)
-    return {str(order): bound for order, bound in curve.items()}
+def _tuning(statement: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The section on tuning; where it was random stopping, its two numbers are in range."""
+    tuning = statement.get("tuning")
+    if not isinstance(tuning, dict):
+        raise PrivacyError(f"{file}: tuning is not a table")
+    if tuning.get("distribution") is not None:
+        if tuning["distribution"] not in accounting.RANDOM_STOPPING:
+            raise PrivacyError(f"{file}: tuning.distribution={tuning['distribution']!r} is not one that dptrain draws")
+        mean = _number(statement, "tuning.mean_runs", file)
+        if not 1.0 <= mean < math.inf:
+            raise PrivacyError(f"{file}: tuning.mean_runs={mean!r} must be 1 or more")
+    return tuning
 
 
 def _refuse_lower(said: float, fresh: float, name: str, statement: Mapping[str, Any], file: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -44,6 +45,8 @@ NOT_COVERED = (
     "what follows about a person from what is true of the whole population",
     "whoever can read the training images, the training machine or its backups",
 )
+ONE_RUN = "one training run, every iterate of it"
+WINNER = "the winner of a tuning by random stopping, every iterate of it, and the choice; no other run"
 SINGLE_RUN = {
     "method": "single run",
     "runs": 1,
@@ -84,26 +87,27 @@ def make_statement(
         training: Settings that change no epsilon: optimizer, learning rate, image size.
         weights: sha256 of every weights file that this statement covers, by name.
         tuning: ``method``, ``runs``, ``epsilon`` (of all of them together), ``note``; by default one run, uncounted.
+            With ``distribution`` and ``mean_runs`` it was random stopping, and the guarantee is all of the tuning's.
         dataset_budget: What the ledger says of the dataset so far: ``name``, ``unit``, ``delta``, ``spent``,
             ``spent_pld``, ``limit`` (None: no limit), ``runs``.
         audit: An empirical lower bound: ``method``, ``epsilon_lower_bound``, ``confidence``.
     """
-    curve = accounting.dp_sgd_rdp_curve(plan.sample_rate, steps, plan.noise_multiplier)
+    claim = claim_of(plan, steps, tuning)
     statement: dict[str, Any] = {
         "format": STATEMENT_FORMAT,
         "date": datetime.now(UTC).date().isoformat(),  # of the day only: finer times would be a side channel
         "status": status,
         "valid": secure,
         "guarantee": {
-            "epsilon": plan.epsilon(steps=steps),
-            "epsilon_pld": plan.epsilon("pld", steps=steps),
+            "epsilon": claim.epsilon,
+            "epsilon_pld": claim.epsilon_pld,
             "delta": plan.delta,
             "unit": plan.unit,
             "neighbouring_relation": "add or remove one unit",
             "setting": "central: the trainer is trusted with the data; whoever receives what is released is not",
             "adversary": "sees every iterate, all that is released, and every other unit of the dataset",
-            "covers": "one training run, every iterate of it",
-            "attack_accuracy": accounting.attack_accuracy(plan.sample_rate, steps, plan.noise_multiplier, plan.delta),
+            "covers": claim.covers,
+            "attack_accuracy": claim.attack_accuracy,
         },
         "mechanism": {
             "name": "DP-SGD (Abadi et al. 2016, algorithm 1)",
@@ -124,7 +128,7 @@ def make_statement(
             "library": f"dp-accounting {package_version('dp-accounting')}",
             "assumptions": _accounting_assumptions(secure),
             # JSON has no infinity; an order that is left out says nothing, which is safe.
-            "rdp_curve": {str(order): bound for order, bound in curve.items() if math.isfinite(bound)},
+            "rdp_curve": {str(order): bound for order, bound in claim.curve.items() if math.isfinite(bound)},
             "epsilon_over_steps": {str(at): plan.epsilon(steps=at) for at in _spread(steps)},
         },
         "dataset": dict(dataset),
@@ -143,6 +147,42 @@ def make_statement(
         "versions": {**{name: package_version(name) for name in _PACKAGES}, "python": platform.python_version()},
     }
     return sealed(statement)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a release is claimed to cost.
+
+    Attributes:
+        epsilon: RDP.
+        epsilon_pld: PLD; the RDP figure where the loss distribution has no bound, as for the best of several runs.
+        attack_accuracy: See :func:`dptrain.accounting.attack_accuracy`.
+        curve: The Rényi divergence bound by order.
+        covers: In words.
+    """
+
+    epsilon: float
+    epsilon_pld: float
+    attack_accuracy: float
+    curve: Mapping[float, float]
+    covers: str
+
+
+def claim_of(plan: PrivacyPlan, steps: int, tuning: Mapping[str, Any] | None = None) -> Claim:
+    """Return what the release of a run costs; of the winner of a tuning, what all of the tuning costs."""
+    if not tuning or tuning.get("distribution") is None:
+        return Claim(
+            plan.epsilon(steps=steps),
+            plan.epsilon("pld", steps=steps),
+            accounting.attack_accuracy(plan.sample_rate, steps, plan.noise_multiplier, plan.delta),
+            accounting.dp_sgd_rdp_curve(plan.sample_rate, steps, plan.noise_multiplier),
+            ONE_RUN,
+        )
+    # All steps planned: another run of the tuning may have taken them.
+    event = accounting.random_stopping_event(plan.event(), float(tuning["mean_runs"]), str(tuning["distribution"]))
+    epsilon = accounting.epsilon(event, plan.delta)
+    accuracy = accounting.accuracy_within(epsilon, plan.delta)
+    return Claim(epsilon, epsilon, accuracy, accounting.rdp_curve(event), WINNER)
 
 
 def sealed(statement: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dp_accounting import NeighboringRelation
+from dp_accounting.dp_event import RepeatAndSelectDpEvent
+from dp_accounting.rdp import RdpAccountant
 
 from dptrain import ConfigError, PrivacyError
 from dptrain.statement import report
@@ -32,6 +35,41 @@ def test_an_untouched_run_reports_what_it_wrote(run: Path) -> None:
         found = report(asked).statement
         assert len(found.pop("checks")) == 4
         assert {**found, "sha256": 0} == {**written, "sha256": 0}
+
+
+TUNING = {"method": "random stopping", "runs": "secret", "distribution": "geometric", "mean_runs": 5.0}
+
+
+def test_the_winner_of_a_tuning_claims_what_the_tuning_costs(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", tuning=TUNING)
+    edit(run / "settings.json", "tuning", {"method": "random_stopping", "distribution": "geometric", "mean_runs": 5.0})
+    guarantee = report(run).statement["guarantee"]
+    account = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    price = account.compose(RepeatAndSelectDpEvent(PLAN.event(), 5.0, 1.0)).get_epsilon(PLAN.delta)
+    assert guarantee["epsilon"] == guarantee["epsilon_pld"] == pytest.approx(price, rel=1e-9)
+    assert price > 1.2 * PLAN.epsilon()
+    assert "winner" in guarantee["covers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("guarantee/epsilon", PLAN.epsilon()),
+        ("guarantee/covers", "one training run, every iterate of it"),
+        ("tuning/mean_runs", 2.0),
+        ("tuning/mean_runs", 0.5),
+        ("tuning/distribution", "logarithmic"),
+        ("tuning/distribution", "fixed"),
+        ("tuning/distribution", ...),
+        ("tuning", {"method": "single run", "runs": 1, "epsilon": None}),
+    ],
+)
+def test_a_winner_cannot_pass_for_a_run_that_nobody_chose(tmp_path: Path, name: str, value: Any) -> None:
+    run = make_run(tmp_path / "run", tuning=TUNING)
+    edit(run / "settings.json", "tuning", {"method": "random_stopping", "distribution": "geometric", "mean_runs": 5.0})
+    reseal(run, name, value)
+    with pytest.raises(PrivacyError, match=name.rpartition("/")[2]):
+        report(run)
 
 
 @pytest.mark.parametrize(
