@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
@@ -58,10 +59,10 @@ def admit(
     """
     limited: set[int] = set()
     refusals: list[tuple[Row, filters.Filter | None, Curve]] = []
-    for number, shared in touched_datasets(connection, totals).items():
-        row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
-        if row.epsilon is None:
-            continue
+    touched = touched_datasets(connection, totals)
+    budgets = select(datasets).where(datasets.c.id.in_(list(touched)), datasets.c.epsilon.is_not(None))
+    for row in connection.execute(budgets.order_by(datasets.c.id)).all():
+        number, shared = row.id, touched[row.id]
         limited |= shared
         before = curves.largest(totals[atom] for atom in shared)
         after = curves.add(before, request.curve, request.steps)
@@ -165,20 +166,31 @@ def shown(epsilon: float) -> str:
     """Write an epsilon with three decimals, rounded up: what is read is never below what was spent."""
     if not math.isfinite(epsilon):
         return "infinity"
-    return f"{math.ceil(epsilon * 1000 * (1 - 1e-9)) / 1000:.3f}"
+    return str(Decimal(epsilon).quantize(Decimal("0.001"), ROUND_CEILING))
 
 
 def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:
     """Compute what the datasets have spent, so that whoever shows it needs no accountant."""
-    for number in numbers:
-        row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
-        inside = snapshots.dataset_atoms(connection, number)
-        totals = set(connection.scalars(select(atoms.c.total).where(atoms.c.id.in_(inside)).distinct()))
+    totals_of = dataset_totals(connection, numbers)
+    for row in connection.execute(select(datasets).where(datasets.c.id.in_(list(numbers)))).all():
+        totals = totals_of[row.id]
         known = [value for value in (row.read_delta, delta) if value is not None]
         at = row.delta if row.delta is not None else min(known, default=1e-5)
         spent = max(curves.epsilon(curves.decode(total), store.orders, at) for total in totals)
         values = {"read_of": totals_digest(totals), "read_delta": at, "read_epsilon": spent}
-        connection.execute(update(datasets).where(datasets.c.id == number).values(values))
+        connection.execute(update(datasets).where(datasets.c.id == row.id).values(values))
+
+
+def dataset_totals(connection: Connection, numbers: Collection[int]) -> dict[int, set[str]]:
+    """Return what is charged to the atoms of some datasets, each different total once."""
+    joined = dataset_snapshots.join(
+        atom_snapshots, atom_snapshots.c.snapshot_id == dataset_snapshots.c.snapshot_id
+    ).join(atoms, atoms.c.id == atom_snapshots.c.atom_id)
+    query = select(dataset_snapshots.c.dataset_id, atoms.c.total).select_from(joined).distinct()
+    found: dict[int, set[str]] = {}
+    for dataset, total in connection.execute(query.where(dataset_snapshots.c.dataset_id.in_(list(numbers)))):
+        found.setdefault(dataset, set()).add(total)
+    return found
 
 
 def totals_digest(totals: Collection[str]) -> str:

@@ -1,8 +1,8 @@
 """The privacy filter: whether one more run fits a budget when runs are chosen after seeing the results of others.
 
-Theorem (the Rényi filter of Feldman and Zrnic 2021): fix an order alpha and a bound B in advance. Let every mechanism, and its
-divergence rho_alpha, be chosen with knowledge of all earlier outputs. If each is let through only while the sum of
-rho_alpha, its own included, is at most B, then everything released together is (alpha, B)-Rényi differentially
+Theorem (the Rényi filter of Feldman and Zrnic 2021): fix an order alpha and a bound B in advance. Let every mechanism,
+and its divergence rho_alpha, be chosen with knowledge of all earlier outputs. If each is let through only while the sum
+of rho_alpha, its own included, is at most B, then everything released together is (alpha, B)-Rényi differentially
 private. The order is fixed here from the budget and the plan of the first run ever charged to the dataset, which was
 made before anything of it was seen; B is the largest divergence that converts to (epsilon, delta) at this order.
 """

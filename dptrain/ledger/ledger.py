@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from ..errors import BudgetError
 from . import admission, curves, keys, naming, snapshots
@@ -192,7 +192,7 @@ class BudgetLedger:
             row = {"id": run, "seq": seq, "name": name[:200], "snapshot_id": snapshot, "mechanism_id": mechanism}
             row |= {"delta": delta, "planned": steps, "charged": steps, "settled": 0, "is_open": True}
             connection.execute(insert(runs).values(row | {"attempt": self._hashed(attempt)}))
-            self._charge(connection, snapshot, curve, steps, delta)
+            self._charge(connection, totals, curve, steps, delta)
         manifest.files.clear()  # remembered now
         if manifest.repeated:
             notes = (*notes, "the same picture is there more than once: one photo then counts as several records")
@@ -227,8 +227,8 @@ class BudgetLedger:
             more = max(0, row.planned - row.charged)
             mechanism = connection.execute(select(mechanisms).where(mechanisms.c.id == row.mechanism_id)).one()
             curve = curves.decode(mechanism.curve)
+            totals = admission.snapshot_atoms(connection, row.snapshot_id)
             if more:
-                totals = admission.snapshot_atoms(connection, row.snapshot_id)
                 step = curves.event_from_json(mechanism.event)
                 admission.admit(self._store, connection, totals, Request(step, curve, more, run))
             payload = {"steps": more, "attempt": self._hashed(attempt)}
@@ -236,7 +236,7 @@ class BudgetLedger:
             values = {"charged": row.charged + more, "is_open": True, "attempt": payload["attempt"]}
             connection.execute(update(runs).where(runs.c.id == run).values(values))
             if more:
-                self._charge(connection, row.snapshot_id, curve, more, row.delta)
+                self._charge(connection, totals, curve, more, row.delta)
             found = naming.dataset_of(connection, row.snapshot_id)
         return Charge(self, run, found, row.planned, attempt)
 
@@ -272,7 +272,8 @@ class BudgetLedger:
             if charged != row.charged:
                 text = connection.scalar(select(mechanisms.c.curve).where(mechanisms.c.id == row.mechanism_id))
                 change = charged - row.charged
-                self._charge(connection, row.snapshot_id, curves.decode(str(text)), change, row.delta)
+                totals = admission.snapshot_atoms(connection, row.snapshot_id)
+                self._charge(connection, totals, curves.decode(str(text)), change, row.delta)
 
     def show(self, name: str | None = None) -> list[DatasetReading]:
         """Return what the datasets have spent, one or all of them.
@@ -340,11 +341,13 @@ class BudgetLedger:
         connection.execute(insert(mechanisms).values(values))
         return number, curve
 
-    def _charge(self, connection: Connection, snapshot: int, curve: curves.Curve, steps: int, delta: float) -> None:
-        totals = admission.snapshot_atoms(connection, snapshot)
-        for atom, total in totals.items():
-            changed = curves.encode(curves.add(total, curve, steps))
-            connection.execute(update(atoms).where(atoms.c.id == atom).values(total=changed))
+    def _charge(
+        self, connection: Connection, totals: Mapping[int, curves.Curve], curve: curves.Curve, steps: int, delta: float
+    ) -> None:
+        """Add steps to the atoms that a run can draw from, or take them back."""
+        changed = [{"atom": n, "sum": curves.encode(curves.add(total, curve, steps))} for n, total in totals.items()]
+        query = update(atoms).where(atoms.c.id == bindparam("atom")).values(total=bindparam("sum"))
+        connection.execute(query, changed)
         admission.refresh_readings(self._store, connection, admission.touched_datasets(connection, totals), delta)
 
     def _hashed(self, attempt: str) -> str:

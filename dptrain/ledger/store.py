@@ -25,6 +25,7 @@ SCHEMA = "0001"  # the newest revision in migrations/versions
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 GENESIS = "0" * 64
+SYNCHRONOUS = "FULL"  # a reservation is on the disk before the first step, whatever happens to the machine
 
 
 _STORES: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -84,7 +85,7 @@ class Store:
         @event.listens_for(engine, "connect")
         def configure(connection: Any, _: Any) -> None:
             connection.isolation_level = None  # the transactions are begun below, not by the driver
-            for pragma in ("foreign_keys=ON", "synchronous=FULL"):
+            for pragma in ("foreign_keys=ON", f"synchronous={SYNCHRONOUS}"):
                 connection.execute(f"PRAGMA {pragma}")
 
         @event.listens_for(engine, "begin")

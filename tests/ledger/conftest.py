@@ -20,6 +20,14 @@ KEY = "11" * 32
 _NAMES = itertools.count()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """No test cuts the power; a killed process loses nothing that it has written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dptrain.ledger.store.SYNCHRONOUS", "OFF")
+        yield
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'budget.db'}"

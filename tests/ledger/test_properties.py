@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dp_accounting import dp_event
-from dp_accounting.rdp import RdpAccountant
+from dp_accounting.rdp import RdpAccountant, rdp_privacy_accountant
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +40,23 @@ DELTAS = st.sampled_from([1e-10, 1e-6, 1e-5, 1e-3, 0.3])
 FAST = settings(
     max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _each_mechanism_once() -> Iterator[None]:
+    """dp-accounting takes a tenth of a second for the curve of a step; the same one is asked for thousands of times."""
+    plain = rdp_privacy_accountant._compute_rdp_poisson_subsampled_gaussian
+    kept: dict[tuple[float, float, bytes], np.ndarray] = {}
+
+    def cached(q: float, noise_multiplier: float, orders: np.ndarray) -> np.ndarray:
+        key = (q, noise_multiplier, np.asarray(orders).tobytes())
+        if key not in kept:
+            kept[key] = plain(q=q, noise_multiplier=noise_multiplier, orders=orders)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rdp_privacy_accountant, "_compute_rdp_poisson_subsampled_gaussian", cached)
+        yield
 
 
 def by_dp_accounting(events: list[dp_event.DpEvent], delta: float) -> float:
@@ -78,7 +97,7 @@ def test_the_epsilon_shown_is_never_below_dp_accountings_for_anyone_in_the_data(
     truth = max(by_dp_accounting(events, delta) for events in of_picture.values())
     reading = ledger.show("line")[0]
     assert truth <= reading.epsilon <= truth * (1 + 1e-9) + 1e-12
-    assert float(shown(reading.epsilon)) >= truth * (1 - 1e-12)
+    assert float(shown(reading.epsilon)) >= truth
     assert ledger.history("line")[-1].epsilon == reading.epsilon
     assert ledger.verify().findings == ()
 

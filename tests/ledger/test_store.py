@@ -13,13 +13,14 @@ from sqlalchemy import text
 
 from dptrain import BudgetError, BudgetLedger
 from dptrain.accounting import dp_sgd_event
-from dptrain.ledger.store import SCHEMA
+from dptrain.ledger.store import SCHEMA, SYNCHRONOUS
 from dptrain.ledger.tables import metadata
 
 from .conftest import KEY
 from .pictures import pictures
 
 RUN = dp_sgd_event(0.02, 100, 1.1)
+BY_DEFAULT = SYNCHRONOUS  # before the tests turn it off
 
 
 def test_a_key_that_only_its_owner_reads_is_made_with_an_sqlite_ledger(tmp_path: Path) -> None:
@@ -128,7 +129,11 @@ def test_the_database_itself_refuses_to_change_an_entry(any_ledger: BudgetLedger
             connection.execute(text(statement))
 
 
-def test_an_sqlite_ledger_survives_a_crash_of_the_machine_and_many_readers(ledger: BudgetLedger) -> None:
+def test_an_sqlite_ledger_survives_a_crash_of_the_machine_and_many_readers(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dptrain.ledger.store.SYNCHRONOUS", BY_DEFAULT)
+    ledger = BudgetLedger(url)
     with ledger._store.read() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2  # FULL
