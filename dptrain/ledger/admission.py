@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from ..errors import BudgetError
 from . import curves, filters, snapshots
@@ -172,13 +172,19 @@ def shown(epsilon: float) -> str:
 def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:
     """Compute what the datasets have spent, so that whoever shows it needs no accountant."""
     totals_of = dataset_totals(connection, numbers)
+    changed: list[dict[str, Any]] = []
+    spent_by: dict[tuple[str, float], float] = {}  # datasets share atoms
     for row in connection.execute(select(datasets).where(datasets.c.id.in_(list(numbers)))).all():
         totals = totals_of[row.id]
         known = [value for value in (row.read_delta, delta) if value is not None]
         at = row.delta if row.delta is not None else min(known, default=1e-5)
-        spent = max(curves.epsilon(curves.decode(total), store.orders, at) for total in totals)
-        values = {"read_of": totals_digest(totals), "read_delta": at, "read_epsilon": spent}
-        connection.execute(update(datasets).where(datasets.c.id == row.id).values(values))
+        for total in totals:
+            if (total, at) not in spent_by:
+                spent_by[total, at] = curves.epsilon(curves.decode(total), store.orders, at)
+        spent = max(spent_by[total, at] for total in totals)
+        changed.append({"dataset": row.id, "of": totals_digest(totals), "at": at, "spent": spent})
+    values: dict[str, Any] = {"read_of": bindparam("of"), "read_delta": bindparam("at"), "read_epsilon": bindparam("spent")}
+    connection.execute(update(datasets).where(datasets.c.id == bindparam("dataset")).values(values), changed)
 
 
 def dataset_totals(connection: Connection, numbers: Collection[int]) -> dict[int, set[str]]:
