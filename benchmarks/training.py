@@ -30,7 +30,7 @@ from dptrain.training import MovingAverage, PrivateTrainer, learning_rate
 from . import memory
 from .cases import Case
 from .files import write_dataset
-from .steps import BOXES, CLASSES, Step, detector, steps, take_turns
+from .steps import BOXES, CLASSES, Step, detector, random_batch, steps, take_turns
 
 _STEPS = 10_000
 
@@ -96,6 +96,8 @@ def measure_whole(case: Case) -> dict[str, Any]:
         plan = _plan(case.images, rate)
         journal = stack.enter_context(closing(StepJournal(Path(folder) / "steps.journal")))
         trainer = _trainer(detector(case), plan, kept, len(dataset), journal)
+        for few in range(case.physical):  # the last batch of a draw has any size, and the first of a size is slow
+            plan.clipped_sum(trainer.module, trainer.loss_function, random_batch(few + 1, case.pixels))
         seconds: dict[str, list[float]] = {"gradients": [], "whole": []}
         for repeat in range(case.repeats + 1):
             kept.served.clear()
