@@ -183,8 +183,9 @@ def refresh_readings(store: Store, connection: Connection, numbers: Collection[i
                 spent_by[total, at] = curves.epsilon(curves.decode(total), store.orders, at)
         spent = max(spent_by[total, at] for total in totals)
         changed.append({"dataset": row.id, "of": totals_digest(totals), "at": at, "spent": spent})
-    values: dict[str, Any] = {"read_of": bindparam("of"), "read_delta": bindparam("at"), "read_epsilon": bindparam("spent")}
-    connection.execute(update(datasets).where(datasets.c.id == bindparam("dataset")).values(values), changed)
+    columns: dict[str, Any] = {"read_of": "of", "read_delta": "at", "read_epsilon": "spent"}
+    query = update(datasets).where(datasets.c.id == bindparam("dataset"))
+    connection.execute(query.values({column: bindparam(name) for column, name in columns.items()}), changed)
 
 
 def dataset_totals(connection: Connection, numbers: Collection[int]) -> dict[int, set[str]]:
