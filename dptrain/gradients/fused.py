@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .checks import refuse_missing, trainable_parameters
 from .layers import Record, Tape, rule_for
-from .layers.base import Instantiated, Joined, Named
+from .layers.base import Instantiated, Joined, Named, without_autocast
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -55,7 +55,8 @@ def run(module: nn.Module, loss_function: LossFunction, batch: Any) -> tuple[int
             return 0, {}
         if not losses.requires_grad:
             refuse_missing(parameters, {})
-        leaked = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
+        with without_autocast(losses):
+            leaked = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
     for name, gradient in zip(parameters, leaked, strict=True):
         if gradient is not None:
             raise ModelError(
@@ -103,10 +104,11 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
     if n == 0:
         return {name: p.new_zeros((0, *p.shape)) for name, p in parameters.items()}
     found: dict[str, Tensor] = {}
-    for prefix, layer_name, record in _named(module, records):
-        for name, gradient in record.per_example().items():
-            _check_rows(layer_name, gradient, n)
-            found[prefix + name] = gradient
+    with without_autocast(next(iter(parameters.values()))):
+        for prefix, layer_name, record in _named(module, records):
+            for name, gradient in record.per_example().items():
+                _check_rows(layer_name, gradient, n)
+                found[prefix + name] = gradient
     refuse_missing(parameters, found)
     return {name: found[name] for name in parameters}
 
@@ -122,6 +124,14 @@ def clipped_sum(
     n, records = run(module, loss_function, batch)
     if n == 0:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
+    with without_autocast(next(iter(parameters.values()))):
+        return _weighted(module, records, n, weigh)
+
+
+def _weighted(
+    module: nn.Module, records: dict[nn.Module, Record], n: int, weigh: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    parameters = trainable_parameters(module)
     parts = _joined(module, records, n)
     del records
     squared = torch.stack([_of_examples(layer_name, part.squared_norms(), n) for layer_name, part in parts]).sum(0)

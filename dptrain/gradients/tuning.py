@@ -34,31 +34,35 @@ class Chooser:
     """Remembers which way was fastest for a key, for as long as the process lives."""
 
     def __init__(self) -> None:
-        self.choices: dict[Hashable, str] = {}
+        self.choices: dict[Hashable, tuple[int, str]] = {}
         self._lock = threading.Lock()
 
     def __call__(
         self,
         key: Hashable,
-        ways: Callable[[], Mapping[str, Callable[[], object]]],
+        n: int,
+        ways: Callable[[int], Mapping[str, Callable[[], object]]],
         rule: Callable[[], str],
         device: torch.device,
     ) -> str:
         """Return the name of the way to take.
 
         Args:
-            key: Everything that the times depend on; the number of threads is added here.
-            ways: Makes the ways to time, on numbers of its own; called for a key that is new only.
+            key: Everything that the times depend on but the number of examples and that of threads.
+            n: Number of examples. What was fastest for more serves fewer too: the last batch of a draw is small.
+            ways: Makes the ways to time for a number of examples, on numbers of its own.
             rule: Names the way to take where nothing is measured.
             device: Where the ways compute.
         """
         if not _measures.get():
             return rule()
-        key = (key, device.type, torch.get_num_threads())
+        key, size = (key, device.type, torch.get_num_threads()), _power_of_two(n)
         with self._lock:
-            if key not in self.choices:
-                self.choices[key] = _fastest(ways(), device)
-            return self.choices[key]
+            known, choice = self.choices.get(key, (0, ""))
+            if known < size:
+                choice = _fastest(ways(size), device)
+                self.choices[key] = size, choice
+            return choice
 
 
 def _fastest(ways: Mapping[str, Callable[[], object]], device: torch.device) -> str:
@@ -88,6 +92,6 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def bucket(n: int) -> int:
-    """Return the largest power of two up to ``n``: the last batch of a draw is small, and seldom twice the same."""
+def _power_of_two(n: int) -> int:
+    """Return the largest power of two up to ``n``: draws differ in size, and most should find the times taken."""
     return 1 << (max(n, 1).bit_length() - 1)

@@ -247,9 +247,7 @@ def test_an_example_without_a_gradient_adds_nothing_and_harms_nothing(method: st
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("kind", [Cnn, Vit])
-def test_an_example_that_is_not_finite_counts_as_zero(
-    kind: Callable[[], nn.Module], bad: float, method: str
-) -> None:
+def test_an_example_that_is_not_finite_counts_as_zero(kind: Callable[[], nn.Module], bad: float, method: str) -> None:
     module = kind().float()
     x = images(4).float()
     x[2] = bad
@@ -543,9 +541,7 @@ def test_a_parameter_that_the_loss_does_not_reach_is_refused_by_name(method: str
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_head_that_the_loss_leaves_out_is_refused_by_name(
-    detectors: Callable[[str, str], Any], method: str
-) -> None:
+def test_a_head_that_the_loss_leaves_out_is_refused_by_name(detectors: Callable[[str, str], Any], method: str) -> None:
     from dptrain.detection.loss import _head_loss
 
     one_head = lambda m, b: _head_loss(m, 10).per_image(m(b["img"])["one2many"], b)  # noqa: E731

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,9 +32,17 @@ class Record(Protocol):
 
 @dataclass
 class Tape:
-    """The records of one backward pass, by the layer that made them; a layer used k times has k records."""
+    """The records of one backward pass, by the layer that made them; a layer used k times has k records.
+
+    Attributes:
+        records: By layer.
+        freed: Bytes of feature maps that the pass is done with.
+        held: Bytes of per-example gradients that are kept in their place; they are not let outgrow the maps.
+    """
 
     records: dict[nn.Module, list[Record]] = field(default_factory=dict)
+    freed: int = 0
+    held: int = 0
 
     def add(self, module: nn.Module, record: Record) -> None:
         self.records.setdefault(module, []).append(record)
@@ -199,6 +208,22 @@ def squared_norm(gradients: Tensor) -> Tensor:
         return rest
     blocks = flat[:, :whole].unflatten(1, (-1, _BLOCK))
     return torch.linalg.vector_norm(blocks, dim=2).to(wide(gradients)).square().sum(1) + rest
+
+
+def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what autocast would give a convolution or a linear layer: it does not look into autograd functions."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+@contextmanager
+def without_autocast(tensor: Tensor) -> Iterator[None]:
+    """Compute as the tensors are inside the block: autocast would form norms and sums in half precision."""
+    with torch.autocast(tensor.device.type, enabled=False):
+        yield
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import tuning
-from .base import Forward, Instantiated, Record, Tape, full_precision, register
+from .base import Forward, Instantiated, Record, Tape, as_autocast, full_precision, register, without_autocast
 from .conv_forms import FORMS, Booked, Conv, Geometry, channels_first
 
 METHODS = (*(f"held {form}" for form in FORMS), *(f"booked {form}" for form in FORMS), "booked gram")
 
-_HELD = 4  # gradients of a layer are held where they take at most this many times the memory of its maps
-_LEAST_HELD = 1 << 20  # or this many bytes
+_LEAST_HELD = 1 << 18  # bytes of gradients that a layer may hold whatever the memory
 _PRODUCT = 1024  # pixel products are formed for maps of at most this many pixels
 
 _fastest = tuning.Chooser()
@@ -31,17 +30,17 @@ class _Conv(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: Conv, geometry: Geometry, tape: Tape
     ) -> Tensor:
+        x, weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(x, weight)
         ctx.module, ctx.geometry, ctx.tape = module, geometry, tape
-        if bias is None and _multiplies("forward", geometry, x, weight):
-            return _product(weight.flatten(1), x)
-        return geometry.forward(x, weight, bias)
+        with without_autocast(x):
+            return _forward(x, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         module, geometry = ctx.module, ctx.geometry
-        ctx.tape.add(module, conv_record(module, geometry, x, b))
+        ctx.tape.add(module, conv_record(module, geometry, x, b, ctx.tape))
         grad = None
         if ctx.needs_input_grad[0]:
             if _multiplies("backward", geometry, x, weight):
@@ -51,6 +50,12 @@ class _Conv(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    if bias is None and _multiplies("forward", geometry, x, weight):
+        return _product(weight.flatten(1), x)
+    return geometry.forward(x, weight, bias)
+
+
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """Return a 1 x 1 convolution as a matrix product."""
     return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).view(len(x), -1, *x.shape[2:])
@@ -58,11 +63,10 @@ def _product(matrix: Tensor, x: Tensor) -> Tensor:
 
 def _multiplies(direction: str, geometry: Geometry, x: Tensor, weight: Tensor) -> bool:
     """Whether a 1 x 1 convolution is faster as a matrix product than by the library's convolution."""
-    if not geometry.pointwise or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+    if not geometry.pointwise or x.dtype != weight.dtype:
         return False
-    n = tuning.bucket(len(x))
 
-    def ways() -> Mapping[str, Callable[[], object]]:
+    def ways(n: int) -> Mapping[str, Callable[[], object]]:
         w = _random(weight.shape, weight)
         a = _random((n, *x.shape[1:]), x)
         b = _random((n, len(weight), *x.shape[2:]), x)
@@ -73,19 +77,28 @@ def _multiplies(direction: str, geometry: Geometry, x: Tensor, weight: Tensor) -
             "product": lambda: _product(w.flatten(1).t(), b),
         }
 
-    key = (direction, n, *x.shape[1:], *weight.shape, x.dtype)
-    return _fastest(key, ways, lambda: "convolution", x.device) == "product"
+    key = (direction, *x.shape[1:], *weight.shape, x.dtype)
+    return _fastest(key, len(x), ways, lambda: "convolution", x.device) == "product"
 
 
-def conv_record(module: Conv, geometry: Geometry, x: Tensor, b: Tensor, method: str | None = None) -> Record:
+def conv_record(
+    module: Conv, geometry: Geometry, x: Tensor, b: Tensor, tape: Tape | None = None, method: str | None = None
+) -> Record:
     """Form the record of one convolution from its input and output gradient, by one of ``METHODS``."""
+    tape = tape or Tape()
     x, b = full_precision(x), full_precision(b)
     bias = b.sum((2, 3)) if module.bias is not None and module.bias.requires_grad else None
     if not module.weight.requires_grad:
         assert bias is not None
         return Instantiated({"bias": bias})
     weight = module.weight.detach().to(x.dtype)
-    return _record(geometry, x, b, weight, bias, method or choose(geometry, x, b, weight))
+    gradients = len(x) * weight.nbytes
+    tape.freed += x.nbytes + b.nbytes
+    if method is None:
+        method = choose(geometry, x, b, weight, gradients <= max(tape.freed - tape.held, _LEAST_HELD))
+    if method.startswith("held"):
+        tape.held += gradients
+    return _record(geometry, x, b, weight, bias, method)
 
 
 def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Record:
@@ -98,18 +111,18 @@ def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tens
     return Instantiated(gradients, {"weight": channels_first} if form == "unfold" else None)
 
 
-def choose(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> str:
-    """Choose one of ``METHODS`` for a layer: the fastest of those whose memory is bounded by that of its maps."""
-    n = tuning.bucket(len(x))
+def choose(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, may_hold: bool = True) -> str:
+    """Choose one of ``METHODS`` for a layer: the fastest of those that its memory allows."""
+    positions = b.shape[2:].numel()
 
-    def ways() -> Mapping[str, Callable[[], object]]:
-        allowed = feasible(geometry, (n, *x.shape[1:]), (n, *b.shape[1:]), weight.shape)
+    def ways(n: int) -> Mapping[str, Callable[[], object]]:
         a, g = _random((n, *x.shape[1:]), x), _random((n, *b.shape[1:]), b)
         factors = torch.ones(n, device=x.device)
+        allowed = feasible(geometry, x.shape, positions, may_hold)
         return {method: _timed(geometry, a, g, weight, factors, method) for method in allowed}
 
-    key = (geometry.key, n, *x.shape[1:], *weight.shape, x.dtype)
-    return _fastest(key, ways, lambda: rule(geometry, x, b, weight), x.device)
+    key = (geometry.key, *x.shape[1:], *weight.shape, x.dtype, may_hold)
+    return _fastest(key, len(x), ways, lambda: rule(geometry, x.shape, positions, weight.shape, may_hold), x.device)
 
 
 def _timed(
@@ -128,51 +141,34 @@ def _random(shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(-1, 1, generator=generator)
 
 
-def feasible(
-    geometry: Geometry, x: tuple[int, ...], b: tuple[int, ...], weight: tuple[int, ...] | torch.Size
-) -> list[str]:
-    """Return the methods that can compute a layer within its memory, from the shapes of input, output and weight."""
-    n, positions = x[0], b[2] * b[3]
-    maps = 4 * (_numel(x) + _numel(b))
-    gradients = 4 * n * _numel(weight)
+def feasible(geometry: Geometry, x: torch.Size, positions: int, may_hold: bool) -> list[str]:
+    """Return the methods for an input of shape ``x`` and a number of output positions."""
     forms = ["fold"]
     if geometry.pointwise:
         forms.append("bmm")
     elif geometry.dense:
         forms.append("unfold")
-    if positions >= 64 or n <= 4:  # a call an example costs more than the work of a small one
+    if positions >= 64:  # a call an example costs more than the work of a small one
         forms.append("loop")
     pixels = (x[2] + 2 * geometry.padding[0]) * (x[3] + 2 * geometry.padding[1])
-    booked = [f"booked {form}" for form in forms]
-    if geometry.dense and pixels <= _PRODUCT:
-        booked.append("booked gram")
-    if gradients <= max(_HELD * maps, _LEAST_HELD):
-        # Letting a gradient go costs a second one: only the ghost norm can be quicker than holding it.
-        return [f"held {form}" for form in forms] + booked[len(forms) :]
-    return booked
+    ghost = ["booked gram"] if geometry.dense and pixels <= _PRODUCT else []
+    # Letting a gradient go costs a second one: only the ghost norm can be quicker than holding it.
+    return [f"held {form}" for form in forms] + ghost if may_hold else [f"booked {form}" for form in forms] + ghost
 
 
-def rule(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> str:
+def rule(geometry: Geometry, x: torch.Size, positions: int, weight: torch.Size, may_hold: bool) -> str:
     """Choose by shapes alone (Bu, Mao and Xu 2022, section 4, with what was timed on two CPU cores)."""
-    allowed = feasible(geometry, tuple(x.shape), tuple(b.shape), weight.shape)
-    positions, outputs, inputs = b.shape[2] * b.shape[3], b.shape[1], weight[0].numel()
-    kind = "held" if allowed[0].startswith("held") else "booked"
-    if "booked gram" in allowed and 8 * positions * positions <= outputs * inputs:
+    allowed = feasible(geometry, x, positions, may_hold)
+    kind = "held" if may_hold else "booked"
+    if "booked gram" in allowed and 8 * positions * positions <= weight.numel():
         return "booked gram"
     if f"{kind} bmm" in allowed:
         return f"{kind} bmm"
-    if f"{kind} unfold" in allowed and positions <= 128 and x.shape[1] >= 128:
+    if f"{kind} unfold" in allowed and positions <= 128 and x[1] >= 128:
         return f"{kind} unfold"
-    if f"{kind} loop" in allowed and x.shape[1] < 8 and positions >= 4096:
+    if f"{kind} loop" in allowed and x[1] < 8 and positions >= 4096:
         return f"{kind} loop"
     return f"{kind} fold"
-
-
-def _numel(shape: tuple[int, ...] | torch.Size) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 @register(nn.Conv2d)

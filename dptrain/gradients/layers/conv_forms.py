@@ -28,8 +28,8 @@ from .base import squared_norm, weigh, wide, zero_rows
 Conv = nn.Conv2d | nn.ConvTranspose2d
 
 _CHUNK = 4 << 20  # bytes of unfolded input at a time: what a core's cache holds serves the product at once
-_FORMED = 32 << 20  # bytes of gradients formed at a time where they are let go again
-_GRAM = 64 << 20  # bytes of pixel products at a time
+_FORMED = 8 << 20  # bytes of gradients formed at a time where they are let go again
+_GRAM = 16 << 20  # bytes of pixel products at a time
 
 
 class Geometry:

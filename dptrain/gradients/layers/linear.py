@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Forward, Instantiated, Record, Tape, full_precision, register, squared_norm, wide, zero_rows
+from .base import (
+    Forward,
+    Instantiated,
+    Record,
+    Tape,
+    as_autocast,
+    full_precision,
+    register,
+    squared_norm,
+    wide,
+    zero_rows,
+)
 
 
 class GhostRecord:
@@ -59,6 +70,7 @@ def ghost_pays(positions: int, outputs: int, inputs: int) -> bool:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Linear, tape: Tape) -> Tensor:
+        x, weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(x, weight)
         ctx.module, ctx.tape = module, tape
         return F.linear(x, weight, bias)
