@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from .plan import PrivacyPlan
+from .rounding import shown
 
 
 def make_console() -> Console:
@@ -26,7 +27,7 @@ class Progress:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("epsilon {task.fields[epsilon]:.3f}"),
+            TextColumn("epsilon {task.fields[epsilon]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -34,11 +35,11 @@ class Progress:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("train", total=plan.steps, epsilon=0.0)
+        self._task = self._bar.add_task("train", total=plan.steps, epsilon=shown(0.0))
 
     def update(self, step: int) -> None:
         """Show that ``step`` steps are done."""
-        self._bar.update(self._task, completed=step, epsilon=self._plan.epsilon(steps=step))
+        self._bar.update(self._task, completed=step, epsilon=shown(self._plan.epsilon(steps=step)))
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""

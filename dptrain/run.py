@@ -33,6 +33,7 @@ from .optimizers import make_optimizer
 from .plan import PrivacyPlan
 from .progress import Progress, make_console
 from .results import TABLES, append_rows, draw_curve, read_rows
+from .rounding import round_up, shown
 from .schema import AugmentConfig, TrainConfig
 from .spending import Spending, data_name
 from .statement import STATEMENT_FILES, claim_of, make_statement, write_statement
@@ -189,7 +190,7 @@ class Run:
             f"{trainable:,} of {total:,} parameters train, {self.device}"
         )
         say(
-            f"epsilon {plan.epsilon():.3f} (RDP; PLD {plan.epsilon('pld'):.3f}), delta {plan.delta:.3g}, "
+            f"epsilon {shown(plan.epsilon())} (RDP; PLD {shown(plan.epsilon('pld'))}), delta {plan.delta:.3g}, "
             f"unit {plan.unit}: {plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, "
             f"clip norm {plan.clip_norm:g}, sample rate {plan.sample_rate:.4g}, "
             f"expected batch {plan.expected_batch_size} ({self.physical_batch_size} at a time)"
@@ -340,7 +341,7 @@ class Run:
                 spent = json.loads(earlier.read_text())["guarantee"]["epsilon"]
             except (OSError, ValueError, KeyError):
                 spent = None
-            amount = "unknown epsilon" if spent is None else f"epsilon {spent:.4g}"
+            amount = "unknown epsilon" if spent is None else f"epsilon {round_up(spent)}"
             yield (
                 f"The start weights come from a private run ({amount}). If it used any of the same images, "
                 "the two guarantees compose and this statement covers the second only."
@@ -365,7 +366,7 @@ class Run:
         append_rows(self.output / "per_class.csv", per_class)
         tracker.metrics({key: value for key, value in row.items() if key != "step"}, step)
         text = (
-            f"step {step:>5}/{self.plan.steps}  epsilon {row['dp/epsilon']:.3f}  "
+            f"step {step:>5}/{self.plan.steps}  epsilon {shown(row['dp/epsilon'])}  "
             f"mAP50 {row['metrics/mAP50B']:.3f}  mAP50-95 {row['metrics/mAP50-95B']:.3f}"
         )
         (progress.print if progress else self._say)(text)
@@ -392,7 +393,7 @@ class Run:
         statement = self._write_statement("finished")
         metrics = publish(self.config, self.output, self.data_name, tracker)
         epsilon = statement["guarantee"]["epsilon"]
-        self._say(f"done: epsilon {epsilon:.3f} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
+        self._say(f"done: epsilon {shown(epsilon)} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
         return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)
 
 

@@ -32,9 +32,9 @@ from .errors import ConfigError, PrivacyError
 from .folder import RunFolder
 from .progress import make_console
 from .results import MAP, read_rows
+from .rounding import shown
 from .schema import TrainConfig, keys, nearest_key
 from .spending import Spending
-from .sweep.table import up
 from .tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def tune(config: TrainConfig) -> TrainResult:
         _reveal(output, output / _PARTIAL / "best")
     except SystemExit:
         raise SystemExit(
-            f"the tuning was stopped: nothing is released, it cannot be resumed, and epsilon {up(tuning.epsilon)} "
+            f"the tuning was stopped: nothing is released, it cannot be resumed, and epsilon {shown(tuning.epsilon)} "
             "stays spent"
         ) from None
     finally:
@@ -146,19 +146,19 @@ def tune(config: TrainConfig) -> TrainResult:
         shutil.rmtree(output / _PARTIAL, ignore_errors=True)
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()
-    shown = replace(winner, output_dir=config.output_dir, tracking=config.tracking)
-    write_atomically(output / "config.yaml", lambda stream: stream.write(config_text(shown).encode()))
+    revealed = replace(winner, output_dir=config.output_dir, tracking=config.tracking)
+    write_atomically(output / "config.yaml", lambda stream: stream.write(config_text(revealed).encode()))
     # Only now, so that the run in MLflow does not tell by its duration how many runs there were.
-    tracker = open_tracker(shown, tuning.plan, output, data_name, True) if config.tracking.enabled else NoTracker()
+    tracker = open_tracker(revealed, tuning.plan, output, data_name, True) if config.tracking.enabled else NoTracker()
     with tracker:
         rows = read_rows(output / "results.csv")
         for row in rows:
             tracker.metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
         tracker.metrics({"dp/epsilon_tuning": tuning.epsilon}, int(rows[-1]["step"]))
-        publish(shown, output, data_name, tracker)
-    chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(shown), key)}" for key in config.tuning.search)
+        publish(revealed, output, data_name, tracker)
+    chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(revealed), key)}" for key in config.tuning.search)
     console.print(
-        f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {up(tuning.epsilon)} at delta "
+        f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {shown(tuning.epsilon)} at delta "
         f"{tuning.plan.delta:.3g}, the choice included; {output / 'weights/last.pt'}",
         soft_wrap=True,
         markup=False,
@@ -295,7 +295,7 @@ def _announce(tuning: Tuning, console: Console) -> None:
     count = len(tuning.candidates)
     console.print(
         f"tuning by random stopping: {count} candidates, a secret number of runs ({tuning.distribution}, mean "
-        f"{tuning.mean:g}); one run is epsilon {up(tuning.plan.epsilon())}, the winner epsilon {up(tuning.epsilon)} "
+        f"{tuning.mean:g}); one run is epsilon {shown(tuning.plan.epsilon())}, the winner {shown(tuning.epsilon)} "
         f"(RDP) at delta {tuning.plan.delta:.3g}",
         soft_wrap=True,
         markup=False,

@@ -14,7 +14,6 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # also where a test imports Ultra
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 
-
 @pytest.fixture(autouse=True, scope="session")
 def _ledger_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test writes a budget.db where the tests are started; runs of one worker share this ledger."""

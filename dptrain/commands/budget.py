@@ -108,7 +108,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as_json: bool) -> int:
-    from ..ledger.admission import shown
+    from ..rounding import shown
 
     if as_json:
         print(json.dumps({"ledger": ledger.address, "datasets": [_plain(reading) for reading in readings]}))
@@ -136,7 +136,7 @@ def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as
 
 
 def _history(options: argparse.Namespace) -> int:
-    from ..ledger.admission import shown
+    from ..rounding import shown
 
     if options.last is not None and options.last < 1:
         raise ConfigError(f"--last={options.last} must be 1 or more")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..rounding import round_up
 from .options import Commands, number
 
 if TYPE_CHECKING:
@@ -137,17 +138,11 @@ def _table(grid: PlanGrid) -> Table:
             table.add_section()
         before = run.expected_batch_size
         cells = [f"{run.expected_batch_size}", f"{run.steps}", f"{run.noise_multiplier:.4g}"]
-        cells += [_ceiling(run.epsilon), f"{run.epochs:.3g}", f"{run.signal:.3f}"]
+        cells += [round_up(run.epsilon), f"{run.epochs:.3g}", f"{run.signal:.3f}"]
         if run.seconds is not None:
             cells.append(duration(run.seconds))
         table.add_row(*cells, style="bold" if run is grid.best else None)
     return table
-
-
-def _ceiling(epsilon: float) -> str:
-    from ..statement.render import round_up
-
-    return round_up(epsilon)
 
 
 def duration(seconds: float) -> str:

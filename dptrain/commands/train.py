@@ -63,12 +63,12 @@ def _end(sweep: Sweep, as_json: bool, interrupted: bool = False) -> int:
     """Show what the sweep came to and what it cost; return the exit status."""
     from rich.console import Console
 
-    from ..sweep.table import shown, summary
+    from ..sweep.table import for_terminal, summary
 
     table = sweep.end(interrupted)
     console = Console(stderr=as_json)
     console.print()
-    console.print(shown(table))
+    console.print(for_terminal(table))
     console.print(f"\n{table.price()}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"table, curve and costs: {sweep.record.folder}", soft_wrap=True, markup=False, highlight=False)
     if as_json:

@@ -6,12 +6,12 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select, update
 
 from ..errors import BudgetError
+from ..rounding import shown
 from . import curves, filters, snapshots
 from .curves import Curve
 from .store import Store
@@ -160,13 +160,6 @@ def _instead(store: Store, refusals: Sequence[tuple[Row, filters.Filter | None, 
     offers = [f"{fewer} steps at this noise"] if fewer else []
     offers += [f"noise multiplier {noise:g} for {request.steps} steps"] if noise else []
     return f"{' or '.join(offers)} would fit" if offers else "nothing fits any more"
-
-
-def shown(epsilon: float) -> str:
-    """Write an epsilon with three decimals, rounded up: what is read is never below what was spent."""
-    if not math.isfinite(epsilon):
-        return "infinity"
-    return str(Decimal(epsilon).quantize(Decimal("0.001"), ROUND_CEILING))
 
 
 def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, update
 
 from ..errors import BudgetError
+from ..rounding import shown
 from . import admission, curves, snapshots
 from .store import Store
 from .tables import atom_snapshots, atoms, datasets, entries, mechanisms, runs
@@ -52,8 +53,8 @@ class DatasetReading:
         """One line for the screen."""
         at = f"RDP, delta {self.delta:.3g}" if self.delta is not None else "RDP"
         if self.limit is None:
-            return f"{self.name} has spent epsilon {admission.shown(self.epsilon)} ({at}), recorded without a limit"
-        return f"{self.name} has spent epsilon {admission.shown(self.epsilon)} of {self.limit:g} ({at})"
+            return f"{self.name} has spent epsilon {shown(self.epsilon)} ({at}), recorded without a limit"
+        return f"{self.name} has spent epsilon {shown(self.epsilon)} of {self.limit:g} ({at})"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dp_accounting.rdp import compute_epsilon
 
 from ..results import MAP, MAP50, read_rows
-from .render import round_up
+from ..rounding import round_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,10 +11,10 @@ from typing import Any
 from .. import accounting
 from ..errors import ConfigError, PrivacyError
 from ..plan import PrivacyPlan
+from ..rounding import round_up
 from . import facts
 from .audit import read_audit
 from .files import JSON, WEIGHT_FILES, WEIGHTS, file_hash, read_json, read_statement
-from .render import round_up
 
 JOURNAL, SETTINGS = "steps.journal", "settings.json"
 _ROUNDING = 1e-9  # relative: the same sum in another order

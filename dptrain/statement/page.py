@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .render import headline, made_by, round_up, sections, status_line, summary
+from ..rounding import round_up
+from .render import headline, made_by, sections, status_line, summary
 
 
 def to_html(statement: Mapping[str, Any], results: Path | None = None) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..rounding import round_up
+
 _MOST_FACTOR = 1e6  # beyond this e^epsilon is written as a power of ten
 _TIERS = ((1.0, "strong"), (10.0, "reasonable"), (math.inf, "weak to none by itself"))
 _STATUS = {
@@ -167,15 +169,6 @@ def made_by(statement: Mapping[str, Any]) -> str:
     """Return the closing line: who made it, when, with what."""
     versions = ", ".join(f"{name} {number}" for name, number in statement["versions"].items())
     return f"Made by dptrain from the run's own facts on {statement['date']}. Versions: {versions}."
-
-
-def round_up(value: float, digits: int = 4) -> str:
-    """Return a number to some significant digits, never below what it is."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    exponent = digits - 1 - math.floor(math.log10(abs(value)))
-    shown = f"{value:.{digits}g}"
-    return shown if float(shown) >= value else f"{float(shown) + 10.0**-exponent:.{digits}g}"
 
 
 def _percent(value: float) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .table import METRICS, Row, SweepTable, up
+from ..rounding import shown
+from .table import METRICS, Row, SweepTable
 
 _CURVES = ("metrics/mAP50B", "metrics/mAP50-95B")
 _WIDE = 8.0  # from this ratio of the largest to the smallest epsilon on, the axis is logarithmic
@@ -47,7 +48,7 @@ def _axis_title(table: SweepTable) -> str:
 def _subtitle(table: SweepTable) -> str:
     assert table.cost is not None
     void = "" if table.cost.secure else "; VOID: a seed was set"
-    return f"publishing all of it costs epsilon {up(table.cost.epsilon)} at delta {table.cost.delta:.2g}{void}"
+    return f"publishing all of it costs epsilon {shown(table.cost.epsilon)} at delta {table.cost.delta:.2g}{void}"
 
 
 def _labels(rows: Sequence[Row]) -> str:
@@ -115,7 +116,7 @@ def _html(rows: Sequence[Row], table: SweepTable, file: Path, title: str) -> Non
             [
                 f"job {row.number}, {row.state}",
                 *(f"{key} = {value}" for key, value in row.swept.items()),
-                f"epsilon {up(_epsilon(row))}",
+                f"epsilon {shown(_epsilon(row))}",
                 *(f"{METRICS[key]} {value:.3f}" for key, value in row.metrics.items()),
             ]
         )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..rounding import shown
 from .cost import JobCost, SweepCost, compose, read_cost
 from .jobs import FINISHED, SweepRecord, short, write_json
 
@@ -86,7 +86,7 @@ class SweepTable:
         counted = sum(row.cost is not None for row in self.rows)
         runs = "1 run" if counted == 1 else f"{counted} runs"
         text = (
-            f"publishing this curve costs epsilon {up(cost.epsilon)} (RDP; PLD {up(cost.epsilon_pld)}) "
+            f"publishing this curve costs epsilon {shown(cost.epsilon)} (RDP; PLD {shown(cost.epsilon_pld)}) "
             f"at delta {cost.delta:.3g}: the composition of {runs}, choice of the best among them included"
         )
         if cost.deltas_differ:
@@ -150,7 +150,7 @@ def summary(table: SweepTable) -> dict[str, Any]:
     }
 
 
-def shown(table: SweepTable) -> Table:
+def for_terminal(table: SweepTable) -> Table:
     """The table for a terminal; only the columns that are read first."""
     from rich.table import Table as RichTable
 
@@ -165,7 +165,7 @@ def shown(table: SweepTable) -> Table:
             row.label,
             row.state,
             f"{cost.steps}/{cost.planned_steps}" if cost else "0",
-            up(cost.epsilon()) if cost else "0",
+            shown(cost.epsilon()) if cost else "0",
             *("-" if value is None else f"{value:.3f}" for value in metrics),
         )
     return view
@@ -175,8 +175,3 @@ def mlflow_table(table: SweepTable) -> dict[str, list[Any]]:
     """Columns for MLflow, whose viewer leaves a column empty when there is a dot in its name."""
     rows = [row.flat() for row in table.rows]
     return {name.replace(".", " "): [row[name] for row in rows] for name in rows[0]} if rows else {}
-
-
-def up(value: float) -> str:
-    """An epsilon to three decimals, never below what it is."""
-    return f"{math.ceil(value * 1000 - 1e-9) / 1000:.3f}" if math.isfinite(value) else "infinite"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dptrain import BudgetError, BudgetLedger, accounting
 from dptrain.ledger import curves
-from dptrain.ledger.admission import shown
+from dptrain.rounding import shown
 
 from .conftest import KEY
 from .pictures import pictures

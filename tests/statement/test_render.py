@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dptrain import accounting
+from dptrain.rounding import round_up
 from dptrain.statement import to_html, to_markdown
-from dptrain.statement.render import round_up, sections
+from dptrain.statement.render import sections
 
 from .runs import PLAN, facts
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptrain.errors import ConfigError
+from dptrain.rounding import shown
 from dptrain.sweep.cost import JobCost, compose, read_cost
 from dptrain.sweep.jobs import BEGUN, FAILED, FINISHED, NOT_STARTED, Job, SweepRecord
 from dptrain.sweep.pictures import PICTURES, draw
-from dptrain.sweep.table import mlflow_table, read_table, summary, up, write_table
+from dptrain.sweep.table import mlflow_table, read_table, summary, write_table
 
 PRIVACY = {"sample_rate": 0.1, "delta": 1e-5}
 
@@ -107,7 +108,7 @@ def test_the_composition_is_never_below_dp_accountings_own(
     expected = reference(events, delta)
     assert cost.epsilon >= expected * (1 - 1e-9)
     if math.isfinite(cost.epsilon):
-        assert float(up(cost.epsilon)) >= expected * (1 - 1e-9) - 1e-11
+        assert float(shown(cost.epsilon)) >= expected * (1 - 1e-9) - 1e-11
 
 
 def test_no_step_costs_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""How an epsilon is written: never below what it is."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, Decimal
+
+
+def shown(epsilon: float) -> str:
+    """Return an epsilon with three decimals, rounded up."""
+    if not math.isfinite(epsilon):
+        return "infinity"
+    return str(Decimal(epsilon).quantize(Decimal("0.001"), ROUND_CEILING))
+
+
+def round_up(value: float, digits: int = 4) -> str:
+    """Return a number to some significant digits, rounded up."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    exponent = digits - 1 - math.floor(math.log10(abs(value)))
+    nearest = f"{value:.{digits}g}"
+    return nearest if float(nearest) >= value else f"{float(nearest) + 10.0**-exponent:.{digits}g}"
