@@ -1,4 +1,4 @@
-"""The recipe that the demo and the curve share, private and not."""
+"""The recipe that the demo and the sweep share, private and not."""
 
 from __future__ import annotations
 
@@ -33,9 +33,6 @@ TUNED = (
     "steps, batch, learning rate, EMA and which layers train come from nine trial runs on these very scenes, which no "
     "budget paid for: the digits are public data that play the part of private ones"
 )
-
-
-ALL_LAYERS = {"trainable": "all", "lr": 2e-3}  # what a run without privacy would choose
 
 
 def train_arguments(

@@ -28,6 +28,7 @@ import ultralytics
 
 import dptrain
 from dptrain.results import MAP, MAP50
+from dptrain.rounding import round_up
 from experiments import recipe
 from experiments.digits.public_start import WEIGHTS
 from experiments.digits.scenes import SIZE, TRAIN_SCENES, write_private
@@ -91,11 +92,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
         axes.axhline(free, color=colour, linestyle="--", alpha=0.7, label=f"same recipe without privacy, {key}")
         axes.axhline(start, color=colour, linestyle=":", alpha=0.7, label=f"public start, {key}")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(epsilons, [f"{e:.3g}" for e in epsilons])
-    axes.set(xlabel=f"epsilon of one run (delta {recipe.DELTA:g}, RDP)", ylabel="on val scenes", ylim=(0, 1))
-    together = results["epsilon_of_all_runs_together"]
+    axes.set_xticks(epsilons, [round_up(e, 3) for e in epsilons])
+    axes.set(xlabel=f"epsilon of one run (delta {recipe.DELTA:g}, RDP)", ylabel="on val scenes", ylim=(0.5, 0.9))
+    together = f"epsilon {round_up(results['epsilon_of_all_runs_together'], 3)}"
     axes.set_title(
-        f"{TRAIN_SCENES} scenes of handwritten digits, yolo26n; all {len(runs)} runs together: {together:.1f}",
+        f"{TRAIN_SCENES} scenes of handwritten digits, yolo26n; all {len(runs)} runs together cost {together}",
         fontsize=9,
     )
     axes.grid(alpha=0.3)
@@ -137,8 +138,8 @@ def main() -> None:
         "no_privacy": {"mAP50": round(plain.values[MAP50], 4), "mAP50-95": round(plain.values[MAP], 4)},
         "runs": [
             {
-                "noise_multiplier": float(row["privacy.noise_multiplier"]), "epsilon": round(float(row["epsilon"]), 4),
-                "epsilon_pld": round(float(row["epsilon_pld"]), 4), "mAP50": round(float(row["mAP50"]), 4),
+                "noise_multiplier": float(row["privacy.noise_multiplier"]), "epsilon": float(row["epsilon"]),
+                "epsilon_pld": float(row["epsilon_pld"]), "mAP50": round(float(row["mAP50"]), 4),
                 "mAP50-95": round(float(row["mAP50-95"]), 4), "steps": int(row["steps"]),
             }
             for row in rows if row["state"] == "finished"
