@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from . import config as settings
-from .checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from .checkpoint import load_checkpoint, save_checkpoint
 from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoader, load_data, refuse_overlap
 from .detection.evaluate import evaluate
 from .detection.labels import label_path
@@ -27,16 +23,18 @@ from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import load_model, save_weights
 from .errors import ConfigError, PrivacyError
-from .folder import RunFolder, flatten
+from .folder import RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
 from .progress import Progress, make_console
-from .results import TABLES, append_rows, draw_curve, read_rows
+from .publishing import config_text, open_tracker, publish
+from .results import append_rows
 from .rounding import round_up, shown
 from .schema import AugmentConfig, TrainConfig
+from .signals import stop_signal
 from .spending import Spending, data_name
-from .statement import STATEMENT_FILES, claim_of, make_statement, write_statement
+from .statement import claim_of, make_statement, write_statement
 from .tracking import NoTracker, Tracker
 from .training import PrivateTrainer, learning_rate
 
@@ -209,7 +207,7 @@ class Run:
             stack.enter_context(self._charged())
             tracker = stack.enter_context(self._tracker())
             self._restore()
-            stop = stack.enter_context(_stop_signal())
+            stop = stack.enter_context(stop_signal())
             if self.trainer.step == 0:
                 self._evaluate(tracker)
             with Progress(self.console, self.plan) as progress:
@@ -397,44 +395,6 @@ class Run:
         return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)
 
 
-def open_tracker(config: TrainConfig, plan: PrivacyPlan, output: Path, data_name: str, secure: bool) -> Tracker:
-    """Open the MLflow run of the run in ``output``, or go on with it; a new one gets all settings as parameters."""
-    tracking = config.tracking
-    tags = {
-        "dptrain.model": Path(config.model).name,
-        "dptrain.dataset": data_name,
-        "dptrain.unit": plan.unit,
-        "dptrain.accountant": "RDP (dp-accounting)",
-        "dptrain.sampler": "Poisson",
-        "dptrain.valid": str(secure).lower(),
-    }
-    note = output / "mlflow_run"
-    known = note.read_text().strip() if note.exists() else None
-    tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
-    write_atomically(note, lambda stream: stream.write(tracker.run_id.encode()))
-    if known is None:
-        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(("tracking.", "budget."))}
-        tracker.parameters({**flat, "privacy.epsilon": plan.epsilon(), "privacy.epsilon_pld": plan.epsilon("pld")})
-    return tracker
-
-
-def publish(config: TrainConfig, output: Path, data_name: str, tracker: Tracker) -> dict[str, float]:
-    """Hand the files of the run in ``output`` to the tracker; return the metrics of the last evaluation."""
-    metrics: dict[str, float] = {}
-    names = [*STATEMENT_FILES, "config.yaml"]
-    if (output / "results.csv").exists():
-        rows = read_rows(output / "results.csv")
-        metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
-        draw_curve(rows, output / "epsilon_vs_map.png", f"{Path(config.model).stem} on {data_name}")
-        names += ["epsilon_vs_map.png", *TABLES]
-    for name in names:
-        if (output / name).exists():
-            tracker.file(output / name)
-    for file in sorted((output / "weights").iterdir()):  # the statement travels with the weights
-        tracker.file(file, "weights")
-    return metrics
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -445,11 +405,6 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device={name} cannot be used ({reason[:120]}): try device=cpu") from error
     return device
-
-
-def config_text(config: TrainConfig) -> str:
-    text = OmegaConf.to_yaml(OmegaConf.structured(config))
-    return re.sub(r"(?<=://)[^/@\s]+@", "", text)  # a password in a tracking URI
 
 
 def _data_folders(data: DataConfig) -> set[Path]:
@@ -463,25 +418,3 @@ def _augmentation(config: AugmentConfig) -> Augmentation:
 
 def _file_hash(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".pt" else None
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event that is looked at between steps; a second one acts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _: Any) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -108,7 +108,7 @@ def tune(config: TrainConfig) -> TrainResult:
         SystemExit: It was asked to stop.
     """
     from .checkpoint import write_atomically
-    from .run import config_text, open_tracker, publish
+    from .publishing import config_text, open_tracker, publish
 
     tuning = plan_tuning(config)
     facts = tuning.facts(config.tuning.search)
@@ -149,7 +149,9 @@ def tune(config: TrainConfig) -> TrainResult:
     revealed = replace(winner, output_dir=config.output_dir, tracking=config.tracking)
     write_atomically(output / "config.yaml", lambda stream: stream.write(config_text(revealed).encode()))
     # Only now, so that the run in MLflow does not tell by its duration how many runs there were.
-    tracker = open_tracker(revealed, tuning.plan, output, data_name, True) if config.tracking.enabled else NoTracker()
+    tracker = (
+        open_tracker(revealed, tuning.plan, output, data_name, True, facts) if config.tracking.enabled else NoTracker()
+    )
     with tracker:
         rows = read_rows(output / "results.csv")
         for row in rows:

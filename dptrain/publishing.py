@@ -1,0 +1,71 @@
+"""What of a run's folder goes to MLflow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .checkpoint import write_atomically
+from .folder import flatten
+from .plan import PrivacyPlan
+from .results import TABLES, draw_curve, read_rows
+from .schema import TrainConfig
+from .statement import STATEMENT_FILES, claim_of
+from .tracking import Tracker
+
+
+def open_tracker(
+    config: TrainConfig,
+    plan: PrivacyPlan,
+    output: Path,
+    data_name: str,
+    secure: bool,
+    tuning: Mapping[str, Any] | None = None,
+) -> Tracker:
+    """Open the MLflow run of the run in ``output``, or go on with it; a new one gets all settings as parameters."""
+    tracking = config.tracking
+    tags = {
+        "dptrain.model": Path(config.model).name,
+        "dptrain.dataset": data_name,
+        "dptrain.unit": plan.unit,
+        "dptrain.accountant": "RDP (dp-accounting)",
+        "dptrain.sampler": "Poisson",
+        "dptrain.valid": str(secure).lower(),
+    }
+    note = output / "mlflow_run"
+    known = note.read_text().strip() if note.exists() else None
+    tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
+    write_atomically(note, lambda stream: stream.write(tracker.run_id.encode()))
+    if known is None:
+        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(("tracking.", "budget."))}
+        claim = claim_of(plan, plan.steps, tuning)
+        tracker.parameters({**flat, "privacy.epsilon": claim.epsilon, "privacy.epsilon_pld": claim.epsilon_pld})
+    return tracker
+
+
+def publish(config: TrainConfig, output: Path, data_name: str, tracker: Tracker) -> dict[str, float]:
+    """Hand the files of the run in ``output`` to the tracker; return the metrics of the last evaluation."""
+    metrics: dict[str, float] = {}
+    names = [*STATEMENT_FILES, "config.yaml"]
+    if (output / "results.csv").exists():
+        rows = read_rows(output / "results.csv")
+        metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
+        draw_curve(rows, output / "epsilon_vs_map.png", f"{Path(config.model).stem} on {data_name}")
+        names += ["epsilon_vs_map.png", *TABLES]
+    for name in names:
+        if (output / name).exists():
+            tracker.file(output / name)
+    for file in sorted((output / "weights").iterdir()):  # the statement travels with the weights
+        tracker.file(file, "weights")
+    return metrics
+
+
+def config_text(config: TrainConfig) -> str:
+    """Return ``config.yaml``, without passwords."""
+    text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)  # a password in a tracking URI
