@@ -55,7 +55,7 @@ def test_there_are_three_notebooks() -> None:
 def test_the_first_notebook_trains_states_and_compares() -> None:
     text = short_text(FIRST)
     assert "done: epsilon" in text and "-differential privacy for one image" in text
-    assert re.search(r"public start\s+0\.000", text)
+    assert re.search(r"public start +0\.\d+ .*\nprivate, epsilon [\d.]+ +0\.\d+", text)
 
 
 def test_the_sweep_costs_the_same_by_the_accountant_in_mlflow_and_in_the_ledger() -> None:
