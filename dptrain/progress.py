@@ -32,7 +32,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and console.file.isatty()),  # FORCE_COLOR makes a notebook a terminal
             transient=True,
         )
         self._task = self._bar.add_task("train", total=plan.steps, epsilon=shown(0.0))

@@ -1,9 +1,9 @@
 """Choosing settings at a price that is accounted: random stopping (Papernot and Steinke 2022).
 
 Looking at k runs costs the composition of k runs. If the number of runs is itself random and secret, and all that is
-ever seen is the best of them, the price is little more than one run's: theorem 2 for the geometric and the logarithmic
-distribution (truncated negative binomial with shape 1 and 0), theorem 6 for Poisson. The bound holds for that procedure
-only, so a fixed number of runs, a grid, or a look at a loser is refused or made impossible here.
+ever seen is the best of them, the price is far below that of all of them: theorem 2 for the geometric and the
+logarithmic distribution (truncated negative binomial with shape 1 and 0), theorem 6 for Poisson. The bound holds for
+that procedure only, so a fixed number of runs, a grid, or a look at a loser is refused or made impossible here.
 """
 
 from __future__ import annotations

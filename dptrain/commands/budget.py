@@ -183,7 +183,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         for finding in found.findings:
             print(f"NOT SOUND: {finding}")
-        verdict = "sound" if found.sound else f"{len(found.findings)} findings"
+        verdict = "sound" if found.sound else f"{len(found.findings)} finding{'s' * (len(found.findings) != 1)}"
         print(f"{found.entries} entries, {verdict}; head {found.head}")
     return 0 if found.sound else EXIT_UNSOUND
 

@@ -137,7 +137,7 @@ def _table(grid: PlanGrid) -> Table:
         if before not in (None, run.expected_batch_size):
             table.add_section()
         before = run.expected_batch_size
-        cells = [f"{run.expected_batch_size}", f"{run.steps}", f"{run.noise_multiplier:.4g}"]
+        cells = [f"{run.expected_batch_size}", f"{run.steps}", round_up(run.noise_multiplier)]
         cells += [round_up(run.epsilon), f"{run.epochs:.3g}", f"{run.signal:.3f}"]
         if run.seconds is not None:
             cells.append(duration(run.seconds))

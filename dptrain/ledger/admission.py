@@ -136,7 +136,7 @@ def _refusal(
         reached = f"{shown(at_order)} at its order {found.order:g}"
     left = max(0.0, row.epsilon - spent) if found is None or found.room(before) > 0 else 0.0
     parts = filters.gaussian_step(request.step)
-    what = f"{request.steps} steps" if parts or request.steps > 1 else type(request.step).__name__
+    what = _steps(request.steps) if parts or request.steps > 1 else type(request.step).__name__
     what += f" at noise multiplier {parts[1]:g} and sample rate {parts[0]:g}" if parts else ""
     return (
         f"{what} do not fit the budget {row.name}: epsilon {shown(spent)} of {row.epsilon:g} is spent (RDP, delta "
@@ -157,9 +157,13 @@ def _instead(store: Store, refusals: Sequence[tuple[Row, filters.Filter | None, 
             offer = filters.offer_within(found.room(before), orders, request.step, divergence, request.steps)
         noise = None if noise is None or offer.noise_multiplier is None else max(noise, offer.noise_multiplier)
         fewer = None if fewer is None or offer.steps is None else min(fewer, offer.steps)
-    offers = [f"{fewer} steps at this noise"] if fewer else []
-    offers += [f"noise multiplier {noise:g} for {request.steps} steps"] if noise else []
+    offers = [f"{_steps(fewer)} at this noise"] if fewer else []
+    offers += [f"noise multiplier {noise:g} for {_steps(request.steps)}"] if noise else []
     return f"{' or '.join(offers)} would fit" if offers else "nothing fits any more"
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:
