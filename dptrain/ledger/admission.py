@@ -67,7 +67,7 @@ def admit(
         before = curves.largest(totals[atom] for atom in shared)
         after = curves.add(before, request.curve, request.steps)
         found = budget_filter(store, connection, row, request)
-        if found.admits(after):
+        if _fits(found, after, store, row):
             continue
         fresh = row.filter_order is None and not has_charges(connection, number)
         refusals.append((row, None if fresh else found, before))
@@ -157,9 +157,38 @@ def _instead(store: Store, refusals: Sequence[tuple[Row, filters.Filter | None, 
             offer = filters.offer_within(found.room(before), orders, request.step, divergence, request.steps)
         noise = None if noise is None or offer.noise_multiplier is None else max(noise, offer.noise_multiplier)
         fewer = None if fewer is None or offer.steps is None else min(fewer, offer.steps)
+    fewer, noise = _surely(store, refusals, request, fewer, noise)
     offers = [f"{_steps(fewer)} at this noise"] if fewer else []
     offers += [f"noise multiplier {noise:g} for {_steps(request.steps)}"] if noise else []
     return f"{' or '.join(offers)} would fit" if offers else "nothing fits any more"
+
+
+def _fits(found: filters.Filter, after: Curve, store: Store, row: Row) -> bool:
+    return found.admits(after) and filters.reads_within(after, store.orders, row.epsilon, row.delta)
+
+
+def _surely(
+    store: Store,
+    refusals: Sequence[tuple[Row, filters.Filter | None, Curve]],
+    request: Request,
+    fewer: int | None,
+    noise: float | None,
+) -> tuple[int | None, float | None]:
+    """Hold the offers against everything that admission asks; those that a fresh budget is offered always fit."""
+
+    def passes(curve: Curve, steps: int) -> bool:
+        return all(
+            found is None or _fits(found, curves.add(before, curve, steps), store, row)
+            for row, found, before in refusals
+        )
+
+    def passes_with(sigma: float) -> bool:
+        event = filters.with_noise(request.step, sigma)
+        return passes(curves.step_curve(curves.event_to_json(event), store.orders), request.steps)
+
+    if fewer and not passes(request.curve, fewer):
+        fewer = filters.most(lambda count: passes(request.curve, count), fewer) or None
+    return fewer, filters.more_noise(noise, passes_with) if noise else None
 
 
 def _steps(count: int) -> str:

@@ -13,9 +13,13 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .curves import ROUNDING, UNBOUNDED, Curve, add, best_order, bound, to_fixed, to_floats, zero
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 MOST_COPIES = 2**40
 MOST_NOISE = 1e4
@@ -42,7 +46,7 @@ class Filter:
         With m the largest number of such runs that composed RDP lets into the budget, it is the best order of m runs:
         m equal runs fit, exactly as composed RDP says.
         """
-        copies = _most(lambda m: best_order(add(zero(orders), first, m), orders, delta)[0] <= _limit(epsilon))
+        copies = most(lambda m: best_order(add(zero(orders), first, m), orders, delta)[0] <= _limit(epsilon))
         _, order = best_order(add(zero(orders), first, max(1, copies)), orders, delta)
         return cls.at(order, orders, epsilon, delta)
 
@@ -65,14 +69,33 @@ class Filter:
         return spent / self.capacity if self.capacity > 0 else math.inf
 
 
+def reads_within(total: Curve, orders: Sequence[float], epsilon: float, delta: float) -> bool:
+    """Whether what is *shown* of a total, composed RDP at its best order, is within the limit too.
+
+    It mostly follows from the filter. It does not where dp-accounting has no bound at the filter's order: the filter
+    goes on with the next order's, and the reading leaves the order out.
+    """
+    return best_order(total, orders, delta)[0] <= _limit(epsilon)
+
+
+def more_noise(noise: float, passes: Callable[[float], bool]) -> float | None:
+    """Return the first of a few noise multipliers from ``noise`` up that passes, or ``None``."""
+    for extra in (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
+        scale = 10.0 ** (3 - math.floor(math.log10(noise * (1 + extra))))
+        candidate = noise if extra == 0.0 else math.ceil(noise * (1 + extra) * scale) / scale
+        if passes(candidate):
+            return candidate
+    return None
+
+
 def _limit(epsilon: float) -> float:
     return epsilon * (1.0 + 4 * ROUNDING)  # a run of exactly the budget's epsilon fits, whatever the rounding
 
 
-def _most(holds: Callable[[int], bool], most: int = MOST_COPIES) -> int:
-    """Return the largest number up to ``most`` for which ``holds``, which is monotone; 0 where 1 does not."""
+def most(holds: Callable[[int], bool], largest: int = MOST_COPIES) -> int:
+    """Return the largest number up to ``largest`` for which ``holds``, which is monotone; 0 where 1 does not."""
     low, high = 0, 1
-    while high <= most and holds(high):
+    while high <= largest and holds(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -87,7 +110,7 @@ def _capacity(order: float, epsilon: float, delta: float) -> int:
         divergence = to_floats([value])[0] * (1.0 + ROUNDING)
         return float(compute_epsilon([order], [divergence], delta)[0]) * (1.0 + ROUNDING) <= _limit(epsilon)
 
-    return _most(fits, UNBOUNDED // 2)
+    return most(fits, UNBOUNDED // 2)
 
 
 @dataclass(frozen=True)
@@ -106,6 +129,16 @@ def gaussian_step(event: object) -> tuple[float, float] | None:
     if isinstance(event, dp_event.PoissonSampledDpEvent):
         rate, event = event.sampling_probability, event.event
     return (rate, event.noise_multiplier) if isinstance(event, dp_event.GaussianDpEvent) else None
+
+
+def with_noise(step: object, noise_multiplier: float) -> DpEvent:
+    """Return a Gaussian step with another noise multiplier."""
+    from dp_accounting import dp_event
+
+    gaussian = dp_event.GaussianDpEvent(noise_multiplier)
+    if isinstance(step, dp_event.PoissonSampledDpEvent):
+        return dp_event.PoissonSampledDpEvent(step.sampling_probability, gaussian)
+    return gaussian
 
 
 def offer_within(room: int, orders: Sequence[float], step: object, divergence: int, steps: int) -> Offer:
