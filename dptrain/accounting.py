@@ -230,6 +230,8 @@ def calibrate_quickly(target: float, delta: float, sample_rate: float, steps: in
     while at not in seen:
         seen.add(at)
         exact = _noise_for_order(functools.partial(by_order, at=at), target, _noise_at(low), _noise_at(high))
+        if math.isinf(exact):
+            return _ceiling(_noise_at(high)), coarse(high)[0]
         at = _descend(functools.partial(_by_order, sample_rate, steps, delta, exact), at)
     noise = _ceiling(exact)
     while (reached := min(by_order(noise, near) for near in _beside(at))) > target:
@@ -238,11 +240,16 @@ def calibrate_quickly(target: float, delta: float, sample_rate: float, steps: in
 
 
 def _noise_for_order(epsilon_at: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """The noise that reaches the target by one order alone; its epsilon falls as the noise grows."""
+    """The noise that reaches the target by one order alone; its epsilon falls as the noise grows.
+
+    Infinity where the order never reaches it: its bound does not converge, or its conversion alone costs more.
+    """
     while epsilon_at(low) <= target:
         low, high = low / 2, low
     while epsilon_at(high) > target:
         low, high = high, high * 2
+        if high > 1e3 * NOISE_RANGE[1]:
+            return math.inf
 
     def excess(log_noise: float) -> float:
         return math.log(max(epsilon_at(math.exp(log_noise)), 1e-300) / target)

@@ -114,3 +114,8 @@ def test_delta_out_of_range_is_refused(delta: float) -> None:
 def test_unknown_accountant_is_refused() -> None:
     with pytest.raises(ConfigError, match="gdp"):
         PrivacyPlan(0.02, 10, 1.0, 1.0, 1e-5, 64).epsilon("gdp")
+
+
+def test_an_order_that_never_reaches_the_target_ends_the_search() -> None:
+    """dp-accounting has no bound at some fractional orders, whatever the noise."""
+    assert accounting._noise_for_order(lambda noise: math.inf if noise > 1e-9 else 0.0, 1.0, 1.0, 2.0) == math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +38,14 @@ CHARGES = st.lists(
     min_size=1, max_size=8,
 )  # fmt: skip
 DELTAS = st.sampled_from([1e-10, 1e-6, 1e-5, 1e-3, 0.3])
+# The same histories every time, unless DPTRAIN_HISTORIES asks for that many new ones.
+_HISTORIES = int(os.environ.get("DPTRAIN_HISTORIES", "0"))
 FAST = settings(
-    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+    max_examples=_HISTORIES or 25,
+    derandomize=not _HISTORIES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
 )
 
 
