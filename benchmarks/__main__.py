@@ -24,6 +24,7 @@ from rich.console import Console
 
 from .bars import Record, bars
 from .cases import ROWS, Case, cases
+from .machine import commit
 from .picture import draw
 from .table import for_terminal
 
@@ -77,17 +78,6 @@ def measure(case: Case) -> Record:
         return {"case": case.values(), "skipped": "; ".join(result["left_out"].values())}
     say(f"  {case.row}: {case.name}, {case.kind}: {time.perf_counter() - began:.0f} s")
     return {"case": case.values(), "result": result}
-
-
-def commit() -> str | None:
-    """Return the commit that is measured, where git knows it."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
+from .machine import processor
 
 _ROLE = ("time", "memory", "modules time", "modules memory")  # kinds whose methods are those of benchmarks.steps
 
@@ -49,7 +50,7 @@ def machine(device: str) -> dict[str, Any]:
     import torch
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
@@ -58,16 +59,6 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.cuda.is_available(),
     }
-
-
-def _processor() -> str:
-    import platform
-
-    file = Path("/proc/cpuinfo")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _die_first() -> None:

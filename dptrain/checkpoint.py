@@ -5,39 +5,16 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .errors import PrivacyError
+from .files import write_atomically
 
 if TYPE_CHECKING:
     from .plan import PrivacyPlan
-
-
-def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a reader, or a crash, finds the whole old one or the whole new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class StepJournal:

@@ -64,6 +64,7 @@ __all__ = [
     "make_plan",
     "parse_device",
     "resolve",
+    "usable_device",
     "with_plan",
 ]
 
@@ -175,6 +176,25 @@ def parse_device(value: str, key: str = "device") -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ConfigError(f"{key}={value} is not one of auto, cpu, mps, cuda, cuda:0 (one device a run)")
     return device
+
+
+def usable_device(name: str, key: str = "device") -> str:
+    """Turn ``auto`` into the accelerator that is there, and refuse one that is not.
+
+    Raises:
+        ConfigError: Torch cannot use it.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        mend = f"{key} cpu" if key.startswith("--") else f"{key}=cpu"
+        raise ConfigError(f"{key}={name} cannot be used ({reason[:120]}): try {mend}") from error
+    return name
 
 
 def make_plan(config: TrainConfig) -> PrivacyPlan:

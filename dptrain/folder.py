@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import StepJournal, write_atomically
+from .checkpoint import StepJournal
 from .errors import ConfigError, PrivacyError
+from .files import JOURNAL, flatten, write_json, write_text
 from .results import TABLES
 from .spending import NOTE
 
-JOURNAL = "steps.journal"
 _OF_A_START = (JOURNAL, NOTE, "settings.json", "config.yaml", "mlflow_run", *TABLES)
 
 
@@ -76,8 +76,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.resume:  # before the journal: whoever resumes is compared with them
-                self.write("config.yaml", config)
-                self.write("settings.json", json.dumps(settings, indent=1))
+                write_text(self.path / "config.yaml", config)
+                write_json(self.path / "settings.json", settings)
             self.journal = StepJournal(self.path / JOURNAL, new=not self.resume)
         except OSError as error:
             raise ConfigError(f"output_dir={self.path} cannot be written ({error.strerror}): choose another") from error
@@ -91,7 +91,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write one of the run's text files, whole or not at all."""
-        write_atomically(self.path / name, lambda stream: stream.write(text.encode()))
+        write_text(self.path / name, text)
 
     def _undo(self, made: list[Path]) -> None:
         for name in _OF_A_START:
@@ -114,11 +114,3 @@ class RunFolder:
                     f"{key}={now.get(key)} differs from the run in {self.path}, which has {known.get(key)}: "
                     "resume with its own settings (config.yaml), or start a new run elsewhere"
                 )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -10,8 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from .checkpoint import write_atomically
-from .folder import flatten
+from .files import flatten, write_text
 from .plan import PrivacyPlan
 from .results import TABLES, draw_curve, read_rows
 from .schema import TrainConfig
@@ -40,7 +39,7 @@ def open_tracker(
     note = output / "mlflow_run"
     known = note.read_text().strip() if note.exists() else None
     tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
-    write_atomically(note, lambda stream: stream.write(tracker.run_id.encode()))
+    write_text(note, tracker.run_id)
     if known is None:
         flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(("tracking.", "budget."))}
         claim = claim_of(plan, plan.steps, tuning)

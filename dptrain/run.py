@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,8 @@ from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import load_model, save_weights
-from .errors import ConfigError, PrivacyError
+from .errors import PrivacyError
+from .files import file_hash
 from .folder import RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
@@ -31,7 +31,7 @@ from .progress import Progress, make_console
 from .publishing import config_text, open_tracker, publish
 from .results import append_rows
 from .rounding import round_up, shown
-from .schema import AugmentConfig, TrainConfig
+from .schema import FREE_TO_CHANGE, AugmentConfig, TrainConfig
 from .signals import stop_signal
 from .spending import Spending, data_name
 from .statement import claim_of, make_statement, write_statement
@@ -39,8 +39,6 @@ from .tracking import NoTracker, Tracker
 from .training import PrivateTrainer, learning_rate
 
 logger = logging.getLogger(__name__)
-
-_FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "budget", "resume", "output_dir")
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Run:
         self.folder = RunFolder(Path(config.output_dir), config.resume)
         self.output = self.folder.path
         self.folder.check()
-        self.device = _device(config.device)
+        self.device = torch.device(settings.usable_device(config.device))
         data = load_data(config.data)
         self.data_name = data_name(Path(config.data))
         self.evaluates = config.validation == "public" and bool(data.val)
@@ -123,7 +121,8 @@ class Run:
         self.model = load_model(
             config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
         ).to(self.device)
-        self.start_hash = _file_hash(Path(config.model))
+        start = Path(config.model)
+        self.start_hash = file_hash(start) if start.suffix == ".pt" else None
         self.folder.refuse_inside(_data_folders(data))
         self.dataset = DetectionDataset(data, "train", config.imgsz, _augmentation(config.augment))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
@@ -143,7 +142,7 @@ class Run:
     def _settings(self) -> dict[str, Any]:
         """What must not change when a run goes on, all of it public."""
         values = asdict(self.config)
-        for name in _FREE_TO_CHANGE:
+        for name in FREE_TO_CHANGE:
             values.pop(name)
         return {
             **values,
@@ -395,18 +394,6 @@ class Run:
         return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name} cannot be used ({reason[:120]}): try device=cpu") from error
-    return device
-
-
 def _data_folders(data: DataConfig) -> set[Path]:
     images = {file.parent.resolve() for file in (*data.train, *data.val, *data.test)}
     return images | {label_path(folder / "x.jpg").parent for folder in images}
@@ -414,7 +401,3 @@ def _data_folders(data: DataConfig) -> set[Path]:
 
 def _augmentation(config: AugmentConfig) -> Augmentation:
     return Augmentation(**{name: getattr(config, name) for name in Augmentation.__dataclass_fields__})
-
-
-def _file_hash(file: Path) -> str | None:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix == ".pt" else None

@@ -25,6 +25,8 @@ DEFAULT_LEDGER = "${oc.env:DPTRAIN_BUDGET_URL,'sqlite:///budget.db'}"  # a team 
 
 NORMS = ("auto", "group", "frozen_bn")
 ENGINES = ("fused", "opacus", "microbatch")
+# What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
+FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "budget", "resume", "output_dir")
 VALIDATIONS = ("public", "off")
 TUNINGS = ("none", "random_stopping")
 MOST_MEAN_RUNS = 500

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import write_atomically
 from .errors import BudgetError
+from .files import write_json
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -130,8 +130,7 @@ class Spending:
     def _write_note(self, note: Path, run: str, attempts: Sequence[str]) -> None:
         assert self._ledger is not None
         payload = {"format": NOTE_FORMAT, "run": run, "ledger": self._ledger.address, "key": self.budget.key}
-        text = json.dumps(payload | {"attempts": list(attempts)}, indent=1)
-        write_atomically(note, lambda stream: stream.write(text.encode()))
+        write_json(note, payload | {"attempts": list(attempts)})
 
     def _line(self, reading: DatasetReading) -> str:
         assert self._ledger is not None

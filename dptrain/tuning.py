@@ -29,6 +29,7 @@ from rich.console import Console
 from . import accounting
 from . import config as settings
 from .errors import ConfigError, PrivacyError
+from .files import write_text
 from .folder import RunFolder
 from .progress import make_console
 from .results import MAP, read_rows
@@ -107,7 +108,6 @@ def tune(config: TrainConfig) -> TrainResult:
         PrivacyError: The number of runs came out as 0 (Poisson), or no run gave weights: nothing is released.
         SystemExit: It was asked to stop.
     """
-    from .checkpoint import write_atomically
     from .publishing import config_text, open_tracker, publish
 
     tuning = plan_tuning(config)
@@ -147,7 +147,7 @@ def tune(config: TrainConfig) -> TrainResult:
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()
     revealed = replace(winner, output_dir=config.output_dir, tracking=config.tracking)
-    write_atomically(output / "config.yaml", lambda stream: stream.write(config_text(revealed).encode()))
+    write_text(output / "config.yaml", config_text(revealed))
     # Only now, so that the run in MLflow does not tell by its duration how many runs there were.
     tracker = (
         open_tracker(revealed, tuning.plan, output, data_name, True, facts) if config.tracking.enabled else NoTracker()

@@ -27,6 +27,7 @@ import torch
 import ultralytics
 
 import dptrain
+from benchmarks.machine import commit, processor
 from dptrain.results import MAP, MAP50
 from dptrain.rounding import round_up
 from experiments import recipe
@@ -59,19 +60,9 @@ def command(data: Path, root: Path, noise: Sequence[float], repeats: int, steps:
 
 def machine() -> dict[str, Any]:
     """What the numbers were made on."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__,
-        "ultralytics": ultralytics.__version__, "dptrain": dptrain.__version__, "commit": commit,
+        "cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__,
+        "ultralytics": ultralytics.__version__, "dptrain": dptrain.__version__, "commit": commit(),
         "date": date.today().isoformat(),
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,3 +60,16 @@ def dataset_maker(tmp_path: Path) -> MakeDataset:
         return file
 
     return make
+
+
+def run_options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """Keywords of ``dptrain.train`` for a run that takes seconds."""
+    return {
+        "model": "yolo26n.yaml",
+        "imgsz": 64,
+        "trainable": "head",
+        "physical_batch_size": 2,
+        "workers": 0,
+        "output_dir": str(tmp_path / "out"),
+        **changes,
+    }

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dptrain import PrivacyError, PrivacyPlan
-from dptrain.checkpoint import StepJournal, load_checkpoint, save_checkpoint, write_atomically
+from dptrain.checkpoint import StepJournal, load_checkpoint, save_checkpoint
+from dptrain.files import write_atomically
 
 PLAN = PrivacyPlan(0.1, 10, 1.0, 1.0, 1e-5, 8)
 STATE: dict[str, Any] = {

@@ -23,7 +23,7 @@ import dptrain.run
 from dptrain import ConfigError, DataError, PrivacyPlan, TrackingError
 from dptrain.checkpoint import CHECKPOINT_KEYS
 
-from .conftest import MakeDataset
+from .conftest import MakeDataset, run_options
 
 PLAN = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3)
 METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
@@ -32,18 +32,8 @@ BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
 
 
 def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": "yolo26n.yaml",
-        "plan": PLAN,
-        "imgsz": 64,
-        "trainable": "head",
-        "physical_batch_size": 2,
-        "workers": 0,
-        "evaluate_every": 2,
-        "output_dir": str(tmp_path / "out"),
-        "tracking": {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "experiment": "test"},
-        **changes,
-    }
+    tracking = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "experiment": "test"}
+    return run_options(tmp_path, **{"plan": PLAN, "evaluate_every": 2, "tracking": tracking, **changes})
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:

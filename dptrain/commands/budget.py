@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError, ConfigError
+from ..files import JOURNAL, write_text
 from .options import Commands, number
 
 if TYPE_CHECKING:
@@ -193,9 +194,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.output is None:
         print(text)
         return 0
-    from ..checkpoint import write_atomically
-
-    write_atomically(Path(options.output), lambda stream: stream.write(text.encode() + b"\n"))
+    write_text(Path(options.output), text + "\n")
     return 0
 
 
@@ -211,7 +210,6 @@ def _settle(options: argparse.Namespace) -> int:
         ledger.settle(run, None, "lost")
     else:
         from ..checkpoint import StepJournal
-        from ..folder import JOURNAL
         from ..spending import read_note
 
         folder = Path(options.folder)

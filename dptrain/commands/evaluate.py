@@ -39,7 +39,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).warning(
             "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
         )
-    from ..config import parse_device
+    from ..config import parse_device, usable_device
 
     device = parse_device(options.device, "--device")
 
@@ -49,7 +49,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     data = load_data(options.data)
     model = load_model(weights)
-    device = usable_device(device)
+    device = usable_device(device, "--device")
     dataset = DetectionDataset(data, options.split, imgsz)
     metrics = evaluate(model.to(device), dataset, batch_size=options.batch_size, device=device, workers=options.workers)
     if options.json:
@@ -75,17 +75,3 @@ def _run_imgsz(weights: Path) -> int:
         if isinstance(size, int):
             return size
     return 640
-
-
-def usable_device(name: str) -> str:
-    """Turn ``auto`` into the accelerator that is there, and refuse one that is not."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device={name} cannot be used ({reason[:120]}): try --device cpu") from error
-    return name

@@ -95,10 +95,9 @@ def _speed(options: argparse.Namespace) -> float | None:
         raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
     if options.physical_batch_size < 1:
         raise ConfigError(f"--physical-batch-size={options.physical_batch_size} must be 1 or more")
-    from ..config import parse_device
-    from .evaluate import usable_device
+    from ..config import parse_device, usable_device
 
-    device = usable_device(parse_device(options.device, "--device"))
+    device = usable_device(parse_device(options.device, "--device"), "--device")
     from ..planning import measure_seconds_per_image
 
     return measure_seconds_per_image(

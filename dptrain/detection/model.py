@@ -17,6 +17,7 @@ from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_lo
 from ultralytics.utils import LOGGER
 
 from ..errors import ConfigError, ModelError
+from ..files import write_atomically
 from ..layers import FrozenBatchNorm2d, group_norm_from_batch_norm
 
 NORMS = ("auto", "frozen_bn", "group")
@@ -279,8 +280,6 @@ def save_weights(detector: DetectionModel, file: str | Path, *, half: bool = Fal
 
     It holds the model and nothing about the run: a whitelist of one.
     """
-    from ..checkpoint import write_atomically
-
     stock = stock_copy(detector).cpu()
     if half:
         stock = stock.half()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .checks import refuse_missing, trainable_parameters
 from .layers import Record, Tape, rule_for
-from .layers.base import Instantiated, Joined, Named, without_autocast
+from .layers.base import Instantiated, Joined, Named, wide, without_autocast
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -125,16 +125,18 @@ def clipped_sum(
     if n == 0:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
     with without_autocast(next(iter(parameters.values()))):
-        return _weighted(module, records, n, weigh)
+        found = _weighted(_joined(module, records, n), n, weigh)
+    refuse_missing(parameters, found)
+    return {name: found[name] for name in parameters}
 
 
-def _weighted(
-    module: nn.Module, records: dict[nn.Module, Record], n: int, weigh: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
-    parameters = trainable_parameters(module)
-    parts = _joined(module, records, n)
-    del records
-    squared = torch.stack([_of_examples(layer_name, part.squared_norms(), n) for layer_name, part in parts]).sum(0)
+def _weighted(parts: list[tuple[str, Record]], n: int, weigh: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    norms = []
+    for layer_name, part in parts:
+        rows = part.squared_norms()
+        _check_rows(layer_name, rows, n)
+        norms.append(rows.to(wide(rows)))
+    squared = torch.stack(norms).sum(0)
     weights = weigh(squared)
     finite = torch.isfinite(squared)
     if not bool(finite.all()):
@@ -142,8 +144,7 @@ def _weighted(
     found: dict[str, Tensor] = {}
     for _, part in parts:
         found |= part.weighted_sum(weights)
-    refuse_missing(parameters, found)
-    return {name: found[name] for name in parameters}
+    return found
 
 
 def _joined(module: nn.Module, records: dict[nn.Module, Record], n: int) -> list[tuple[str, Record]]:
@@ -158,7 +159,7 @@ def _joined(module: nn.Module, records: dict[nn.Module, Record], n: int) -> list
             parts.append((layer_name, Named(prefix, record)))
             continue
         for name, rows in record.gradients.items():
-            _of_examples(layer_name, rows, n)
+            _check_rows(layer_name, rows, n)
             arrange = {prefix + name: record.arrange[name]} if name in record.arrange else None
             one = Instantiated({prefix + name: rows}, arrange)
             if rows[0].numel() <= _FEW:
@@ -166,11 +167,6 @@ def _joined(module: nn.Module, records: dict[nn.Module, Record], n: int) -> list
             else:
                 parts.append((layer_name, one))
     return [*parts, ("", Joined(small))] if small else parts
-
-
-def _of_examples(layer_name: str, rows: Tensor, n: int) -> Tensor:
-    _check_rows(layer_name, rows, n)
-    return rows.double() if rows.dim() == 1 and rows.device.type != "mps" else rows
 
 
 def _check_rows(layer_name: str, rows: Tensor, n: int) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from .. import accounting
 from ..errors import ConfigError, PrivacyError
+from ..files import JOURNAL, file_hash
 from ..plan import PrivacyPlan
 from ..rounding import round_up
 from . import facts
 from .audit import read_audit
-from .files import JSON, WEIGHT_FILES, WEIGHTS, file_hash, read_json, read_statement
+from .files import JSON, WEIGHT_FILES, WEIGHTS, read_json, read_statement
 
-JOURNAL, SETTINGS = "steps.journal", "settings.json"
+SETTINGS = "settings.json"
 _ROUNDING = 1e-9  # relative: the same sum in another order
 
 # What settings.json, which the run wrote before its first step, says of the statement's fields.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import file_hash, write_text
 from .facts import STATEMENT_FORMAT, sealed
 from .page import to_html
 from .render import to_json, to_markdown
@@ -24,8 +24,6 @@ def write_statement(folder: Path, statement: Mapping[str, Any]) -> dict[str, Any
     The facts and the page that a person opens also go beside the weights, to travel with them. The page is written when
     the run ends or stops; one of an earlier state is removed, since the weights beside it have gone on.
     """
-    from ..checkpoint import write_atomically
-
     weights = {name: file_hash(folder / WEIGHTS / name) for name in WEIGHT_FILES if (folder / WEIGHTS / name).exists()}
     complete = sealed({**statement, "weights": weights})
     pages = {JSON: to_json(complete), f"{WEIGHTS}/{JSON}": to_json(complete), MARKDOWN: to_markdown(complete)}
@@ -35,7 +33,7 @@ def write_statement(folder: Path, statement: Mapping[str, Any]) -> dict[str, Any
     else:
         pages[HTML] = pages[f"{WEIGHTS}/{HTML}"] = to_html(complete, folder / "results.csv")
     for name, text in pages.items():
-        write_atomically(folder / name, lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
+        write_text(folder / name, text)
     return complete
 
 
@@ -67,9 +65,3 @@ def read_json(file: Path, what: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no JSON object: it is {what}")
     return values
-
-
-def file_hash(file: Path) -> str:
-    """Return the sha256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

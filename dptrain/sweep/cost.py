@@ -15,7 +15,7 @@ from pathlib import Path
 from dp_accounting.dp_event import ComposedDpEvent, DpEvent
 
 from .. import accounting
-from .jobs import steps_started
+from ..files import steps_started
 
 
 @dataclass(frozen=True)

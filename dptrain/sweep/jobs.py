@@ -6,20 +6,18 @@ Jobs may run in other processes or on other machines, so all they tell goes thro
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import flatten, steps_started, write_json
+from ..schema import FREE_TO_CHANGE
 
 RECORD = "sweep.json"
 _FORMAT = 1
 _OUTCOMES = "jobs"
-# What may be another when a sweep goes on: where and how fast it runs, not what it releases.
-FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "budget", "resume", "output_dir")
 
 FINISHED, BEGUN, FAILED, NOT_STARTED = "finished", "begun", "failed", "not started"
 
@@ -133,22 +131,7 @@ class SweepRecord:
 def comparable(settings: Any) -> dict[str, Any]:
     """The settings of a job that must be the same when its sweep goes on, flat, as JSON has them."""
     values = {key: value for key, value in asdict(settings).items() if key not in FREE_TO_CHANGE}
-    return _flat(json.loads(json.dumps(values)))
-
-
-def steps_started(folder: Path) -> int:
-    """Steps whose noise was drawn in a run's folder, also those that a crash lost: the size of its journal."""
-    journal = folder / "steps.journal"
-    return journal.stat().st_size if journal.exists() else 0
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write a file so that a reader finds the whole old one or the whole new one. (No torch is imported for it.)"""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as stream:
-        json.dump(values, stream, indent=1)
-    Path(stream.name).chmod(0o644)
-    os.replace(stream.name, file)  # noqa: PTH105 - the name is a text
+    return flatten(json.loads(json.dumps(values)))
 
 
 def _status(statement: Path) -> str | None:
@@ -166,10 +149,3 @@ def leaf(key: str) -> str:
 def short(value: str) -> str:
     """A swept value as text; of a file, its name."""
     return Path(value).stem if value.endswith((".pt", ".yaml", ".yml")) else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

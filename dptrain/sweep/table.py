@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_json
+from ..results import read_rows
 from ..rounding import shown
 from .cost import JobCost, SweepCost, compose, read_cost
-from .jobs import FINISHED, SweepRecord, short, write_json
+from .jobs import FINISHED, SweepRecord, short
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,11 +121,8 @@ def read_table(record: SweepRecord) -> SweepTable:
 
 def last_metrics(file: Path) -> dict[str, float]:
     """The metrics of the last row of a run's ``results.csv``; empty if there is none."""
-    if not file.exists():
-        return {}
-    with file.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    return {key: float(value) for key, value in rows[-1].items() if key in METRICS} if rows else {}
+    rows = read_rows(file) if file.exists() else []
+    return {key: value for key, value in rows[-1].items() if key in METRICS} if rows else {}
 
 
 def write_table(table: SweepTable, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dptrain
+from benchmarks.modules import Block
 from dptrain.detection import PerImageLoss, load_model, per_image_losses
 from dptrain.gradients import ENGINES
 from dptrain.layers import FrozenBatchNorm2d
@@ -42,27 +43,12 @@ class Cnn(nn.Module):
         return self.head(self.body(x))
 
 
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
-        return x + self.mlp(self.norm2(x))
-
-
 class Vit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 12, 4, stride=4)
         self.positions = nn.Embedding(9, 12)
-        self.blocks = nn.Sequential(Block(12, 2), Block(12, 3))
+        self.blocks = nn.Sequential(Block(12, 2, 2), Block(12, 3, 2))
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:

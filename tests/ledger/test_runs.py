@@ -15,25 +15,19 @@ from dptrain.detection.data import load_data
 from dptrain.schema import BudgetConfig
 from dptrain.spending import UNRECORDED, Spending, read_note
 
-from ..conftest import MakeDataset
+from ..conftest import MakeDataset, run_options
 
 PLAN = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3)
 
 
 def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model": "yolo26n.yaml",
+    usual = {
         "plan": PLAN,
-        "imgsz": 64,
-        "trainable": "head",
-        "physical_batch_size": 2,
-        "workers": 0,
         "validation": "off",
-        "output_dir": str(tmp_path / "out"),
         "tracking": {"enabled": False},
         "budget": {"url": f"sqlite:///{tmp_path / 'budget.db'}"},
-        **changes,
     }
+    return run_options(tmp_path, **{**usual, **changes})
 
 
 def spent(tmp_path: Path) -> Any:

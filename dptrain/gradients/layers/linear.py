@@ -17,6 +17,7 @@ from .base import (
     full_precision,
     register,
     squared_norm,
+    weigh,
     wide,
     zero_rows,
 )
@@ -48,7 +49,7 @@ class GhostRecord:
         total = scaled.transpose(0, 1).reshape(p, -1) @ self.u.transpose(1, 2).reshape(-1, d)
         sums = {"weight": total.view(self.module.weight.shape)}
         if self.bias is not None:
-            sums["bias"] = weights.to(self.bias.dtype) @ self.bias
+            sums["bias"] = weigh(weights, self.bias)
         return sums
 
     def per_example(self) -> dict[str, Tensor]:

@@ -1,0 +1,65 @@
+"""Files of a run that many rooms read or write. Nothing here needs torch, so the quick commands stay quick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+JOURNAL = "steps.journal"
+
+
+def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a reader, or a crash, finds the whole old one or the whole new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(file: Path, text: str) -> None:
+    """:func:`write_atomically` of a text, as UTF-8."""
+    write_atomically(file, lambda stream: stream.write(text.encode()))
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """:func:`write_atomically` of plain values."""
+    write_text(file, json.dumps(values, indent=1))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def file_hash(file: Path) -> str:
+    """Return the sha256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def steps_started(folder: Path) -> int:
+    """Steps whose noise was drawn in a run's folder, also those that a crash lost: the size of its journal."""
+    journal = folder / JOURNAL
+    return journal.stat().st_size if journal.exists() else 0
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
