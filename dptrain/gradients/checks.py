@@ -10,9 +10,29 @@ from ..errors import ModelError
 from .layers import registered_rules, rule_for
 
 
+def named_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return every layer under each of its names, as ``named_modules(remove_duplicate=False)`` does.
+
+    A pass needs it several times, and that recursive generator takes milliseconds for a detector.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    waiting = [("", module)]
+    while waiting:
+        name, layer = waiting.pop()
+        found.append((name, layer))
+        start = f"{name}." if name else ""
+        waiting.extend((start + child, m) for child, m in reversed(layer._modules.items()) if m is not None)
+    return found
+
+
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that require a gradient, by name, in the module's order."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    """Return the parameters that require a gradient, by their first name, in the module's order."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for layer_name, layer in named_layers(module):
+        for name, p in layer._parameters.items():
+            if p is not None and p.requires_grad:
+                found.setdefault(id(p), (f"{layer_name}.{name}" if layer_name else name, p))
+    return dict(found.values())
 
 
 def refuse_coupling(module: nn.Module) -> None:
@@ -21,7 +41,7 @@ def refuse_coupling(module: nn.Module) -> None:
     Raises:
         ModelError: A batch norm in train mode or without statistics, or an instance norm that tracks statistics.
     """
-    for name, layer in module.named_modules():
+    for name, layer in named_layers(module):
         kind = f"layer {name or '(root)'!r} ({type(layer).__name__})"
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ModelError(
@@ -40,12 +60,14 @@ def refuse_unsupported(module: nn.Module) -> None:
             nothing is trainable.
     """
     owners: dict[int, tuple[str, nn.Module, str]] = {}
-    layers = dict(module.named_modules(remove_duplicate=False))
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            continue
-        layer_name, _, attribute = name.rpartition(".")
-        layer = layers[layer_name]
+    parameters = [
+        (layer_name, layer, attribute, p)
+        for layer_name, layer in named_layers(module)
+        for attribute, p in layer._parameters.items()
+        if p is not None and p.requires_grad
+    ]
+    for layer_name, layer, attribute, parameter in parameters:
+        name = f"{layer_name}.{attribute}" if layer_name else attribute
         first, owner, role = owners.setdefault(id(parameter), (name, layer, attribute))
         if layer is not owner or attribute != role:  # one layer may well have two names
             raise ModelError(f"parameter {name!r} is shared with {first!r}: untie the two, or freeze them")

@@ -17,23 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .checks import refuse_missing, trainable_parameters
+from .checks import named_layers, refuse_missing, trainable_parameters
 from .layers import Record, Tape, rule_for
-from .layers.base import Instantiated, Joined, Named, wide, without_autocast
+from .layers.base import Instantiated, Joined, add_squares, without_autocast
 
 LossFunction = Callable[[Any, Any], Tensor]
 
-_FEW = 4096  # entries of a gradient that is joined with others
-
 
 @contextmanager
-def recording(module: nn.Module) -> Iterator[Tape]:
+def recording(module: nn.Module, clips: bool = False) -> Iterator[Tape]:
     """Run the module's trainable layers by their rules inside the block, and as they were after it."""
-    tape = Tape()
+    tape = Tape(clips)
     patched: list[nn.Module] = []
     try:
-        for layer in module.modules():
-            if any(p.requires_grad for p in layer.parameters(recurse=False)):
+        for layer in dict.fromkeys(layer for _, layer in named_layers(module)):
+            if any(p is not None and p.requires_grad for p in layer._parameters.values()):
                 rule = rule_for(layer)
                 if rule is None or "forward" in layer.__dict__:
                     raise ModelError(f"no per-example gradient rule for this {type(layer).__name__}")
@@ -45,10 +43,11 @@ def recording(module: nn.Module) -> Iterator[Tape]:
             layer.__dict__.pop("forward", None)
 
 
-def run(module: nn.Module, loss_function: LossFunction, batch: Any) -> tuple[int, dict[nn.Module, Record]]:
-    """Do the pass; return the number of examples and one record a layer."""
-    parameters = trainable_parameters(module)
-    with _uncollected(), recording(module) as tape:
+def run(
+    module: nn.Module, loss_function: LossFunction, batch: Any, parameters: dict[str, nn.Parameter], clips: bool = False
+) -> tuple[int, dict[str, Record]]:
+    """Do the pass; return the number of examples and the record of every layer, by its name, in the module's order."""
+    with _uncollected(), recording(module, clips) as tape:
         losses = loss_function(module, batch)
         _check_losses(losses)
         if len(losses) == 0:
@@ -63,8 +62,11 @@ def run(module: nn.Module, loss_function: LossFunction, batch: Any) -> tuple[int
                 f"parameter {name!r} is used outside its own layer, where its per-example gradient is not seen: "
                 "call the layer instead of reading the parameter"
             )
-    names = {layer: name for name, layer in module.named_modules()}
-    return len(losses), tape.take(lambda layer, rows: _check_rows(names[layer], rows, len(losses)))
+    names: dict[nn.Module, str] = {}
+    for name, layer in named_layers(module):
+        names.setdefault(layer, name)
+    taken = tape.take(lambda layer, rows: _check_rows(names[layer], rows, len(losses)))
+    return len(losses), {name: taken[layer] for layer, name in names.items() if layer in taken}
 
 
 @contextmanager
@@ -90,25 +92,18 @@ def _check_losses(losses: Tensor) -> None:
         )
 
 
-def _named(module: nn.Module, records: dict[nn.Module, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Yield (layer prefix, layer name, value) in the module's order."""
-    for layer_name, layer in module.named_modules():
-        if layer in records:
-            yield (f"{layer_name}." if layer_name else ""), layer_name, records[layer]
-
-
 def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
     """Return every example's gradient, {parameter name: (n, *shape)}."""
     parameters = trainable_parameters(module)
-    n, records = run(module, loss_function, batch)
+    n, records = run(module, loss_function, batch, parameters)
     if n == 0:
         return {name: p.new_zeros((0, *p.shape)) for name, p in parameters.items()}
     found: dict[str, Tensor] = {}
     with without_autocast(next(iter(parameters.values()))):
-        for prefix, layer_name, record in _named(module, records):
+        for layer_name, record in records.items():
             for name, gradient in record.per_example().items():
                 _check_rows(layer_name, gradient, n)
-                found[prefix + name] = gradient
+                found[_full(layer_name, name)] = gradient
     refuse_missing(parameters, found)
     return {name: found[name] for name in parameters}
 
@@ -121,52 +116,62 @@ def clipped_sum(
     An example whose gradient is not finite is left out: its weight must be zero, and zero times infinity is not.
     """
     parameters = trainable_parameters(module)
-    n, records = run(module, loss_function, batch)
+    n, records = run(module, loss_function, batch, parameters, clips=True)
     if n == 0:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
     with without_autocast(next(iter(parameters.values()))):
-        found = _weighted(_joined(module, records, n), n, weigh)
+        found = _weighted(records, n, weigh)
     refuse_missing(parameters, found)
     return {name: found[name] for name in parameters}
 
 
-def _weighted(parts: list[tuple[str, Record]], n: int, weigh: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    norms = []
-    for layer_name, part in parts:
-        rows = part.squared_norms()
-        _check_rows(layer_name, rows, n)
-        norms.append(rows.to(wide(rows)))
-    squared = torch.stack(norms).sum(0)
+def _weighted(records: dict[str, Record], n: int, weigh: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    parts = _joined(records, n)
+    squared = _squared_norms(parts, n)
     weights = weigh(squared)
     finite = torch.isfinite(squared)
     if not bool(finite.all()):
-        parts = [(layer_name, part.without(~finite)) for layer_name, part in parts]
-    found: dict[str, Tensor] = {}
-    for _, part in parts:
-        found |= part.weighted_sum(weights)
-    return found
+        parts = {layer_name: part.without(~finite) for layer_name, part in parts.items()}
+    return {
+        _full(layer_name, name): total
+        for layer_name, part in parts.items()
+        for name, total in part.weighted_sum(weights).items()
+    }
 
 
-def _joined(module: nn.Module, records: dict[nn.Module, Record], n: int) -> list[tuple[str, Record]]:
-    """Return the records under the parameters' full names; gradients of few entries are joined to one tensor.
-
-    A detector has hundreds of small parameters, and a handful of calls for each would cost more than the arithmetic.
-    """
+def _joined(records: dict[str, Record], n: int) -> dict[str | None, Record]:
+    """Return the records by layer, without their small gradients, and those together, by ``None``."""
     small: dict[str, Instantiated] = {}
-    parts: list[tuple[str, Record]] = []
-    for prefix, layer_name, record in _named(module, records):
-        if not isinstance(record, Instantiated):
-            parts.append((layer_name, Named(prefix, record)))
-            continue
-        for name, rows in record.gradients.items():
-            _check_rows(layer_name, rows, n)
-            arrange = {prefix + name: record.arrange[name]} if name in record.arrange else None
-            one = Instantiated({prefix + name: rows}, arrange)
-            if rows[0].numel() <= _FEW:
-                small[prefix + name] = one
-            else:
-                parts.append((layer_name, one))
-    return [*parts, ("", Joined(small))] if small else parts
+    parts: dict[str | None, Record] = {}
+    for layer_name, record in records.items():
+        if isinstance(record, Instantiated):
+            for rows in record.gradients.values():
+                _check_rows(layer_name, rows, n)
+            record, few = record.parted()
+            small |= {_full(layer_name, name): one for name, one in few.items()}
+            if not record.gradients:
+                continue
+        parts[layer_name] = record
+    return {**parts, None: Joined(small)} if small else parts
+
+
+def _squared_norms(parts: dict[str | None, Record], n: int) -> Tensor:
+    """Return the squared norm of every example's whole gradient, (n,), in double precision."""
+    roots: list[Tensor] = []
+    norms: list[Tensor] = []
+    for layer_name, part in parts.items():
+        if isinstance(part, Instantiated):
+            roots += part.roots()
+        else:
+            norms.append(part.squared_norms())
+            _check_rows(layer_name or "", norms[-1], n)
+    if roots:
+        norms.append(add_squares(roots))
+    return torch.stack(norms).sum(0)
+
+
+def _full(layer_name: str | None, name: str) -> str:
+    return f"{layer_name}.{name}" if layer_name else name
 
 
 def _check_rows(layer_name: str, rows: Tensor, n: int) -> None:

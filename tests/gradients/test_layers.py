@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dptrain
-from dptrain.gradients import tuning
+from dptrain.gradients import trainable_parameters, tuning
 from dptrain.gradients.fused import run
 from dptrain.gradients.layers import conv, linear
 from dptrain.gradients.layers.base import Tape, squared_norm
@@ -35,7 +35,7 @@ def check(module: nn.Module, x: Tensor, losses: Callable[[nn.Module, Tensor], Te
     wanted = one_at_a_time(module, losses, x)
     assert_same(dptrain.per_sample_gradients(module, losses, x), wanted, RELATIVE, FLOOR)
 
-    n, records = run(module, losses, x)
+    n, records = run(module, losses, x, trainable_parameters(module), clips=True)
     assert n == len(x)
     norms = sum(record.squared_norms() for record in records.values())
     torch.testing.assert_close(norms, squared_norms(wanted), rtol=1e-9, atol=1e-18)

@@ -35,16 +35,20 @@ class Tape:
     """The records of one backward pass, by the layer that made them; a layer used k times has k records.
 
     Attributes:
+        clips: Whether norms will be asked for: they are formed while a gradient is still in the cache.
         records: By layer.
         freed: Bytes of feature maps that the pass is done with.
         held: Bytes of per-example gradients that are kept in their place; they are not let outgrow the maps.
     """
 
+    clips: bool = False
     records: dict[nn.Module, list[Record]] = field(default_factory=dict)
     freed: int = 0
     held: int = 0
 
     def add(self, module: nn.Module, record: Record) -> None:
+        if self.clips and isinstance(record, Instantiated):
+            record.measure()
         self.records.setdefault(module, []).append(record)
 
     def take(self, check_rows: Callable[[nn.Module, Tensor], None]) -> dict[nn.Module, Record]:
@@ -99,12 +103,35 @@ class Instantiated:
     ``arrange`` turns (m, ...) in the order in which a gradient was computed into (m, *parameter), where that differs.
     """
 
-    def __init__(self, gradients: dict[str, Tensor], arrange: dict[str, Callable[[Tensor], Tensor]] | None = None):
-        self.gradients, self.arrange = gradients, arrange or {}
+    def __init__(
+        self,
+        gradients: dict[str, Tensor],
+        arrange: dict[str, Callable[[Tensor], Tensor]] | None = None,
+        roots: dict[str, list[Tensor]] | None = None,
+    ) -> None:
+        self.gradients, self.arrange, self._roots = gradients, arrange or {}, roots or {}
+
+    def measure(self) -> None:
+        """Form the norms of the larger gradients now."""
+        self._roots = {name: block_norms(g) for name, g in self.gradients.items() if g[0].numel() > _FEW}
+
+    def roots(self) -> list[Tensor]:
+        """Return (n, m) tensors, the squares of whose entries add up to the squared norms."""
+        known = (self._roots.get(name) or block_norms(g) for name, g in self.gradients.items())
+        return [root for roots in known for root in roots]
+
+    def parted(self) -> tuple[Instantiated, dict[str, Instantiated]]:
+        """Return the larger gradients, and one record for each of the others."""
+        small = {
+            name: Instantiated({name: rows}, {name: self.arrange[name]} if name in self.arrange else None)
+            for name, rows in self.gradients.items()
+            if rows[0].numel() <= _FEW
+        }
+        large = {name: rows for name, rows in self.gradients.items() if name not in small}
+        return Instantiated(large, self.arrange, self._roots), small
 
     def squared_norms(self) -> Tensor:
-        norms = [squared_norm(g) for g in self.gradients.values()]
-        return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
+        return add_squares(self.roots())
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
         return {name: self.arranged(name, weigh(weights, g).unsqueeze(0))[0] for name, g in self.gradients.items()}
@@ -120,12 +147,17 @@ class Instantiated:
 
 
 class Joined:
-    """Small per-example gradients of many parameters, side by side in one (n, entries) tensor."""
+    """Small per-example gradients of many parameters, side by side in one (n, entries) tensor.
+
+    A detector has hundreds of them, and a handful of calls for each would cost more than the arithmetic.
+    """
 
     def __init__(self, parts: dict[str, Instantiated], rows: Tensor | None = None) -> None:
         self.parts = parts
         self.rows = (
-            torch.cat([part.gradients[name].flatten(1) for name, part in parts.items()], 1) if rows is None else rows
+            torch.cat([g.flatten(1) for part in parts.values() for g in part.gradients.values()], 1)
+            if rows is None
+            else rows
         )
 
     def squared_norms(self) -> Tensor:
@@ -141,31 +173,13 @@ class Joined:
         return Joined(self.parts, zero_rows(self.rows, dropped))
 
     def _split(self, rows: Tensor) -> dict[str, Tensor]:
-        shapes = {name: part.gradients[name].shape[1:] for name, part in self.parts.items()}
+        first = {name: next(iter(part.gradients)) for name, part in self.parts.items()}
+        shapes = {name: part.gradients[first[name]].shape[1:] for name, part in self.parts.items()}
         pieces = rows.split([shape.numel() for shape in shapes.values()], 1)
         return {
-            name: self.parts[name].arranged(name, piece.reshape(-1, *shape))
+            name: self.parts[name].arranged(first[name], piece.reshape(-1, *shape))
             for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
         }
-
-
-class Named:
-    """A layer's record under the full names of its parameters."""
-
-    def __init__(self, prefix: str, record: Record) -> None:
-        self.prefix, self.record = prefix, record
-
-    def squared_norms(self) -> Tensor:
-        return self.record.squared_norms()
-
-    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
-        return {self.prefix + name: value for name, value in self.record.weighted_sum(weights).items()}
-
-    def per_example(self) -> dict[str, Tensor]:
-        return {self.prefix + name: value for name, value in self.record.per_example().items()}
-
-    def without(self, dropped: Tensor) -> Named:
-        return Named(self.prefix, self.record.without(dropped))
 
 
 def weigh(weights: Tensor, rows: Tensor) -> Tensor:
@@ -184,6 +198,7 @@ def wide(tensor: Tensor) -> torch.dtype:
 
 
 _BLOCK = 256
+_FEW = 1024  # entries of a gradient that is joined with others
 
 
 def _sum(module: nn.Module, records: list[Record], check_rows: Callable[[nn.Module, Tensor], None]) -> Instantiated:
@@ -195,19 +210,31 @@ def _sum(module: nn.Module, records: list[Record], check_rows: Callable[[nn.Modu
     return Instantiated(total)
 
 
-def squared_norm(gradients: Tensor) -> Tensor:
-    """Return the squared Euclidean norm of every row of an (n, ...) tensor, shape (n,), in double precision.
+def block_norms(gradients: Tensor) -> list[Tensor]:
+    """Return (n, m) tensors of norms of blocks, the squares of which add up to the squared norm of every row.
 
     One single precision sum over a million entries is off by up to 3e-3, and a norm that comes out small lets the
     clipped gradient exceed the clip norm. Sums of blocks are right to 256 roundings in any order, and cost no more.
     """
     flat = gradients.flatten(1)
+    if flat.shape[1] <= _BLOCK:
+        return [flat]  # every entry a block of its own
     whole = flat.shape[1] - flat.shape[1] % _BLOCK
-    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1).to(wide(gradients)).square()
-    if whole == 0:
-        return rest
-    blocks = flat[:, :whole].unflatten(1, (-1, _BLOCK))
-    return torch.linalg.vector_norm(blocks, dim=2).to(wide(gradients)).square().sum(1) + rest
+    norms = [torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, _BLOCK)), dim=2)]
+    if whole < flat.shape[1]:
+        norms.append(flat[:, whole:])
+    return norms
+
+
+def add_squares(roots: list[Tensor]) -> Tensor:
+    """Return the sum of the squares of every row's entries over (n, m) tensors, shape (n,), in double precision."""
+    joined = roots[0] if len(roots) == 1 else torch.cat(roots, 1)
+    return torch.linalg.vector_norm(joined, dim=1, dtype=wide(joined)).square()
+
+
+def squared_norm(gradients: Tensor) -> Tensor:
+    """Return the squared Euclidean norm of every row of an (n, ...) tensor, shape (n,), in double precision."""
+    return add_squares(block_norms(gradients))
 
 
 def as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

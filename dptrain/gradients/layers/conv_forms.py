@@ -111,8 +111,7 @@ def _patches(geometry: Geometry, pixels: Tensor, size: torch.Size) -> Tensor:
 
 def fold(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     n = len(x)
-    # Only the shape of the weight matters here.
-    shaped = weight.expand(n, *weight.shape).reshape(-1, *weight.shape[1:])
+    shaped = weight.new_empty(n * len(weight), *weight.shape[1:])  # only its shape matters here
     gradient = geometry.weight_gradient(
         b.reshape(1, -1, *b.shape[2:]), x.reshape(1, -1, *x.shape[2:]), shaped, geometry.groups * n
     )
@@ -139,7 +138,7 @@ FORMS: dict[str, Callable[[Geometry, Tensor, Tensor, Tensor], Tensor]] = {
 
 def gram(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Return the squared norms from <U^T U, B^T B>, in double precision, since the sum can cancel."""
-    pixels = _channels_last(geometry, x)
+    pixels = x.permute(0, 2, 3, 1) if geometry.pointwise else _channels_last(geometry, x)
     height, width = pixels.shape[1:3]
     step = max(1, _GRAM // (8 * (height * width) ** 2))
     norms = [
@@ -152,7 +151,10 @@ def _gram(geometry: Geometry, pixels: Tensor, b: Tensor) -> Tensor:
     (m, height, width, _), (oh, ow) = pixels.shape, b.shape[2:]
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
     flat, rows = pixels.flatten(1, 2), b.flatten(2)
-    products = torch.bmm(flat, flat.transpose(1, 2)).view(m, height, width, height, width)
+    products = torch.bmm(flat, flat.transpose(1, 2))
+    if geometry.pointwise:
+        return torch.bmm(rows.transpose(1, 2), rows).mul_(products).sum((1, 2)).clamp_(min=0.0)
+    products = products.view(m, height, width, height, width)
     patches = products.new_zeros(m, oh, ow, oh, ow)
     for i in range(kh):
         for j in range(kw):

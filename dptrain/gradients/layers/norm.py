@@ -41,9 +41,11 @@ class _GroupNorm(torch.autograd.Function):
         positions = x.shape[2:].numel()
         # One example of n * c channels in n * groups groups is the same function, and has a scale and a shift for each.
         grad, scale, shift = torch.ops.aten.native_group_norm_backward(
-            b.view(1, n * c, -1), x.view(1, n * c, -1), mean.view(1, -1), rstd.view(1, -1), weight.repeat(n),
-            1, n * c, positions, n * module.num_groups, [ctx.needs_input_grad[0], True, True],
+            b.view(1, n * c, -1), x.view(1, n * c, -1), mean.view(1, -1), rstd.view(1, -1),
+            weight.expand(n, c).flatten(), 1, n * c, positions, n * module.num_groups,
+            [ctx.needs_input_grad[0], True, True],
         )  # fmt: skip
+        ctx.tape.freed += x.nbytes
         gradients = {"weight": full_precision(scale).view(n, c), "bias": full_precision(shift).view(n, c)}
         ctx.tape.add(module, Instantiated(_trainable(module, **gradients)))
         return None if grad is None else grad.view(x.shape), None, None, None, None
@@ -104,9 +106,11 @@ class _FrozenBatchNorm(torch.autograd.Function):
         module, (n, c) = ctx.module, x.shape[:2]
         # One example of n * c channels is the same function, and has a scale and a shift for each.
         grad, scale, shift = torch.ops.aten.native_batch_norm_backward(
-            b.reshape(1, n * c, -1), x.reshape(1, n * c, -1), weight.repeat(n), module.running_mean.repeat(n),
-            module.running_var.repeat(n), None, None, False, module.eps, [ctx.needs_input_grad[0], True, True],
+            b.reshape(1, n * c, -1), x.reshape(1, n * c, -1), weight.expand(n, c).flatten(),
+            module.running_mean.repeat(n), module.running_var.repeat(n), None, None, False, module.eps,
+            [ctx.needs_input_grad[0], True, True],
         )  # fmt: skip
+        ctx.tape.freed += x.nbytes
         gradients = {"weight": full_precision(scale).view(n, c), "bias": full_precision(shift).view(n, c)}
         ctx.tape.add(module, Instantiated(_trainable(module, **gradients)))
         return None if grad is None else grad.view(x.shape), None, None, None, None
