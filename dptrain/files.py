@@ -61,6 +61,22 @@ def read_file(file: Path, most: int = MOST_BYTES) -> bytes:
     return file.read_bytes()
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else; the message says what.
+    """
+    try:
+        values = json.loads(read_file(file, MOST_TEXT).decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("no JSON object")
+    return values
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -181,6 +181,8 @@ def _flags_first(arguments: list[str]) -> list[str]:
         action = parser._option_string_actions.get(name)
         if action is None:
             raise ConfigError(f"unknown option {name}{nearest_key(name, list(parser._option_string_actions))}")
+        if "--experimental-rerun" in action.option_strings:
+            raise ConfigError(f"option {name} is refused: it unpickles a file, which can run any code")
         flags.append(argument)
         if action.nargs != 0 and not equals:
             if not rest:
