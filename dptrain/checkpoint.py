@@ -91,7 +91,9 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
     except Exception as error:  # a damaged file fails in many ways; all mean the same to the user
         raise PrivacyError(f"{file} is not a dptrain checkpoint ({type(error).__name__}), or it is damaged") from error
     if type(found) is not int or found != CHECKPOINT_FORMAT:
-        raise PrivacyError(f"{file} is of format {found!r}, and {CHECKPOINT_FORMAT} is expected: resume with its dptrain")
+        raise PrivacyError(
+            f"{file} is of format {found!r}, and {CHECKPOINT_FORMAT} is expected: resume with its dptrain"
+        )
     if not isinstance(written, dict) or missing:
         raise PrivacyError(f"{file} is damaged: {missing[0] if missing else 'plan'} is not in it")
     wanted = {**dataclasses.asdict(plan), "seed": seed}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -88,7 +87,8 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
     for name in sections & kwargs.keys():
         value = kwargs[name]
         if not isinstance(value, Mapping) and not (dataclasses.is_dataclass(value) and not isinstance(value, type)):
-            raise ConfigError(f"{name}={value!r} is not a dict such as {name}={{...}}")
+            shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+            raise ConfigError(f"{name}={shown} is not a dict such as {name}={{...}}")
         kwargs[name] = dict(value) if isinstance(value, Mapping) else value
     try:
         config = _typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), kwargs))

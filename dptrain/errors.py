@@ -8,7 +8,7 @@ _MOST_CHARACTERS = 2000  # of a message; its start names the place, its end the 
 
 
 def is_control(character: str) -> bool:
-    """Whether a character ends a line, steers a terminal, or cannot be encoded, so that no one-line text may hold it."""
+    """Whether a character ends a line, steers a terminal, or cannot be encoded: none of these is part of a line."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
@@ -19,7 +19,7 @@ class DptrainError(Exception):
     """
 
     def __str__(self) -> str:
-        """The message as one line of bounded length: what it quotes may come from a file that is not as it should be."""
+        """The message as one line of bounded length: what it quotes may come from any file."""
         text = super().__str__()
         if len(text) > _MOST_CHARACTERS:
             text = f"{text[: _MOST_CHARACTERS // 2]} [...] {text[-_MOST_CHARACTERS // 2 :]}"

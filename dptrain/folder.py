@@ -45,7 +45,9 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ConfigError(f"output_dir={path} cannot be looked into ({error}): choose another") from error
         if begun and not (path / JOURNAL).is_file():
-            raise ConfigError(f"{path / JOURNAL} is not the journal of a run, which is a file: choose another output_dir")
+            raise ConfigError(
+                f"{path / JOURNAL} is not the journal of a run, which is a file: choose another output_dir"
+            )
         if begun and not self.resume:
             raise ConfigError(f"output_dir={path} already holds a run: choose another, or resume=true to go on with it")
         if self.resume and not begun:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
@@ -188,7 +188,14 @@ def _flags_first(arguments: list[str]) -> list[str]:
             if not rest:
                 raise ConfigError(f"option {name} needs a value")
             flags.append(rest.pop(0))
-    return [*flags, *quote_values(overrides)]
+    found = [*flags, *quote_values(overrides)]
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message} (dptrain train --help)")
+
+    parser.error = refuse  # type: ignore[method-assign] - Hydra's own would print its whole usage
+    parser.parse_args(found)
+    return found
 
 
 def quote_values(arguments: list[str]) -> list[str]:

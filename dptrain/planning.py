@@ -210,9 +210,7 @@ def _whole(name: str, values: Iterable[int]) -> list[int]:
     found = list(values)
     for value in found:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= accounting.MOST_STEPS:
-            raise ConfigError(
-                f"{name}={value} must be a whole number, at least 1 and at most {accounting.MOST_STEPS}"
-            )
+            raise ConfigError(f"{name}={value} must be a whole number, at least 1 and at most {accounting.MOST_STEPS}")
     if not found:
         raise ConfigError(f"{name} is empty: give at least one")
     return sorted(set(found))

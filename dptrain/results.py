@@ -40,7 +40,8 @@ def read_rows(file: Path) -> list[dict[str, float]]:
     try:
         rows = [{key: float(value) for key, value in row.items()} for row in _lines(file)]
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{file} is not the table of a run ({error}): put it back") from error
+        reason = error if isinstance(error, ValueError) else "a row is of another length"
+        raise ConfigError(f"{file} is not the table of a run ({reason}): put it back") from error
     for row in rows:
         if not all(math.isfinite(row.get(key, math.nan)) for key in ("dp/epsilon", "dp/delta", MAP50, MAP)):
             raise ConfigError(f"{file} is not the table of a run (a number is missing): put it back")

@@ -14,7 +14,7 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # also where a test imports Ultra
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # likewise OpenCV, which reads it when imported
 
-import cv2  # noqa: E402
+import cv2
 
 
 @pytest.fixture(autouse=True, scope="session")

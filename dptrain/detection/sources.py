@@ -210,8 +210,8 @@ def _names(file: Path, data: Mapping[Any, Any]) -> dict[int, str]:
         name = _class_name(value)
         if not name or first.setdefault(name, number or 0) != number:
             raise DataError(
-                f"{file}: names: class {number} is named {_shown(value)}; give each class its own name, in quotes where "
-                "YAML takes it for something else"
+                f"{file}: names: class {number} is named {_shown(value)}; give each class its own name, in quotes "
+                "where YAML takes it for something else"
             )
         found[number or 0] = name
     if count is not None and classes != len(found):
@@ -285,7 +285,8 @@ def _images_of(file: Path, split: str, root: Path, item: str) -> list[Path]:
     if place.is_file():
         return _images_listed(place)
     raise DataError(
-        f"{file}: {split}: {item} does not exist (looked for {root / item}); correct it or 'path:', nothing is downloaded"
+        f"{file}: {split}: {item} does not exist (looked for {root / item}); correct it or 'path:', nothing is "
+        "downloaded"
     )
 
 

@@ -238,6 +238,8 @@ def _pld(tallies: Iterable[tuple[tuple[str, int], ...]], reading: DatasetReading
     kinds = {event for tally in kept for event, _ in tally}
     if not math.isfinite(reading.epsilon) or reading.epsilon > accounting.PLD_UP_TO_EPSILON:
         return None
+    if max((steps for tally in kept for _, steps in tally), default=0) > accounting.PLD_UP_TO_STEPS:
+        return None
     if len(kinds) > _MOST_MECHANISMS or len(kept) > _MOST_DISTINCT:
         return None
     assert reading.delta is not None

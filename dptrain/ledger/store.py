@@ -87,7 +87,9 @@ class Store:
             return create_engine(self.url, pool_size=1, pool_pre_ping=True, connect_args={"connect_timeout": 10})
         # One connection stays open: the last one to close an SQLite file writes its whole log back.
         engine = create_engine(
-            URL.create("sqlite", database=str(self.file)), pool_size=1, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False}
+            URL.create("sqlite", database=str(self.file)),
+            pool_size=1,
+            connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
         )
 
         @event.listens_for(engine, "connect")
@@ -156,8 +158,8 @@ class Store:
             return
         if self.file.stat().st_size == 0 and not Path(f"{self.file}-wal").exists():
             raise BudgetError(
-                f"the ledger {self.name} is empty, and its key {beside} is there, so it once was not: restore a copy, or "
-                "take both away to begin anew"
+                f"the ledger {self.name} is empty, and its key {beside} is there, so it once was not: restore a "
+                "copy, or take both away to begin anew"
             )
 
     def _revision(self) -> str | None:
@@ -267,6 +269,7 @@ def _shown(file: Path) -> str:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
+        parsed.render_as_string()  # raises for what no address can hold
     except (ArgumentError, ValueError):
         raise BudgetError(
             "budget.url is not a database address (not shown, it may hold a password): "

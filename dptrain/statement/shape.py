@@ -40,6 +40,8 @@ def check_shape(statement: Mapping[str, Any], file: Path) -> None:
             section = name.rpartition(".")[0]
             if section and get(statement, section) is None:
                 continue
+            if not section and name not in statement:
+                raise PrivacyError(f"{file}: {name} is missing, so dptrain did not write it")
             if not _is(kind, value):
                 raise PrivacyError(f"{file}: {name}={value!r} is not {kind}, so dptrain did not write it")
     for name in _TEXTS:

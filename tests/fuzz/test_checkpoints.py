@@ -140,7 +140,9 @@ def hostile_files(marker: Path) -> dict[str, bytes]:
     for name, call in (("system", os.system), ("eval", eval), ("exec", exec)):
         for place in ("alone", "model", "plan", "parameters"):
             runs = _Runs(marker, call)
-            value: Any = runs if place == "alone" else {"model": None, "ema": None, "plan": None, "seed": None, place: runs}
+            value: Any = (
+                runs if place == "alone" else {"model": None, "ema": None, "plan": None, "seed": None, place: runs}
+            )
             for legacy in (False, True):
                 stream = io.BytesIO()
                 torch.save(value, stream, _use_new_zipfile_serialization=not legacy)

@@ -16,7 +16,7 @@ from dptrain.errors import is_control
 
 from .harness import answer, cases, contents, damaged
 
-SHARE = 0.2
+SHARE = 0.15
 IMAGES = {
     "train": ["images/train/a.png", "images/train/b.JPG", "images/train/deep/c.webp"],
     "val": ["images/val/d.png"],
@@ -68,7 +68,9 @@ _NAME = st.one_of(st.sampled_from(["cat", "dog", "Cat", " cat", "0", "1"]), _SCA
 _NAMES = st.one_of(
     st.just(["cat", "dog"]),
     st.lists(_NAME, max_size=4),
-    st.dictionaries(st.one_of(st.integers(-1, 3), st.sampled_from(["0", "1", "x", 1.0, True, None])), _NAME, max_size=3),
+    st.dictionaries(
+        st.one_of(st.integers(-1, 3), st.sampled_from(["0", "1", "x", 1.0, True, None])), _NAME, max_size=3
+    ),
     _SCALARS,
 )
 _COUNT = st.one_of(st.integers(-1, 3), _SCALARS)
@@ -151,9 +153,12 @@ _SNIPPETS = st.sampled_from(
     ["train: images/train", "val: images/val", "names: [cat, dog]", "names: {0: cat, 1: dog}", "nc: 2", "nc: 0x2",
      "names: {0: cat, 0: dog}", "train: images/val", "day: 2001-99-99", "n: !!int ''", "n: !!float abc", "x: !%0Ay z",
      "x: !!python/object/apply:os.system ['touch ran']", "a: &a [*a]", "names: &a [*a]", "? [a, b]\n: c", "<<: {nc: 2}",
-     "<<: [1]", "x: !!timestamp x", "x: " + "[" * 1500, "- - -", "%YAML 9.9", "---", "...", "nc: 1_0", "names: [yes, no]",
-     "x: !!set {a}", "x: !!binary '*'", "\t", "x: \"\\ud800\"", "train: \"a\\0b\"", "nc: 1:30", "!!map []", "names: [1e400]",
-     "x: !!omap [a]", "x: !!bool maybe", f"names: [0x{'f' * 5000}]", f"nc: 0x{'f' * 5000}", "names: {'1.0': a, '0.0': b}"]
+     "<<: [1]", "x: !!timestamp x", "x: " + "[" * 1500, "- - -", "%YAML 9.9", "---", "...", "nc: 1_0",
+     "names: [yes, no]",
+     "x: !!set {a}", "x: !!binary '*'", "\t", "x: \"\\ud800\"", "train: \"a\\0b\"", "nc: 1:30", "!!map []",
+     "names: [1e400]",
+     "x: !!omap [a]", "x: !!bool maybe", f"names: [0x{'f' * 5000}]", f"nc: 0x{'f' * 5000}",
+     "names: {'1.0': a, '0.0': b}"]
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir()
     ledger = BudgetLedger(f"sqlite:///{home / 'budget.db'}")
     manifest = from_pictures(ledger._store.key, [Picture(b"f" * 32, b"u" * 32, b"l" * 32)])
-    charge = ledger.reserve(EVENT, manifest)
+    charge = ledger.reserve(EVENT, manifest, run="a" * 32, attempt="b" * 32)
     (run / "settings.json").write_text(json.dumps(SETTINGS))
     (run / "statement.json").write_text(json.dumps(STATEMENT))
     (run / "steps.journal").write_bytes(b"....")
@@ -108,10 +108,9 @@ def test_a_finished_run_is_told_from_an_unfinished_one_or_the_file_is_named(run:
 
 @cases(SHARE * 0.2, 40)
 @given(data=st.data())
-def test_the_note_of_a_charge_is_followed_or_refused(
-    home: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    folder = tmp_path_factory.mktemp("settled") / "home"
+def test_the_note_of_a_charge_is_followed_or_refused(home: Path, data: st.DataObject) -> None:
+    folder = home.with_name("settled")
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(home, folder)
     note = json.loads((home / "run" / "budget.json").read_text()) | {"ledger": f"sqlite:///{folder / 'budget.db'}"}
     write(folder / "run" / "budget.json", data.draw, note)
@@ -148,7 +147,8 @@ def command(arguments: list[str]) -> tuple[int, str]:
 @example(text="- imgsz")
 @example(text="imgsz: true")
 @given(text=st.one_of(
-    st.text(max_size=20), st.sampled_from(["imgsz: 64", "imgsz: 64.5", "imgsz: [64]", "imgsz:", "imgsz: &a [*a]", "[", ""]),
+    st.text(max_size=20), st.sampled_from(["imgsz: 64", "imgsz: 64.5", "imgsz: [64]", "imgsz:", "imgsz: &a [*a]",
+    "[", ""]),
     st.tuples(st.just("imgsz: "), st.text(max_size=8)).map("".join),
 ))  # fmt: skip
 def test_the_image_size_beside_weights_is_a_number_or_refused(run: Path, text: str) -> None:

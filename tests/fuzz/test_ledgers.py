@@ -97,7 +97,7 @@ def check(home: Path, file: Path) -> None:
                 each._store.engine.dispose()
 
 
-@cases(SHARE * 0.35, 60)
+@cases(SHARE * 0.35, 40)
 @given(data=st.data())
 def test_damaged_bytes_are_an_error_or_found_out(home: Path, data: st.DataObject) -> None:
     file = home / "damaged.db"
@@ -106,12 +106,13 @@ def test_damaged_bytes_are_an_error_or_found_out(home: Path, data: st.DataObject
 
 
 _VALUES: st.SearchStrategy[Any] = st.one_of(
-    st.none(), st.integers(-1, 400), st.sampled_from([2**62, 0.5, float("inf"), -1.0, "", "x", "é", "[]", "{}", "1,2", b"",
+    st.none(), st.integers(-1, 400), st.sampled_from([2**62, 0.5, float("inf"), -1.0, "", "x", "é", "[]", "{}",
+    "1,2", b"",
                                                       b"\xff" * 32, "[" * 2000, "0" * 64]), st.text(max_size=4),
 )  # fmt: skip
 
 
-@cases(SHARE * 0.35, 60)
+@cases(SHARE * 0.35, 40)
 @given(data=st.data())
 def test_a_value_that_is_not_the_ledgers_is_an_error_or_found_out(home: Path, data: st.DataObject) -> None:
     file = home / "changed.db"
@@ -150,10 +151,12 @@ def test_a_damaged_key_opens_nothing(home: Path, content: bytes) -> None:
 
 
 _URLS = st.one_of(
-    st.sampled_from(["sqlite:///", "sqlite://", "sqlite:///:memory:", "sqlite:///" + "x" * 300, "sqlite:///a\0b", "", "x",
+    st.sampled_from(["sqlite:///", "sqlite://", "sqlite:///:memory:", "sqlite:///" + "x" * 300, "sqlite:///a\0b", "",
+    "x",
                      "postgresql://h:port/x", "postgresql://[/x", "mysql://h/x", "sqlite:///no/such/folder/x.db", "5",
                      "sqlite:///folder", "sqlite:///pipe", "sqlite+aiosqlite:///x", "file:x", "sqlite:///\ud800",
-                     "sqlite:///dev?mode=ro", "sqlite:///%00", "sqlite:////proc/self/mem", "~/x.db", "sqlite:///~/x.db"]),
+                     "sqlite:///dev?mode=ro", "sqlite:///%00", "sqlite:////proc/self/mem", "~/x.db",
+                     "sqlite:///~/x.db"]),
     st.text(max_size=12), st.text(max_size=8).map(lambda text: f"sqlite:///{text}"),
     st.text(max_size=8).map(lambda text: f"mysql://{text}"),
 )  # fmt: skip
@@ -212,4 +215,7 @@ def test_a_ledger_is_kept_in_the_file_of_that_name(tmp_path_factory: pytest.Temp
     ledger, refused = answer(lambda: BudgetLedger(url))
     if ledger is not None:
         assert ledger.show() == [] and (Path(str(ledger._store.file)).exists()), refused
-        assert sorted(path.name.split(".db")[0] for path in folder.iterdir())[0] == str(ledger._store.file).rpartition("/")[2].split(".db")[0]
+        assert (
+            sorted(path.name.split(".db")[0] for path in folder.iterdir())[0]
+            == str(ledger._store.file).rpartition("/")[2].split(".db")[0]
+        )

@@ -32,12 +32,16 @@ _NUMBERS = st.one_of(
     st.integers(-2, 3000), st.floats(0, 2),
 )  # fmt: skip
 _TEXTS = st.one_of(
-    st.sampled_from(["", "auto", "none", "null", "1", "1e3", "nan", "head", "image", "adam", "sgd", "cuda:99999999999999999",
-                     "cuda:٣", "${steps}", "${gone}", "${oc.env:HOME}", "${", "???", "a\nb", "\x1b[31m", "x" * 3000, "a,b",
+    st.sampled_from(["", "auto", "none", "null", "1", "1e3", "nan", "head", "image", "adam", "sgd",
+    "cuda:99999999999999999",
+                     "cuda:٣", "${steps}", "${gone}", "${oc.env:HOME}", "${", "???", "a\nb", "\x1b[31m",
+                     "x" * 3000, "a,b",
                      "[a", "{b:1}", "random_stopping", "geometric", "~/x", "-1", "true", "cosine", "opacus"]),
     st.text(max_size=6),
 )  # fmt: skip
-_OBJECTS = st.sampled_from([object(), object, len, Path("x"), np.float64(1.5), np.int64(3), np.zeros(2), b"x", {1, 2}, 1j])
+_OBJECTS = st.sampled_from(
+    [object(), object, len, Path("x"), np.float64(1.5), np.int64(3), np.zeros(2), b"x", {1, 2}, 1j]
+)
 _VALUES = st.one_of(
     _NUMBERS, _NUMBERS, _TEXTS, st.none(), st.booleans(), _OBJECTS, st.lists(st.one_of(_NUMBERS, _TEXTS), max_size=3),
     st.dictionaries(st.one_of(_TEXTS, st.integers(), st.booleans(), st.none()), _NUMBERS, max_size=2),
@@ -80,7 +84,7 @@ def keywords(draw: st.DrawFn) -> dict[str, Any]:
     return given
 
 
-@cases(SHARE * 0.5, 150)
+@cases(SHARE * 0.5, 100)
 @example(given_={"model": "m.pt", "data": "d.yaml", "steps": 10**400, "privacy": {"noise_multiplier": 1.0}})
 @example(given_={"model": "m.pt", "data": "d.yaml", "privacy": {"epsilon": 1.0, "dataset_size": 10**400}})
 @given(given_=keywords())
@@ -93,11 +97,13 @@ def test_keywords_make_a_plan_that_keeps_its_promise_or_are_refused(given_: dict
 
 
 _OVERRIDES = st.one_of(
-    st.tuples(st.sampled_from([*KEYS, "optimizer", "model", "privacy", "experiment", "stepz", "~optimizer", "+x", "++steps",
+    st.tuples(st.sampled_from([*KEYS, "optimizer", "model", "privacy", "experiment", "stepz", "~optimizer", "+x",
+    "++steps",
                                "hydra.verbose"]), st.sampled_from(["=", "", ":", "=="]),
               st.one_of(_TEXTS, _NUMBERS.map(lambda n: str(n)[:400]))).map("".join),
     st.sampled_from(["--cfg", "job", "--config-dir", "nowhere", "--config-name", "none", "--nonsense", "-x", "--info",
-                     "--config-path=x", "--cfg=x", "--resolve", "--package", "x", "=", "", "~", "a b", "steps=1,2", "'", "[", "steps=${x"]),
+                     "--config-path=x", "--cfg=x", "--resolve", "--package", "x", "=", "", "~", "a b", "steps=1,2",
+                     "'", "[", "steps=${x"]),
     st.text(max_size=10),
 ).filter(lambda text: "\0" not in text and text not in ("-m", "-h"))  # fmt: skip
 
