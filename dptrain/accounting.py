@@ -29,6 +29,7 @@ ORDERS: tuple[float, ...] = tuple(float(order) for order in RdpAccountant(neighb
 
 # Above this the loss distribution takes minutes to compose, for a number that protects nobody; RDP's bound stands in.
 PLD_UP_TO_EPSILON = 200.0
+PLD_UP_TO_STEPS = 10**6  # likewise: dp-accounting raises a whole number to this power
 
 NOISE_RANGE = (1e-2, 1e4)  # where calibration looks for the noise multiplier
 MOST_STEPS = 2**31
@@ -89,7 +90,8 @@ def dp_sgd_epsilon(
 ) -> float:
     """Return the epsilon of :func:`dp_sgd_event`; 0 for no steps. An upper bound by either accountant.
 
-    Where RDP already says more than 200, ``pld`` returns the RDP figure: a looser bound, and one that is there at once.
+    Where RDP already says more than 200, and for over a million steps, ``pld`` returns the RDP figure: a looser bound,
+    and one that is there at once.
     """
     if steps == 0:
         check_delta(delta)
@@ -97,7 +99,7 @@ def dp_sgd_epsilon(
     check_delta(delta)
     # RDP adds up over steps, so one step's curve, the costly part, serves any number of them.
     by_rdp = float(compute_epsilon(ORDERS, steps * _rdp_of_one_step(sample_rate, noise_multiplier), delta)[0])
-    if accountant == "rdp" or (accountant == "pld" and by_rdp > PLD_UP_TO_EPSILON):
+    if accountant == "rdp" or (accountant == "pld" and (by_rdp > PLD_UP_TO_EPSILON or steps > PLD_UP_TO_STEPS)):
         return by_rdp
     if accountant == "pld":
         with _quiet():
@@ -129,7 +131,7 @@ def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, del
     if steps == 0:
         return 0.5
     from_epsilon = accuracy_within(by_rdp, delta)
-    if by_rdp > PLD_UP_TO_EPSILON:
+    if by_rdp > PLD_UP_TO_EPSILON or steps > PLD_UP_TO_STEPS:
         return from_epsilon
     with _quiet():
         variation = float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_delta(0.0))

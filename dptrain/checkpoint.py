@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +84,83 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
     if not file.is_file():
         raise PrivacyError(f"{file} is not there, so the run cannot be resumed: start a new one in another output_dir")
     try:
+        refuse_damage(file)
         payload = torch.load(file, map_location="cpu", weights_only=True)
-        written, seeded = payload["plan"], payload["seed"]
+        written, seeded, found = payload["plan"], payload["seed"], payload["format"]
+        missing = [key for key in CHECKPOINT_KEYS if key not in payload]
     except Exception as error:  # a damaged file fails in many ways; all mean the same to the user
         raise PrivacyError(f"{file} is not a dptrain checkpoint ({type(error).__name__}), or it is damaged") from error
-    if written != dataclasses.asdict(plan) or seeded != seed:
-        changed = [k for k, v in dataclasses.asdict(plan).items() if written.get(k) != v] or ["seed"]
+    if type(found) is not int or found != CHECKPOINT_FORMAT:
         raise PrivacyError(
-            f"{file} was made with another {changed[0]} than this run's: resume with the same settings "
-            "(they are in config.yaml beside it)"
+            f"{file} is of format {found!r}, and {CHECKPOINT_FORMAT} is expected: resume with its dptrain"
         )
+    if not isinstance(written, dict) or missing:
+        raise PrivacyError(f"{file} is damaged: {missing[0] if missing else 'plan'} is not in it")
+    wanted = {**dataclasses.asdict(plan), "seed": seed}
+    for key, value in wanted.items():
+        was = {**written, "seed": seeded}.get(key)
+        if not isinstance(was, int | float | str | None) or isinstance(was, bool) or was != value:
+            raise PrivacyError(
+                f"{file} was made with another {key} than this run's: resume with the same settings "
+                "(they are in config.yaml beside it)"
+            )
+    damage = _damage(payload, plan)
+    if damage is not None:
+        raise PrivacyError(f"{file} is damaged: {damage}")
     return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer")}
+
+
+def refuse_damage(file: Path) -> None:
+    """Hold the parts of a torch file against their checksums, which torch itself does not look at.
+
+    Raises:
+        zipfile.BadZipFile: One of them is not what was written. Files of before torch 1.6 have no checksums and pass.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(f"{broken} does not fit its checksum")
+
+
+def _damage(payload: dict[str, Any], plan: PrivacyPlan) -> str | None:
+    """What of a state cannot be gone on with, in words; None where it can."""
+    step = payload["step"]
+    if type(step) is not int or not 0 <= step <= plan.steps:
+        return f"step={step!r} is not a whole number from 0 to {plan.steps}"
+    for name in ("parameters", "frozen", "average"):
+        table = payload[name]
+        if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
+            return f"{name} is not a table"
+        for key, value in table.items():
+            if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+                return f"{name}.{key} is not a dense tensor"
+            if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+                return f"{name}.{key} has fewer numbers than its shape"  # a gigabyte from one number
+            if name != "frozen" and not (value.is_floating_point() and bool(torch.isfinite(value).all())):
+                return f"{name}.{key} is not made of finite numbers"
+    shapes = [{key: value.shape for key, value in payload[name].items()} for name in ("parameters", "average")]
+    if shapes[0] != shapes[1]:
+        return "its average is of other parameters"
+    return _optimizer_damage(payload["optimizer"], list(shapes[0].values()))
+
+
+def _optimizer_damage(state: Any, shapes: list[torch.Size]) -> str | None:
+    """Every optimizer of torch keeps, for a parameter, numbers and tensors of its shape."""
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    if not isinstance(groups, list) or not all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    ):
+        return "optimizer.param_groups is not a list of tables"
+    if [number for group in groups for number in group["params"]] != list(range(len(shapes))):
+        return "optimizer.param_groups are of other parameters"
+    if not isinstance(state.get("state"), dict):
+        return "optimizer.state is not a table"
+    for number, kept in state["state"].items():
+        if type(number) is not int or not 0 <= number < len(shapes) or not isinstance(kept, dict):
+            return f"optimizer.state has no parameter {number!r}"
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != shapes[number]:
+                return f"optimizer.state.{number}.{name} is of another shape than its parameter"
+    return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -88,7 +87,8 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
     for name in sections & kwargs.keys():
         value = kwargs[name]
         if not isinstance(value, Mapping) and not (dataclasses.is_dataclass(value) and not isinstance(value, type)):
-            raise ConfigError(f"{name}={value!r} is not a dict such as {name}={{...}}")
+            shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+            raise ConfigError(f"{name}={shown} is not a dict such as {name}={{...}}")
         kwargs[name] = dict(value) if isinstance(value, Mapping) else value
     try:
         config = _typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), kwargs))
@@ -159,8 +159,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     for keys_, valid, needed in _RANGES:
         for key in keys_.split():
             value = _get(config, key)
-            if value is not None and not (math.isfinite(value) and valid(value)):
-                raise ConfigError(f"{key}={value} must be {needed}")
+            if value is not None and not (-_LARGEST <= value <= _LARGEST and valid(value)):
+                too_large = f", and at most {_LARGEST:g}" if value > _LARGEST else ""
+                raise ConfigError(f"{key}={value} must be {needed}{too_large}")
     _check_rest(config)
     _check_tuning(config)
     return config
@@ -325,7 +326,7 @@ def _warn(config: TrainConfig, delta: float) -> None:
 def _physical_batch_size(value: Any) -> str | int:
     if value == "auto":
         return "auto"
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST:
         return value
     raise ConfigError(f"physical_batch_size={value} must be auto, or a whole number that is 1 or more")
 
@@ -389,6 +390,7 @@ def _set(config: Any, key: str, value: Any) -> None:
     setattr(config, name, value)
 
 
+_LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, and overflow where they are used
 _CHOICES = {
     "norm": NORMS,
     "tuning.method": TUNINGS,

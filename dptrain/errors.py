@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_MOST_CHARACTERS = 2000  # of a message; its start names the place, its end the mend
+
+
+def is_control(character: str) -> bool:
+    """Whether a character ends a line, steers a terminal, or cannot be encoded: none of these is part of a line."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
 
 class DptrainError(Exception):
     """Base of every error that dptrain raises on purpose.
 
     The command prints the message as one line on stderr and exits with status 2; ``--debug`` shows the traceback.
     """
+
+    def __str__(self) -> str:
+        """The message as one line of bounded length: what it quotes may come from any file."""
+        text = super().__str__()
+        if len(text) > _MOST_CHARACTERS:
+            text = f"{text[: _MOST_CHARACTERS // 2]} [...] {text[-_MOST_CHARACTERS // 2 :]}"
+        return "".join(c.encode("unicode_escape").decode() if is_control(c) else c for c in text)
 
 
 class ConfigError(DptrainError, ValueError):

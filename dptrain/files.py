@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 JOURNAL = "steps.journal"
+MOST_BYTES, MOST_TEXT = 1 << 31, 1 << 26  # of an image, and of a file that people or programs write as text
 
 
 def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -37,6 +40,41 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """:func:`write_atomically` of plain values."""
     write_text(file, json.dumps(values, indent=1))
+
+
+def read_file(file: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of an ordinary file of at most ``most`` bytes; a pipe or a device may never end.
+
+    Raises:
+        OSError: It cannot be read, is no ordinary file or a larger one; ``strerror`` says which.
+    """
+    try:
+        status = file.stat()
+    except ValueError:  # a zero byte, or a character that no file name can hold
+        raise OSError(errno.EINVAL, "not a file name", str(file)) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not an ordinary file", str(file))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"{status.st_size} bytes, and at most {most} are read", str(file))
+    return file.read_bytes()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else; the message says what.
+    """
+    try:
+        values = json.loads(read_file(file, MOST_TEXT).decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("no JSON object")
+    return values
 
 
 def _umask() -> int:

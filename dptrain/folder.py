@@ -10,7 +10,7 @@ from typing import Any
 
 from .checkpoint import StepJournal
 from .errors import ConfigError, PrivacyError
-from .files import JOURNAL, flatten, write_json, write_text
+from .files import JOURNAL, flatten, read_json, write_json, write_text
 from .results import TABLES
 from .spending import NOTE
 
@@ -40,19 +40,32 @@ class RunFolder:
             ConfigError: It holds a run and ``resume`` is off, holds none and it is on, or the run is finished.
         """
         path = self.path
-        begun = (path / JOURNAL).exists()
+        try:
+            begun, used = (path / JOURNAL).exists(), path.is_dir() and any(path.iterdir())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"output_dir={path} cannot be looked into ({error}): choose another") from error
+        if begun and not (path / JOURNAL).is_file():
+            raise ConfigError(
+                f"{path / JOURNAL} is not the journal of a run, which is a file: choose another output_dir"
+            )
         if begun and not self.resume:
             raise ConfigError(f"output_dir={path} already holds a run: choose another, or resume=true to go on with it")
         if self.resume and not begun:
             raise ConfigError(f"resume=true, and output_dir={path} holds no run: leave resume out to start one")
-        if not begun and path.is_dir() and any(path.iterdir()):
+        if not begun and used:
             raise ConfigError(f"output_dir={path} is not empty: choose a new folder, so that nothing is overwritten")
         if begun and self._status() == "finished":
             raise ConfigError(f"the run in output_dir={path} is finished: start a new one in another folder")
 
     def _status(self) -> str | None:
         statement = self.path / "statement.json"
-        return json.loads(statement.read_text())["status"] if statement.exists() else None
+        try:
+            status = read_json(statement).get("status") if statement.exists() else None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{statement} cannot be read ({error}): put it back, or start a new run") from error
+        if status not in (None, "running", "stopped", "finished"):
+            raise ConfigError(f"{statement} has status={status!r}, which no run writes: put it back")
+        return status
 
     def refuse_inside(self, folders: Iterable[Path]) -> None:
         """Refuse to write among a dataset's files: a picture there would be a training image of the next run."""
@@ -104,7 +117,7 @@ class RunFolder:
         """A resumed run under another plan would be accounted wrongly; under other settings it would be another run."""
         file = self.path / "settings.json"
         try:
-            known = flatten(json.loads(file.read_text()))
+            known = flatten(read_json(file))
         except (OSError, ValueError) as error:
             raise PrivacyError(f"{file} cannot be read, so the run cannot be resumed") from error
         now = flatten(json.loads(json.dumps(settings)))

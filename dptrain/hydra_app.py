@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
@@ -181,12 +181,21 @@ def _flags_first(arguments: list[str]) -> list[str]:
         action = parser._option_string_actions.get(name)
         if action is None:
             raise ConfigError(f"unknown option {name}{nearest_key(name, list(parser._option_string_actions))}")
+        if "--experimental-rerun" in action.option_strings:
+            raise ConfigError(f"option {name} is refused: it unpickles a file, which can run any code")
         flags.append(argument)
         if action.nargs != 0 and not equals:
             if not rest:
                 raise ConfigError(f"option {name} needs a value")
             flags.append(rest.pop(0))
-    return [*flags, *quote_values(overrides)]
+    found = [*flags, *quote_values(overrides)]
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message} (dptrain train --help)")
+
+    parser.error = refuse  # type: ignore[method-assign] - Hydra's own would print its whole usage
+    parser.parse_args(found)
+    return found
 
 
 def quote_values(arguments: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .sampling import PoissonSampler
 
 UNITS = ("image",)
+MOST_UNITS = 10**15  # of a batch or a dataset; beyond, floating-point numbers no longer count
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         if not 0.0 < self.sample_rate <= 1.0:
             raise ConfigError(f"sample_rate={self.sample_rate} is not in (0, 1]: the chance that one unit is in a step")
-        for name in ("steps", "expected_batch_size"):
+        for name, most in (("steps", accounting.MOST_STEPS), ("expected_batch_size", MOST_UNITS)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value} must be a whole number, at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ConfigError(f"{name}={value} must be a whole number, at least 1 and at most {most}")
         if not 1e-3 <= self.noise_multiplier <= 1e6:
             raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be above 0, from 0.001 to 1,000,000")
         check_clip_norm(self.clip_norm)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import accounting
 from .errors import ConfigError
-from .plan import PrivacyPlan
+from .plan import MOST_UNITS, PrivacyPlan
 
 if TYPE_CHECKING:
     from .ledger.reading import DatasetReading
@@ -123,8 +123,8 @@ def plan_grid(
     Raises:
         ConfigError: A number is out of range, or neither ``epsilon`` nor ``budget`` is given.
     """
-    if isinstance(dataset_size, bool) or not isinstance(dataset_size, int) or dataset_size < 2:
-        raise ConfigError(f"dataset_size={dataset_size} must be a whole number, at least 2")
+    if isinstance(dataset_size, bool) or not isinstance(dataset_size, int) or not 2 <= dataset_size <= MOST_UNITS:
+        raise ConfigError(f"dataset_size={dataset_size} must be a whole number, at least 2 and at most {MOST_UNITS}")
     if epsilon is None and budget is None:
         raise ConfigError("no target: give epsilon, or the budget of a dataset")
     if epsilon is not None:
@@ -209,8 +209,8 @@ def default_batch_sizes(dataset_size: int) -> tuple[int, ...]:
 def _whole(name: str, values: Iterable[int]) -> list[int]:
     found = list(values)
     for value in found:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value} must be a whole number, at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= accounting.MOST_STEPS:
+            raise ConfigError(f"{name}={value} must be a whole number, at least 1 and at most {accounting.MOST_STEPS}")
     if not found:
         raise ConfigError(f"{name} is empty: give at least one")
     return sorted(set(found))

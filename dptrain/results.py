@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from .errors import ConfigError
+from .files import MOST_TEXT, read_file
 
 TABLES = ("results.csv", "per_class.csv")
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
@@ -15,7 +20,7 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> 
 
     Rows of a step that is there already are left out: a run that was cut right after them evaluates that step again.
     """
-    known = {line["step"] for line in csv.DictReader(file.read_text().splitlines())} if file.exists() else set()
+    known = {line.get("step") for line in _lines(file)} if file.exists() else set()
     rows = [row for row in rows if str(row["step"]) not in known]
     if not rows:
         return
@@ -27,9 +32,27 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> 
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:
-    """Read the table back, every value as a number."""
-    with file.open(newline="") as stream:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+    """Read the table back, every value as a number.
+
+    Raises:
+        ConfigError: It is not a table as a run writes it.
+    """
+    try:
+        rows = [{key: float(value) for key, value in row.items()} for row in _lines(file)]
+    except (TypeError, ValueError) as error:
+        reason = error if isinstance(error, ValueError) else "a row is of another length"
+        raise ConfigError(f"{file} is not the table of a run ({reason}): put it back") from error
+    for row in rows:
+        if not all(math.isfinite(row.get(key, math.nan)) for key in ("dp/epsilon", "dp/delta", MAP50, MAP)):
+            raise ConfigError(f"{file} is not the table of a run (a number is missing): put it back")
+    return rows
+
+
+def _lines(file: Path) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO(read_file(file, MOST_TEXT).decode(), newline="")))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{file} cannot be read as a table ({error}): put it back") from error
 
 
 def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import load_model, save_weights
 from .errors import PrivacyError
-from .files import file_hash
+from .files import file_hash, read_json
 from .folder import RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
@@ -335,8 +334,8 @@ class Run:
         earlier = start.parent / "statement.json"  # it travels with the weights
         if start.suffix == ".pt" and earlier.is_file():
             try:
-                spent = json.loads(earlier.read_text())["guarantee"]["epsilon"]
-            except (OSError, ValueError, KeyError):
+                spent = float(read_json(earlier)["guarantee"]["epsilon"])
+            except (OSError, ValueError, KeyError, TypeError, OverflowError):
                 spent = None
             amount = "unknown epsilon" if spent is None else f"epsilon {round_up(spent)}"
             yield (

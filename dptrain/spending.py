@@ -6,7 +6,6 @@ the ledger is, so that whatever moment a process dies at, a charge that holds bu
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError
-from .files import write_json
+from .files import read_json, write_json
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -192,10 +191,15 @@ def read_note(folder: Path) -> dict[str, Any]:
     """
     note = folder / NOTE
     try:
-        payload = json.loads(note.read_text())
+        payload = read_json(note)
         if payload["format"] != NOTE_FORMAT:
-            raise BudgetError(f"{note} is of format {payload['format']}, newer than this dptrain: upgrade it")
-        return {name: payload[name] for name in ("run", "ledger", "key", "attempts")}
+            raise BudgetError(f"{note} is of format {payload['format']!r}, newer than this dptrain: upgrade it")
+        known = {name: payload[name] for name in ("run", "ledger", "key", "attempts")}
+        if not all(isinstance(text, str) for text in (known["run"], known["ledger"], known["key"] or "")):
+            raise ValueError("run, ledger and key are texts")
+        if not isinstance(known["attempts"], list) or not all(isinstance(text, str) for text in known["attempts"]):
+            raise ValueError("attempts is a list of texts")
+        return known
     except FileNotFoundError:
         raise BudgetError(
             f"{folder} holds no charge ({NOTE} is missing): the run was not recorded in a ledger"

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # also where a test imports Ultralytics before dptrain
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # likewise OpenCV, which reads it when imported
+
+import cv2
 
 
 @pytest.fixture(autouse=True, scope="session")

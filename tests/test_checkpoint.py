@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dptrain.files import write_atomically
 PLAN = PrivacyPlan(0.1, 10, 1.0, 1.0, 1e-5, 8)
 STATE: dict[str, Any] = {
     "step": 3, "parameters": {"w": torch.ones(2)}, "frozen": {}, "average": {"w": torch.zeros(2)},
-    "optimizer": {"state": {}},
+    "optimizer": {"state": {}, "param_groups": [{"params": [0], "lr": 0.1}]},
 }  # fmt: skip
 
 
@@ -80,3 +81,49 @@ def test_journal_of_another_process_and_of_another_run_is_left_alone(tmp_path: P
     with pytest.raises(FileExistsError):
         StepJournal(tmp_path / "j")
     journal.close()
+
+
+def test_a_flipped_bit_of_a_weight_is_refused(tmp_path: Path) -> None:
+    """torch reads past the checksums of its own files."""
+    file = tmp_path / "c.pt"
+    save_checkpoint(file, {**STATE, "parameters": {"w": torch.full((2,), 0.123)}}, PLAN, None)
+    data = bytearray(file.read_bytes())
+    data[data.index(torch.full((2,), 0.123).numpy().tobytes())] ^= 1
+    file.write_bytes(data)
+    assert torch.load(file, weights_only=True)["parameters"]["w"][0] != 0.123
+    with pytest.raises(PrivacyError, match="damaged"):
+        load_checkpoint(file, PLAN, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"plan": [1]}, "plan"),
+        ({"plan": {"steps": torch.zeros(2)}}, "sample_rate"),
+        ({"seed": torch.zeros(2)}, "seed"),
+        ({"format": 2}, "format 2"),
+        ({"step": 11}, "step=11"),
+        ({"step": "3"}, "step='3'"),
+        ({"parameters": [1]}, "parameters is not a table"),
+        ({"parameters": {"w": torch.full((2,), torch.nan)}}, "finite"),
+        ({"frozen": {"b": torch.zeros(1).expand(10**12)}}, "fewer numbers"),
+        ({"average": {}}, "average"),
+        ({"optimizer": {"state": {}}}, "optimizer"),
+        ({"optimizer": {"state": {0: {"m": torch.zeros(5)}}, "param_groups": [{"params": [0]}]}}, "another shape"),
+    ],
+)
+def test_a_checkpoint_of_strange_parts_is_one_line(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    payload = {"format": 1, "plan": dataclasses.asdict(PLAN), "seed": None, **STATE, **changes}
+    torch.save(payload, tmp_path / "c.pt")
+    with pytest.raises(PrivacyError, match=named) as caught:
+        load_checkpoint(tmp_path / "c.pt", PLAN, None)
+    assert "c.pt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["step", "optimizer", "plan", "format"])
+def test_a_checkpoint_without_a_part_is_one_line(tmp_path: Path, missing: str) -> None:
+    payload = {"format": 1, "plan": dataclasses.asdict(PLAN), "seed": None, **STATE}
+    del payload[missing]
+    torch.save(payload, tmp_path / "c.pt")
+    with pytest.raises(PrivacyError, match=r"c\.pt"):
+        load_checkpoint(tmp_path / "c.pt", PLAN, None)

@@ -68,10 +68,17 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _run_imgsz(weights: Path) -> int:
     """The image size that the run which wrote these weights was trained at, where its config.yaml lies beside them."""
     config = weights.parent.parent / "config.yaml"
-    if weights.parent.name == "weights" and config.is_file():
-        from omegaconf import OmegaConf
+    if weights.parent.name != "weights" or not config.is_file():
+        return 640
+    from omegaconf import OmegaConf
 
+    try:
         size = OmegaConf.select(OmegaConf.load(config), "imgsz")
-        if isinstance(size, int):
-            return size
-    return 640
+    except Exception as error:  # of OmegaConf, of YAML, of the text's encoding
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{config} cannot be read ({reason}): give --imgsz") from error
+    if size is None:
+        return 640
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise ConfigError(f"{config}: imgsz={size!r} is not a whole number: give --imgsz")
+    return size

@@ -35,7 +35,10 @@ def _report(options: argparse.Namespace) -> int:
     from ..statement import report
     from ..statement.tracked import fetched, is_run_id
 
-    kind, output = _kind(options.format, options.output)
+    try:
+        kind, output = _kind(options.format, options.output)
+    except OSError as error:
+        raise ConfigError(f"-o {options.output} cannot be looked up ({error.strerror}): choose another") from error
     if not is_run_id(options.run):
         return _write(report(options.run), kind, output)
     if kind == "all" and output is None:

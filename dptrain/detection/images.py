@@ -12,19 +12,25 @@ import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin
 
 from ..errors import DataError
+from ..files import read_file
 
 #: Suffixes that count as images inside a folder or a list, as in Ultralytics.
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
 )
+#: Most pixels that are decoded, 0.8 GB as colours: a file of a hundred bytes can claim any size.
+MOST_PIXELS = 1 << 28
 PADDING = 114
 _MEND = "replace it with a sound copy or take it out of the split"
+_TOO_LARGE = f"the image claims more than {MOST_PIXELS:,} pixels; cut it into tiles or shrink it"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
     """Decode an image file as stock Ultralytics does, without its downloads and its repairs on disk.
 
-    EXIF rotation is applied, grey is repeated over three channels, alpha is dropped, 16-bit keeps its high byte.
+    EXIF rotation is applied, grey is repeated over three channels, alpha is dropped, 16-bit keeps its high byte; of
+    several pages or frames the first counts. The content decides on the decoder, whatever the file is called.
 
     Args:
         path: The file.
@@ -34,10 +40,11 @@ def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
         uint8 array of shape (height, width, 3), BGR.
 
     Raises:
-        DataError: The file cannot be read, is damaged, or has a pixel type other than 8- or 16-bit integers.
+        DataError: The file cannot be read, is damaged or too large, or has a pixel type other than 8- or 16-bit
+            integers.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot read the image ({error.strerror}); check path and permission") from None
     if not data:
@@ -62,42 +69,49 @@ def _decode(path: Path, data: bytes, suffix: str) -> np.ndarray:
     buffer = np.frombuffer(data, np.uint8)
     image: np.ndarray | None = None
     try:
-        if suffix in {".tif", ".tiff"}:
-            # OpenCV's colour flag misreads some multi-band TIFFs; a stack of pages counts as its first page.
-            found, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
-            if found and len(pages) and pages[0].ndim == 3:
-                image = pages[0]
-        elif suffix == ".avif":
-            image = _decode_avif(data)
+        if data[:4] in _TIFF:
+            # OpenCV's colour flag misreads some multi-band TIFFs.
+            image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+            if image is not None and (image.ndim != 3 or image.shape[2] < 3):
+                image = None
+        elif suffix == ".avif" or data[4:12] in (b"ftypavif", b"ftypavis"):
+            image = _decode_avif(path, data)
         if image is None:
             image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
-    except (cv2.error, MemoryError):
+    except (cv2.error, MemoryError) as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise DataError(f"{path}: {_TOO_LARGE}") from None
         image = None
     if image is None or image.size == 0:
         raise DataError(f"{path}: the image is damaged or not in a format that OpenCV reads; {_MEND}")
     return image
 
 
-def _decode_avif(data: bytes) -> np.ndarray | None:
+def _decode_avif(path: Path, data: bytes) -> np.ndarray | None:
     """AVIF through Pillow's own plugin; ``Image.open`` is avoided as Ultralytics patches it to install packages."""
     Image.init()
     if "AVIF" not in Image.OPEN:
         return None
     try:
-        with ImageOps.exif_transpose(Image.OPEN["AVIF"][0](io.BytesIO(data), "")) as image:
-            return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
-    except (OSError, SyntaxError, ValueError):
+        image = Image.OPEN["AVIF"][0](io.BytesIO(data), "")
+        if image.width * image.height <= MOST_PIXELS:
+            with ImageOps.exif_transpose(image) as upright:
+                return cv2.cvtColor(np.asarray(upright.convert("RGB")), cv2.COLOR_RGB2BGR)
+    except Exception:  # damaged EXIF data alone fails in half a dozen ways
         return None
+    raise DataError(f"{path}: {_TOO_LARGE}")
 
 
 def _refuse_cut_jpeg(path: Path, data: bytes) -> None:
     try:
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-        image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))  # 1/8 size, but reads every byte
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: damaged JPEG ({reason}); {_MEND}") from None
+        if fits := image.width * image.height <= MOST_PIXELS:
+            image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))  # 1/8 size, but reads every byte
+            image.load()
+    except Exception as error:  # markers that lie about their length end in struct.error, KeyError and others
+        raise DataError(f"{path}: damaged JPEG ({type(error).__name__}: {error}); {_MEND}") from None
+    if not fits:
+        raise DataError(f"{path}: {_TOO_LARGE}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..files import MOST_TEXT, read_file
 
 #: How far an edge may lie outside the image, in parts of its side. Ultralytics allows coordinates the same 1 %: tools
 #: that count pixels from 1, or round, put an honest edge that far out.
@@ -39,8 +40,10 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
             or a box outside the image; it names file, line, value and mend.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path, MOST_TEXT).decode("utf-8-sig")
     except FileNotFoundError:
+        if path.is_symlink():  # boxes that were not fetched are not an image without objects
+            raise DataError(f"{path}: links to a file that is not there; fetch it, or take the link out") from None
         return None
     except UnicodeDecodeError:
         raise DataError(f"{path}: the label file is not UTF-8 text; export it again as plain text") from None
@@ -63,12 +66,13 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
         if kind and kind != min(len(values), 7):
             raise DataError(f"{place}: boxes (5 columns) and polygons (more) are mixed in one file; use one kind")
         kind = min(len(values), 7)
-        key = np.array(values, np.float32).tobytes()
+        with np.errstate(over="ignore"):
+            key = (np.array(values, np.float32) + np.float32(0)).tobytes()  # -0 is 0
         if key in seen:
             continue
         seen.add(key)
         rows.append([_class(values[0], words[0], num_classes, place), *_box(values[1:], place)])
-    return np.array(rows, np.float32).reshape(-1, 5)
+    return np.array(rows, np.float32).reshape(-1, 5) + np.float32(0)
 
 
 def _number(word: str, place: str) -> float:
@@ -98,7 +102,7 @@ def _box(values: list[float], place: str) -> list[float]:
         x1, x2, y1, y2 = min(values[::2]), max(values[::2]), min(values[1::2]), max(values[1::2])
         x, y, w, h = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
     shown = f"box x={x:g} y={y:g} w={w:g} h={h:g}"
-    if w <= 0 or h <= 0:
+    if np.float32(w) <= 0 or np.float32(h) <= 0:
         raise DataError(f"{place}: {shown} has no area; correct the line or delete it")
     if min(x - w / 2, y - h / 2) < -TOLERANCE or max(x + w / 2, y + h / 2) > 1 + TOLERANCE:
         raise DataError(

@@ -16,6 +16,7 @@ from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_load, yaml_model_load
 from ultralytics.utils import LOGGER
 
+from ..checkpoint import refuse_damage
 from ..errors import ConfigError, ModelError
 from ..files import write_atomically
 from ..layers import FrozenBatchNorm2d, group_norm_from_batch_norm
@@ -120,7 +121,9 @@ def _from_checkpoint(file: Path) -> DetectionModel:
     if not file.is_file():
         raise ModelError(f"model={str(file)!r}: no such file (dptrain downloads nothing: put the checkpoint there)")
     try:
-        checkpoint, _ = torch_safe_load(file, safe_only=True)
+        refuse_damage(file)
+        # By its whole path: a damaged yolo26n.pt in the working directory would be deleted and another one downloaded.
+        checkpoint, _ = torch_safe_load(file.absolute(), safe_only=True)
         detector = (checkpoint.get("ema") or checkpoint["model"]).float()
     except Exception as error:  # unpickling fails in many ways; all mean the same to the user
         raise ModelError(
@@ -128,6 +131,19 @@ def _from_checkpoint(file: Path) -> DetectionModel:
         ) from error
     if not isinstance(detector, DetectionModel):
         raise ModelError(f"model={str(file)!r} holds a {type(detector).__name__}, not a detector")
+    try:
+        _check_detector(detector, file)
+    except ModelError:
+        raise
+    except Exception as error:  # what was pickled may lack any part
+        raise ModelError(f"model={str(file)!r} is not a whole detector ({_first_line(error)})") from error
+    for leftover in ("criterion", "args", "pt_path", "class_weights"):
+        detector.__dict__.pop(leftover, None)
+    return detector
+
+
+def _check_detector(detector: DetectionModel, file: Path) -> None:
+    """A plain detector with all its parts, and weights that are numbers; what is missing raises anything."""
     with _quietly():
         task = getattr(detector, "task", None) or guess_model_task(detector)
     if task != "detect":
@@ -135,12 +151,19 @@ def _from_checkpoint(file: Path) -> DetectionModel:
     if detector.is_fused() and not any(isinstance(m, nn.GroupNorm) for m in detector.modules()):
         raise ModelError(f"model={str(file)!r} was fused for inference and has lost its norm layers: use the original")
     _check_head(detector, str(file))
-    for leftover in ("criterion", "args", "pt_path", "class_weights"):
-        detector.__dict__.pop(leftover, None)
-    return detector
+    for name, tensor in detector.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"model={str(file)!r}: {name} holds values that are not finite numbers")
+    names, classes = detector.names, detector.model[-1].nc
+    if not isinstance(names, Mapping) or sorted(names) != list(range(classes)) or not detector.yaml["backbone"]:
+        raise ModelError(f"model={str(file)!r} does not name its {classes} classes")
+    with torch.no_grad():
+        copy.deepcopy(detector).eval()(torch.zeros(1, 3, 64, 64))
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, AttributeError | TypeError | LookupError):  # these speak of Python's objects, not of the file
+        return type(error).__name__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import os
+import reprlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import DataError
+from ..errors import DataError, is_control
+from ..files import MOST_TEXT, read_file
 from .images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
+MOST_CLASSES = 100_000
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
 
 
 @dataclass(frozen=True)
@@ -73,22 +79,7 @@ def load_data(path: str | Path) -> DataConfig:
             not match, a missing folder or image, an image listed twice within a split.
     """
     file = Path(path)
-    if file.is_dir():
-        raise DataError(f"{file}: is a folder; give the data.yaml inside it")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such data.yaml; nothing is downloaded, so give the path of a local file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({' '.join(str(error).split())})") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise DataError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
-    if not isinstance(data, Mapping):
-        raise DataError(f"{file}: holds {type(data).__name__}, not 'key: value' lines; it needs train, val and names")
+    data = _read(file)
     root = _root(file, data)
     names = _names(file, data)
     files: dict[str, tuple[Path, ...]] = {}
@@ -106,6 +97,45 @@ def load_data(path: str | Path) -> DataConfig:
     if not files.get("train"):
         raise DataError(missing["train"])
     return DataConfig(root, names, file=file, missing=missing, **files)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys: a split or a class would be gone without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for item, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if item.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(item, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{_shown(key)} is given twice", item.start_mark)
+            seen |= {key} if isinstance(key, Hashable) else set()
+        return super().construct_mapping(node, deep)
+
+
+def _read(file: Path) -> Mapping[Any, Any]:
+    try:
+        text = read_file(file, MOST_TEXT).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such data.yaml; nothing is downloaded, so give the path of a local file") from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: is a folder; give the data.yaml inside it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file}: cannot be read as text ({reason})") from None
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise DataError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    except Exception as error:  # a day 99, 10,000 brackets: PyYAML makes such values in ways that fail in many kinds
+        raise DataError(f"{file}: holds a value that YAML cannot make ({type(error).__name__}: {error})") from None
+    if not isinstance(data, Mapping):
+        kind = "nothing" if data is None else type(data).__name__
+        raise DataError(f"{file}: holds {kind}, not 'key: value' lines; it needs train, val and names")
+    return data
 
 
 def refuse_overlap(data: DataConfig) -> None:
@@ -138,9 +168,13 @@ def refuse_overlap(data: DataConfig) -> None:
 def _root(file: Path, data: Mapping[Any, Any]) -> Path:
     entry = data.get("path") or "."
     if not isinstance(entry, str):
-        raise DataError(f"{file}: path: {entry!r} is not a folder name")
-    root = (file.parent / Path(entry).expanduser()).resolve()
-    if not root.is_dir():
+        raise DataError(f"{file}: path: {_shown(entry)} is not a folder name")
+    try:
+        root = (file.parent / Path(entry).expanduser()).resolve()
+        there = root.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{file}: path: {entry} cannot be looked up ({_reason(error)}); correct it") from None
+    if not there:
         raise DataError(
             f"{file}: path: {entry} is no folder (looked for {root}); write it absolute or from data.yaml's own folder"
         )
@@ -149,33 +183,71 @@ def _root(file: Path, data: Mapping[Any, Any]) -> Path:
 
 def _names(file: Path, data: Mapping[Any, Any]) -> dict[int, str]:
     names, count = data.get("names"), data.get("nc")
-    if count is not None and (isinstance(count, bool) or not _whole(count) or int(float(count)) < 1):
-        raise DataError(f"{file}: nc: {count!r} is not a whole number above 0; correct it or leave it out")
+    if count is not None and ((number := _whole(count)) is None or number < 1):
+        raise DataError(f"{file}: nc: {_shown(count)} is not a whole number above 0; correct it or leave it out")
+    classes = _whole(count) or 0
     if names is None:
         if count is None:
             raise DataError(f"{file}: neither names nor nc is given; add 'names: [first class, second class]'")
-        return {i: f"class_{i}" for i in range(int(float(count)))}
+        if classes > MOST_CLASSES:
+            raise DataError(f"{file}: nc: {_shown(count)} is more than {MOST_CLASSES} classes; correct it")
+        return {i: f"class_{i}" for i in range(classes)}
     if not isinstance(names, (list, Mapping)) or not names:
-        raise DataError(f"{file}: names: {names!r} is not a list of class names, nor 'number: name' lines")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not all(_whole(key) for key in names) or sorted(int(key) for key in names) != list(range(len(names))):
-        raise DataError(f"{file}: names: the class numbers {list(names)} are not 0 to {len(names) - 1}; renumber them")
-    named = {int(key): names[key] for key in sorted(names, key=int)}
-    texts = [str(value).strip() if isinstance(value, (str, int, float)) else "" for value in named.values()]
-    for number, name in enumerate(texts):
-        if not name or texts.index(name) != number:
-            raise DataError(f"{file}: names: class {number} is named {named[number]!r}; give each class its own name")
-    if count is not None and int(float(count)) != len(texts):
-        raise DataError(f"{file}: nc: {count} but names has {len(texts)} classes; make them agree or leave nc out")
-    return dict(enumerate(texts))
+        raise DataError(
+            f"{file}: names: {_shown(names)} is not a list of class names, nor 'number: name' lines; correct it"
+        )
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{file}: names: {len(names)} are more than {MOST_CLASSES} classes; correct it")
+    given = dict(enumerate(names)) if isinstance(names, list) else names
+    numbers = [_whole(key) for key in given]
+    if set(numbers) != set(range(len(given))):
+        raise DataError(
+            f"{file}: names: the class numbers {_shown(list(given))} are not 0 to {len(given) - 1}; renumber them"
+        )
+    first: dict[str, int] = {}
+    found: dict[int, str] = {}
+    for number, value in sorted(zip(numbers, given.values(), strict=True), key=lambda pair: pair[0] or 0):
+        name = _class_name(value)
+        if not name or first.setdefault(name, number or 0) != number:
+            raise DataError(
+                f"{file}: names: class {number} is named {_shown(value)}; give each class its own name, in quotes "
+                "where YAML takes it for something else"
+            )
+        found[number or 0] = name
+    if count is not None and classes != len(found):
+        raise DataError(f"{file}: nc: {count} but names has {len(found)} classes; make them agree or leave nc out")
+    return found
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> int | None:
+    """The whole number that a value or its text is, None where it is none."""
     try:
-        return float(value) == int(float(value))
+        return int(float(value)) if not isinstance(value, bool) and float(value) == int(float(value)) else None
     except (TypeError, ValueError, OverflowError):
-        return False
+        return None
+
+
+def _class_name(value: Any) -> str:
+    """The name as text, empty where it is none: YAML's ``no`` is a truth value, and a name is one line."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    try:
+        name = str(value).strip()
+    except ValueError:  # a number of too many digits
+        return ""
+    return "" if any(map(is_control, name)) else name
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; a few lines of YAML can stand for gigabytes."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, ...]:
@@ -185,22 +257,15 @@ def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, .
     entries = entry if isinstance(entry, list) else [entry]
     found: list[Path] = []
     for item in entries:
-        if not isinstance(item, str):
-            raise DataError(f"{file}: {split}: {item!r} is not a folder or a .txt file; write a path")
-        place = (root / item).resolve()
-        if not place.exists() and item.startswith("../"):
-            place = (root / item[3:]).resolve()  # Roboflow exports write ../train/images for train/images
-        if place.is_dir():
-            found += _images_under(place)
-        elif place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(place)
-        elif place.is_file():
-            found += _images_listed(place)
-        else:
-            raise DataError(
-                f"{file}: {split}: {item} does not exist (looked for {root / item}); correct it or 'path:', nothing is "
-                "downloaded"
-            )
+        if not isinstance(item, str) or not item.strip():
+            raise DataError(f"{file}: {split}: {_shown(item)} is not a folder or a .txt file; write a path")
+        try:
+            found += _images_of(file, split, root, item)
+        except DataError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            place = getattr(error, "filename", None) or item
+            raise DataError(f"{file}: {split}: {place} cannot be looked up ({_reason(error)}); correct it") from None
     if not found:
         raise DataError(
             f"{file}: {split}: no images in {', '.join(map(str, entries))} (looked in {root}); suffixes that count: "
@@ -209,17 +274,47 @@ def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, .
     return _each_once(file, split, sorted(found))
 
 
-def _images_under(folder: Path) -> list[Path]:
-    # As Ultralytics searches: to any depth, through links, without hidden files.
-    names = glob.iglob(f"{glob.escape(str(folder))}/**/*.*", recursive=True)  # noqa: PTH207 - rglob follows no links
-    return [path for path in map(Path, names) if path.suffix.lower() in IMAGE_SUFFIXES]
+def _images_of(file: Path, split: str, root: Path, item: str) -> list[Path]:
+    place = (root / item).resolve()
+    if not place.exists() and item.startswith("../"):
+        place = (root / item[3:]).resolve()  # Roboflow exports write ../train/images for train/images
+    if place.is_dir():
+        return list(_images_under(place))
+    if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
+        return [place]
+    if place.is_file():
+        return _images_listed(place)
+    raise DataError(
+        f"{file}: {split}: {item} does not exist (looked for {root / item}); correct it or 'path:', nothing is "
+        "downloaded"
+    )
+
+
+def _images_under(folder: Path) -> Iterator[Path]:
+    """As Ultralytics searches: to any depth, through links, without hidden files. What cannot be listed is an error."""
+    first: dict[tuple[int, int], Path] = {}
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        status = here.stat()
+        other = first.setdefault((status.st_dev, status.st_ino), here)
+        if other is not here:
+            raise DataError(f"{here}: is a link to {other}, whose images would count twice; remove the link")
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(here / entry.name)
+                elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                    yield here / entry.name
 
 
 def _images_listed(file: Path) -> list[Path]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_file(file, MOST_TEXT).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as a list of image files ({' '.join(str(error).split())})") from None
+        raise DataError(f"{file}: cannot be read as a list of image files ({_reason(error)})") from None
     images = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
@@ -227,7 +322,11 @@ def _images_listed(file: Path) -> list[Path]:
         image = file.parent / line[2:] if line.startswith("./") else Path(line).absolute()
         if image.suffix.lower() not in IMAGE_SUFFIXES:
             raise DataError(f"{file}:{number}: '{line}' is not an image file name; correct the line or delete it")
-        if not image.is_file():
+        try:
+            there = image.is_file()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}:{number}: '{line}' cannot be looked up ({_reason(error)}); correct it") from None
+        if not there:
             raise DataError(
                 f"{file}:{number}: no such image '{line}' (looked for {image}); begin it with ./ to start from the "
                 "list's folder"
@@ -256,6 +355,6 @@ def _size(image: Path) -> int:
 
 def _digest(image: Path) -> bytes:
     try:
-        return hashlib.sha256(image.read_bytes()).digest()
+        return hashlib.sha256(read_file(image)).digest()
     except OSError as error:
         raise DataError(f"{image}: cannot read the image ({error.strerror}); check path and permission") from None

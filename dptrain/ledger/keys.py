@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from ..errors import BudgetError
+from ..files import read_file
 
 KEY_BYTES = 32
 ENVIRONMENT = "DPTRAIN_BUDGET_KEY"
@@ -53,7 +54,11 @@ def _look(given: bytes | str | Path | None, beside: Path | None, may_create: boo
     if isinstance(given, str) and re.fullmatch(r"[0-9a-fA-F]{64}", given):
         return bytes.fromhex(given), "the argument"
     if given is not None:
-        return _from_file(Path(given).expanduser(), may_create), str(given)
+        try:
+            file = Path(given).expanduser()
+        except RuntimeError as error:  # ~nobody
+            raise BudgetError(f"the ledger's key {given} cannot be looked up ({error}): give another path") from error
+        return _from_file(file, may_create), str(given)
     text = os.environ.get(ENVIRONMENT)
     if text:
         if not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", text):
@@ -71,14 +76,15 @@ def _from_file(file: Path, may_create: bool) -> bytes:
     try:
         if may_create and not file.exists():
             return _create(file)
-        text = file.read_text()
+        text = read_file(file, 4096).decode()
         mode = file.stat().st_mode
     except FileNotFoundError:
         raise BudgetError(
             f"the ledger's key {file} is missing: put it back, or its images and entries cannot be recognised"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BudgetError(f"the ledger's key {file} cannot be read ({getattr(error, 'strerror', 'no text')})") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no text"
+        raise BudgetError(f"the ledger's key {file} cannot be read ({reason}): give the file that holds it") from None
     if not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", text):
         raise BudgetError(f"{file} is not a key: 64 hexadecimal digits are expected")
     if mode & stat.S_IRWXO:  # a team may share it by its group

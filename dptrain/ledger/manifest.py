@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, DataError
+from ..files import read_file
 from .keys import mac
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def file_hash(key: bytes, file: Path) -> bytes:
     suffix = file.suffix.lower()
     decoder = suffix if suffix in (".tif", ".tiff", ".avif") else ""
     try:
-        return mac(key, "file", decoder.replace("tiff", "tif").encode(), file.read_bytes())
+        return mac(key, "file", decoder.replace("tiff", "tif").encode(), read_file(file))
     except OSError as error:
         raise DataError(f"{file}: cannot read the image ({error.strerror}); check path and permission") from None
 

@@ -108,17 +108,32 @@ def _reading(store: Store, connection: Connection, row: Row) -> DatasetReading:
         used = found.used(curves.largest(curves.decode(total) for total in totals))
     fresh = admission.totals_digest(totals) == row.pld_of
     return DatasetReading(
-        name=row.name,
-        unit=row.unit,
-        limit=row.epsilon,
-        delta=row.delta if row.delta is not None else row.read_delta,
-        epsilon=row.read_epsilon or 0.0,
-        epsilon_pld=row.pld_epsilon if fresh else None,
+        name=_text(row.name),
+        unit=_text(row.unit),
+        limit=_number(row.epsilon),
+        delta=_number(row.delta if row.delta is not None else row.read_delta),
+        epsilon=_number(row.read_epsilon) or 0.0,
+        epsilon_pld=_number(row.pld_epsilon) if fresh else None,
         filter_order=row.filter_order,
         used=used,
         runs=number,
         open_runs=unsettled,
     )
+
+
+def _number(value: Any) -> float | None:
+    """A kept number: SQLite stores a text in such a column as well."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"{value!r} is not a number from 0 up")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")
+    return value
 
 
 def read_movements(store: Store, connection: Connection, name: str | None, last: int | None) -> list[Movement]:
@@ -166,6 +181,10 @@ def _reasons(connection: Connection) -> dict[str, str]:
 
 def _movement(run: Row, dataset: str, status: str, spent: float, delta: float) -> Movement:
     kind, rate, noise = describe_event(json.loads(run.event)["event"])
+    for value in (run.at, run.id, run.name, status):
+        _text(value)
+    for value in (run.planned, run.charged, rate, noise):
+        _number(value)
     return Movement(
         run.at, run.id, run.name, dataset, status, run.planned, run.charged, kind, rate, noise, spent, delta
     )
@@ -218,6 +237,8 @@ def _pld(tallies: Iterable[tuple[tuple[str, int], ...]], reading: DatasetReading
     kept = [tally for tally in tallies if tally]
     kinds = {event for tally in kept for event, _ in tally}
     if not math.isfinite(reading.epsilon) or reading.epsilon > accounting.PLD_UP_TO_EPSILON:
+        return None
+    if max((steps for tally in kept for _, steps in tally), default=0) > accounting.PLD_UP_TO_STEPS:
         return None
     if len(kinds) > _MOST_MECHANISMS or len(kept) > _MOST_DISTINCT:
         return None

@@ -6,6 +6,7 @@ import fcntl
 import hmac
 import json
 import os
+import re
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, text, update
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from ..errors import BudgetError
+from ..errors import BudgetError, DptrainError
 from . import keys
 from .tables import entries, head, meta
 
@@ -25,6 +26,7 @@ SCHEMA = "0001"  # the newest revision in migrations/versions
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 GENESIS = "0" * 64
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 SYNCHRONOUS = "FULL"  # a reservation is on the disk before the first step, whatever happens to the machine
 
 
@@ -72,14 +74,22 @@ class Store:
             return None
         if not self.url.database or self.url.database == ":memory:":
             raise BudgetError(f"{self.name} is a ledger in memory, which forgets: give a file, sqlite:///budget.db")
-        return Path(self.url.database).absolute()
+        try:
+            file = Path(self.url.database).absolute()
+            if file.exists() and not file.is_file():
+                raise BudgetError(f"{file} is no ordinary file, and so no ledger: give another, --url or budget.url")
+        except (OSError, ValueError) as error:
+            raise BudgetError(f"{self.name} is no file name ({error}): give sqlite:///budget.db") from error
+        return file
 
     def _engine(self) -> Engine:
         if self.file is None:
             return create_engine(self.url, pool_size=1, pool_pre_ping=True, connect_args={"connect_timeout": 10})
         # One connection stays open: the last one to close an SQLite file writes its whole log back.
         engine = create_engine(
-            f"sqlite:///{self.file}", pool_size=1, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False}
+            URL.create("sqlite", database=str(self.file)),
+            pool_size=1,
+            connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
         )
 
         @event.listens_for(engine, "connect")
@@ -102,6 +112,7 @@ class Store:
                 with self.engine.connect() as connection:
                     connection.exec_driver_sql("COMMIT")
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            self._refuse_emptied(beside)
             if self._revision() != SCHEMA:
                 self._migrate()
             with self.read() as connection:
@@ -141,17 +152,30 @@ class Store:
         finally:
             os.close(handle)
 
+    def _refuse_emptied(self, beside: Path | None) -> None:
+        """A ledger that was cut off to nothing must not pass for a new one, whose budgets are all unspent."""
+        if self.file is None or beside is None or not beside.exists() or not self.file.exists():
+            return
+        if self.file.stat().st_size == 0 and not Path(f"{self.file}-wal").exists():
+            raise BudgetError(
+                f"the ledger {self.name} is empty, and its key {beside} is there, so it once was not: restore a "
+                "copy, or take both away to begin anew"
+            )
+
     def _revision(self) -> str | None:
-        try:
-            with self.read() as connection:
+        with self.read() as connection:
+            tables = inspect(connection).get_table_names()
+            if "alembic_version" in tables:
                 found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        except BudgetError as error:
-            if isinstance(error.__cause__, DatabaseError) and "alembic_version" in str(error.__cause__):
+            elif not tables or self.file is None:
                 return None
-            raise
-        if found is not None and found > SCHEMA:
+            else:
+                found = "none"
+        if not re.fullmatch(r"\d{4}", str(found)):
+            raise BudgetError(f"{self.name} is another program's database, not a ledger: give another file")
+        if found > SCHEMA:
             raise BudgetError(f"the ledger {self.name} was made by a newer dptrain (schema {found}): upgrade dptrain")
-        return found
+        return str(found)
 
     def _migrate(self) -> None:
         from alembic import command
@@ -185,7 +209,15 @@ class Store:
             yield
         except SQLAlchemyError as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise BudgetError(f"the ledger {self.__dict__.get('name', '')} cannot be used: {reason[:300]}") from error
+            raise BudgetError(f"the ledger {self.name} cannot be used: {reason[:300]}") from error
+        except DptrainError:
+            raise
+        except _UNREADABLE as error:  # a value of the tables is not what the ledger writes there
+            reason = " ".join(str(error).split())
+            raise BudgetError(
+                f"the ledger {self.name} is damaged, or was changed by other ways ({type(error).__name__}: "
+                f"{reason[:200]}): see dptrain budget verify, and restore a copy"
+            ) from error
 
     def append(self, connection: Connection, kind: str, payload: Mapping[str, Any], run: str | None = None) -> int:
         """Add an entry to the chain, in the caller's write transaction; return its number.
@@ -237,7 +269,8 @@ def _shown(file: Path) -> str:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+        parsed.render_as_string()  # raises for what no address can hold
+    except (ArgumentError, ValueError):
         raise BudgetError(
             "budget.url is not a database address (not shown, it may hold a password): "
             "give sqlite:///budget.db or postgresql://user@host/name"

@@ -284,8 +284,10 @@ def export(store: Store) -> dict[str, Any]:
         count, last = store.head(connection)
         rows = [dict(row._mapping) for row in connection.execute(select(entries).order_by(entries.c.seq))]
         readings = [asdict(reading) for reading in read_datasets(store, connection, None)]
-    for row in rows:
-        row["payload"] = json.loads(row["payload"])
+        for row in rows:
+            if not all(isinstance(value, str | int | None) for value in row.values()):
+                raise TypeError(f"entry {row['seq']!r} holds what no entry does")
+            row["payload"] = json.loads(row["payload"])
     return {
         "format": EXPORT_FORMAT,
         "head": f"{count}:{last[:32]}",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .files import read_json
+from .shape import is_number
 
 FILE = "audit.json"
 AUDIT_FORMAT = 1
@@ -35,7 +35,6 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
         ("confidence", lambda v: 0 < v < 1, "in (0, 1)"),
     ):
         value = audit.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (number and fits(value)):
+        if not (is_number(value) and fits(value)):
             raise ConfigError(f"{file}: {name}={value!r} is not a number {range_}")
     return audit

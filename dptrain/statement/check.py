@@ -13,9 +13,11 @@ from ..errors import ConfigError, PrivacyError
 from ..files import JOURNAL, file_hash
 from ..plan import PrivacyPlan
 from ..rounding import round_up
+from ..schema import MOST_MEAN_RUNS
 from . import facts
 from .audit import read_audit
 from .files import JSON, WEIGHT_FILES, WEIGHTS, read_json, read_statement
+from .shape import check_shape, get, is_number
 
 SETTINGS = "settings.json"
 _ROUNDING = 1e-9  # relative: the same sum in another order
@@ -99,6 +101,7 @@ def report(
     _agree_with_weights(written, folder if shipped else folder / WEIGHTS, source, asked, shipped, checks)
     if written.get("sha256") != facts.digest(written):
         raise PrivacyError(f"{source}: sha256 does not match, so a field was changed after the run wrote it")
+    check_shape(written, source)
     if not shipped:
         _agree_with_copy(written, folder)
     statement = {**written, "guarantee": again["guarantee"], "accounting": again["accounting"]}
@@ -120,7 +123,11 @@ def report(
 
 def _find(run: Path) -> tuple[Path, bool, str | None]:
     """The folder that holds the statement, whether it is one of weights without their run, and the file asked for."""
-    if not run.exists():
+    try:
+        there = run.exists()
+    except OSError as error:
+        raise ConfigError(f"{run} cannot be looked up ({error.strerror}): give the folder of a run") from error
+    if not there:
         raise ConfigError(f"{run} is not there: give the folder of a run, or one of its weights files")
     folder, asked = (run.parent, run.name) if run.is_file() else (run, None)
     if asked is not None and asked != JSON and run.suffix != ".pt":
@@ -138,8 +145,8 @@ def _mechanism(statement: Mapping[str, Any], file: Path) -> tuple[PrivacyPlan, i
 
     def whole(name: str) -> int:
         value = get(statement, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise PrivacyError(f"{file}: {name}={value!r} is not a whole number from 0 up")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= accounting.MOST_STEPS:
+            raise PrivacyError(f"{file}: {name}={value!r} is not a whole number from 0 to {accounting.MOST_STEPS}")
         return value
 
     def real(name: str) -> float:
@@ -233,7 +240,8 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
         for key in said:
             name = f"{section}.{key}"
             if again is None:
-                value = plan.epsilon(steps=int(key)) if key.isdecimal() else math.nan
+                at = int(key) if key.isdecimal() and len(key) <= 10 else -1
+                value = plan.epsilon(steps=at) if 0 <= at <= accounting.MOST_STEPS else math.nan
             else:
                 value = again.get(key, math.nan)
             if math.isnan(value):
@@ -266,11 +274,11 @@ def _tuning(statement: Mapping[str, Any], file: Path) -> dict[str, Any]:
     if not isinstance(tuning, dict):
         raise PrivacyError(f"{file}: tuning is not a table")
     if tuning.get("distribution") is not None:
-        if tuning["distribution"] not in accounting.RANDOM_STOPPING:
+        if tuning["distribution"] not in list(accounting.RANDOM_STOPPING):
             raise PrivacyError(f"{file}: tuning.distribution={tuning['distribution']!r} is not one that dptrain draws")
         mean = _number(statement, "tuning.mean_runs", file)
-        if not 1.0 <= mean < math.inf:
-            raise PrivacyError(f"{file}: tuning.mean_runs={mean!r} must be 1 or more")
+        if not 1.0 <= mean <= MOST_MEAN_RUNS:
+            raise PrivacyError(f"{file}: tuning.mean_runs={mean!r} must be from 1 to {MOST_MEAN_RUNS}")
     return tuning
 
 
@@ -290,7 +298,7 @@ def _agree_with_weights(
     known = statement.get("weights")
     if not isinstance(known, dict):
         raise PrivacyError(f"{source}: weights is not a table of sha256")
-    wanted = {name for name in known if (folder / name).exists()} if shipped else set(WEIGHT_FILES)
+    wanted = {file.name for file in folder.iterdir()} & known.keys() if shipped else set(WEIGHT_FILES)
     if asked is not None and asked != JSON:
         wanted.add(asked)
     for name in sorted(wanted):
@@ -328,19 +336,11 @@ def _add_audit(statement: dict[str, Any], folder: Path, checks: list[str]) -> No
     checks.append(f"audit: epsilon is at least {bound:.4g}, at confidence {found['confidence']:g}")
 
 
-def get(values: Mapping[str, Any], name: str) -> Any:
-    """Return the value at a dotted name, None where there is none."""
-    found: Any = values
-    for key in name.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
 def _number(statement: Mapping[str, Any], name: str, file: Path) -> float:
     return _as_number(get(statement, name), name, file)
 
 
 def _as_number(value: Any, name: str, file: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if not is_number(value):
         raise PrivacyError(f"{file}: {name}={value!r} is not a number")
     return float(value)

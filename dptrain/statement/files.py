@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from ..errors import ConfigError
 from ..files import file_hash, write_text
 from .facts import STATEMENT_FORMAT, sealed
@@ -59,9 +59,6 @@ def read_json(file: Path, what: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{file} is missing: it is {what}")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read ({type(error).__name__}): it is {what}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds no JSON object: it is {what}")
-    return values
+        return files.read_json(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}): it is {what}") from error

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from ..errors import ConfigError, PrivacyError, TrackingError
 from .files import JSON, WEIGHTS, read_statement
+from .shape import get
 
 
 def is_run_id(text: str) -> bool:
@@ -52,7 +53,7 @@ def fetched(run_id: str, uri: str) -> Iterator[Path]:
 
 
 def _agree_with_metrics(metrics: dict[str, float], file: Path) -> None:
-    claimed = read_statement(file).get("guarantee", {}).get("epsilon")
+    claimed = get(read_statement(file), "guarantee.epsilon")
     logged = metrics.get("dp/epsilon", 0.0)
     if isinstance(claimed, int | float) and claimed < logged * (1 - 1e-9):
         raise PrivacyError(f"{file.name}: guarantee.epsilon={claimed:.8g} is below {logged:.8g}, which the run logged")

@@ -142,3 +142,22 @@ def test_boxes_go_to_the_canvas_and_back():
     corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1) * 64
     np.testing.assert_allclose(place.to_image(corners, 30, 40), [[0, 0, 40, 30], [0, 15, 20, 30]], atol=1e-4)
     assert place.to_image(np.array([[-9.0, 0, 99, 64]]), 30, 40).tolist() == [[0, 0, 40, 30]]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("JPEG", "x.tif"), ("PNG", "x.tif"), ("AVIF", "x.png")])
+def test_rotation_is_applied_whatever_the_file_is_called(kind, name, tmp_path):
+    """Boxes drawn on the upright picture would otherwise lie beside their objects."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write(tmp_path / name, COLOUR, format=kind, exif=exif)
+    assert read_image(tmp_path / name).shape == (40, 30, 3)
+
+
+def test_later_pages_of_a_tiff_are_never_decoded(tmp_path):
+    """A thousand of them would all be held in memory; only the first is a picture."""
+    page = Image.fromarray(COLOUR)
+    page.save(tmp_path / "x.tif", save_all=True, append_images=[page] * 3)
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    data[-2000:] = b"\xff" * 2000
+    (tmp_path / "x.tif").write_bytes(data)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), COLOUR[..., ::-1])

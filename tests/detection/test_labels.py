@@ -64,6 +64,8 @@ def test_no_file_is_background(tmp_path):
         ("0 320 240 64 64", ["x=320", "pixels"]),
         ("0 .5 .5 0 .1", ["w=0", "no area"]),
         ("0 .5 .5 .1 -.1", ["h=-0.1", "no area"]),
+        ("0 .5 .5 1e-46 .1", ["w=1e-46", "no area"]),  # nothing is left of it in single precision
+        ("1e39 .5 .5 .1 .1", ["class '1e39'"]),
         ("0 .1 .1 .2 .2 .3 1.2", ["1.2", "outside"]),
         ("0 .1 .1 .2 .2 .3 .3\n0 .5 .5 .1 .1", ["x.txt:4", "mixed"]),
     ],
@@ -90,3 +92,16 @@ def test_not_text(tmp_path):
     label.mkdir()
     with pytest.raises(DataError, match="cannot read the label file"):
         read_labels(label, 2)
+
+
+def test_minus_zero_is_zero_so_a_repeated_line_still_counts_once(tmp_path):
+    label = tmp_path / "x.txt"
+    label.write_text("0 .5 .5 .1 .1\n-0 .5 .5 .1 .1\n")
+    rows = read_labels(label, 2)
+    assert rows is not None and rows.shape == (1, 5) and not np.signbit(rows).any()
+
+
+def test_a_link_to_labels_that_are_not_there_is_no_background(tmp_path):
+    (tmp_path / "x.txt").symlink_to(tmp_path / "not-fetched")
+    with pytest.raises(DataError, match="links to a file that is not there"):
+        read_labels(tmp_path / "x.txt", 2)

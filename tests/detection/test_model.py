@@ -476,3 +476,34 @@ def test_importing_ultralytics_leaves_the_threads_alone() -> None:
                 [sys.executable, "-c", prefix + code], env=environment, capture_output=True, text=True, check=True
             )
             assert done.stdout.strip().endswith(expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip"])
+def test_a_damaged_file_with_an_official_name_is_refused_and_stays(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ultralytics would delete it and download another."""
+    monkeypatch.chdir(tmp_path)
+    Path("yolo26n.pt").write_bytes(content)
+    with pytest.raises(dptrain.ModelError, match=r"yolo26n\.pt"):
+        load_model("yolo26n.pt")
+    assert Path("yolo26n.pt").read_bytes() == content
+
+
+def test_a_start_with_a_flipped_bit_or_without_a_part_is_refused(tmp_path: Path) -> None:
+    file = write_checkpoint(stock_detector("yolov8n", NAMES), tmp_path / "x.pt")
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(dptrain.ModelError, match="checksum"):
+        load_model(file)
+    for change in ("names", "yaml", "nan"):
+        model = stock_detector("yolov8n", NAMES)
+        if change == "nan":
+            next(model.parameters()).data.fill_(torch.nan)
+        else:
+            model.__dict__.pop(change)
+        write_checkpoint(model, file)
+        with pytest.raises(dptrain.ModelError, match=r"x\.pt") as caught:
+            load_model(file, 2, names={0: "cat", 1: "dog"})
+        assert "\n" not in str(caught.value)

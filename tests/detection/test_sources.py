@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_the_forms_ultralytics_takes_list_the_same_files(make_dataset, monkeypat
         ("train: [images/train, images]\nval: images/val\nnames: [a, b]", ["listed twice", "000.png"]),
         ("train: bad.txt\nval: images/val\nnames: [a, b]", ["bad.txt:2", "'./images/train/none.png'"]),
         ("train: odd.txt\nval: images/val\nnames: [a, b]", ["odd.txt:1", "'notes.doc'"]),
+        ("train: images/train\ntrain: images/val\nnames: [a, b]", ["data.yaml:2", "'train' is given twice"]),
+        ("train: images/train\nnames: {0: a, 0: b}", ["0 is given twice"]),
+        ("train: images/train\nnames: {'0.0': a, '1.5': b}", ["0 to 1", "1.5"]),
+        ("train: images/train\nnames: [yes, no]", ["class 0", "True", "quotes"]),
+        ('train: images/train\nnames: ["a\\nb"]', ["class 0", "own name"]),
+        ("train: images/train\nnc: 1000000000", ["nc: 1000000000", "100000 classes"]),
+        (f"train: images/train\nnc: 0x{'f' * 5000}", ["nc: a number"]),
+        ("train: images/train\nnames: &a [*a, *a]", ["class 0"]),
+        ("train: images/train\nnames: [a]\nday: 2001-99-99", ["cannot make"]),
+        (f"train: images/train\nnames: [a]\nx: {'[' * 1500}", ["cannot make"]),
+        ("train: ''\nnames: [a]", ["train: ''"]),
+        ('train: "a\\0b"\nnames: [a]', ["cannot be looked up"]),
+        (f"train: {'x' * 300}\nnames: [a]", ["cannot be looked up", "too long"]),
+        (f"path: {'x' * 300}\ntrain: images\nnames: [a]", ["path: xxx", "too long"]),
+        ("path: ~nobody-of-this-name\ntrain: images\nnames: [a]", ["~nobody-of-this-name", "cannot be looked up"]),
     ],
 )
 def test_a_bad_data_yaml_is_one_line(make_dataset, text, parts):
@@ -127,3 +143,39 @@ def test_an_image_in_train_and_val_is_refused(make_dataset):
     file.write_text("train: images/train\nval: [images/val, images/train/001.png]\nnames: [green, blue]\n")
     with pytest.raises(DataError, match=r"001\.png: is in train and in val"):
         refuse_overlap(load_data(file))
+
+
+def test_many_yaml_aliases_that_stand_for_gigabytes_are_not_written_out(make_dataset):
+    file = make_dataset()
+    rows = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    rows += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    file.write_text("\n".join([*rows, "train: images/train", "names: *a11"]))
+    assert len(refusal(file)) < 3000
+
+
+def test_links_that_lead_round_and_round_end_and_are_named(make_dataset):
+    file = make_dataset()
+    for name in ("one", "two"):
+        (file.parent / "images" / "train" / name).symlink_to(".")
+    assert "is a link to" in refusal(file)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_fewer_images(make_dataset, monkeypatch):
+    file = make_dataset()
+    inner = file.parent / "images" / "train" / "locked"
+    inner.mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path) == inner:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    message = refusal(file)
+    assert str(inner) in message and "Permission denied" in message
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "data.yaml")
+    assert "not an ordinary file" in refusal(tmp_path / "data.yaml")

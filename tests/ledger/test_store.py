@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import stat
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import URL, text
 
 from dptrain import BudgetError, BudgetLedger
 from dptrain.accounting import dp_sgd_event
@@ -158,3 +159,71 @@ def test_a_ledger_keeps_no_path_no_name_of_a_file_and_no_password(postgres_url: 
     assert "secret" not in ledger.address
     ledger.reserve(RUN, pictures(ledger, range(3)))
     assert "secret" not in str(ledger.export())
+
+
+@pytest.mark.parametrize("revisions", [False, True])
+def test_another_programs_database_is_refused_and_gets_no_tables(tmp_path: Path, revisions: bool) -> None:
+    file = tmp_path / "mlflow.db"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE experiments (name)")
+        if revisions:
+            connection.execute("CREATE TABLE alembic_version (version_num)")
+            connection.execute("INSERT INTO alembic_version VALUES ('0a1b2c3d4e5f')")
+    connection.close()
+    before = file.read_bytes()
+    with pytest.raises(BudgetError, match="another program's database"):
+        BudgetLedger(f"sqlite:///{file}")
+    assert file.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_ledger_that_was_cut_to_nothing_is_not_a_new_one(tmp_path: Path) -> None:
+    """All its budgets would be unspent."""
+    url = f"sqlite:///{tmp_path / 'b.db'}"
+    BudgetLedger(url)._store.engine.dispose()
+    for name in ("b.db-wal", "b.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "b.db").write_bytes(b"")
+    with pytest.raises(BudgetError, match=r"b\.db is empty, and its key"):
+        BudgetLedger(url)
+
+
+def test_a_question_mark_in_a_name_belongs_to_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a?b").mkdir()
+    url = URL.create("sqlite", database=str(tmp_path / "a?b" / "x.db")).render_as_string()
+    ledger = BudgetLedger(url.replace("?", "%3F") if "?" in url else url)
+    assert ledger.show() == []
+    assert ledger._store.file is not None and ledger._store.file.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE meta SET value = '{' WHERE name = 'orders'",
+        "DELETE FROM meta WHERE name = 'orders'",
+        "UPDATE head SET seal = 'é'",
+        "UPDATE atoms SET total = 'x'",
+        "UPDATE datasets SET epsilon = 'much'",
+        "UPDATE datasets SET filter_order = 1.0001",
+        "UPDATE runs SET charged = 'x'",
+        "UPDATE entries SET payload = '['",
+        "UPDATE alembic_version SET version_num = 7",
+    ],
+)
+def test_a_value_that_the_ledger_never_writes_is_one_line(tmp_path: Path, change: str) -> None:
+    url = f"sqlite:///{tmp_path / 'b.db'}"
+    ledger = BudgetLedger(url)
+    ledger.create("pets", epsilon=8.0, delta=1e-5, manifest=pictures(ledger, range(3)))
+    ledger.reserve(RUN, pictures(ledger, range(3)))
+    ledger._store.engine.dispose()
+    with sqlite3.connect(tmp_path / "b.db") as connection:
+        for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {trigger}")
+        connection.execute(change)
+    connection.close()
+    with pytest.raises(BudgetError) as caught:
+        again = BudgetLedger(url)
+        again.show()
+        again.history()
+        again.export()
+        again.reserve(RUN, pictures(again, range(3)))
+    assert "b.db" in str(caught.value) and "\n" not in str(caught.value)

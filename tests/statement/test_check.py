@@ -14,7 +14,7 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 
 from dptrain import ConfigError, PrivacyError
-from dptrain.statement import report
+from dptrain.statement import report, to_html
 
 from .runs import PLAN, edit, make_run, reseal
 
@@ -107,6 +107,19 @@ def test_a_winner_cannot_pass_for_a_run_that_nobody_chose(tmp_path: Path, name: 
         ("weights/last.pt", "cd" * 32),
         ("weights", {}),
         ("deviations", "none"),
+        ("guarantee/epsilon", 10**400),
+        ("guarantee/epsilon", math.inf),
+        ("mechanism/steps", 10**400),
+        ("tuning/distribution", ["geometric"]),
+        ("accounting/epsilon_over_steps/" + "9" * 400, 1.0),
+        ("deviations", [1]),
+        ("validation", "\ud800"),
+        ("validation", None),
+        ("versions", []),
+        ("dataset_budget", {"spent": "much", "delta": 0.1}),
+        ("audit", {"method": "x"}),
+        ("accounting/assumptions", [1]),
+        ("tuning/epsilon", "low"),
     ],
 )
 def test_an_edited_field_is_refused_by_name_however_well_it_is_sealed(run: Path, name: str, value: Any) -> None:
@@ -115,6 +128,7 @@ def test_an_edited_field_is_refused_by_name_however_well_it_is_sealed(run: Path,
         report(run)
     said = str(error.value)
     wanted = {"mechanism/steps": "steps", "weights": "last.pt"}.get(name, name.rpartition("/")[2])
+    wanted = "no text can" if value == "\ud800" else wanted
     assert wanted in said and "\n" not in said
 
 
@@ -227,3 +241,18 @@ def test_what_is_no_statement_gives_one_line(run: Path, text: str) -> None:
     with pytest.raises((ConfigError, PrivacyError)) as error:
         report(run)
     assert "statement.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bound", [10**400, math.inf, "1", None, True])
+def test_a_strange_audit_is_one_line(run: Path, bound: Any) -> None:
+    audit = {"format": 1, "method": "one run", "epsilon_lower_bound": bound, "confidence": 0.95}
+    (run / "audit.json").write_text(json.dumps(audit))
+    with pytest.raises(ConfigError, match="epsilon_lower_bound"):
+        report(run)
+
+
+def test_a_damaged_table_is_named_and_not_drawn(run: Path) -> None:
+    (run / "results.csv").write_text("step,dp/epsilon\n0,\n")
+    found = report(run)
+    with pytest.raises(ConfigError, match=r"results\.csv"):
+        to_html(found.statement, found.results)

@@ -1,0 +1,75 @@
+"""What kind of value stands at every place of a statement that a page is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import PrivacyError
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "a text": (str,),
+    "a table": (dict,),
+    "a list": (list,),
+    "true or false": (bool,),
+    "a table or null": (dict, type(None)),
+}
+_SHAPE = {
+    "a text": "date status validation accounting.headline accounting.library mechanism.rng_mode mechanism.noise",
+    "a table": "dataset model public_data training weights tuning versions accounting.rdp_curve",
+    "a list": "deviations released assumptions not_covered accounting.assumptions",
+    "true or false": "valid",
+    "a table or null": "dataset_budget audit",
+    "a number": "dataset_budget.spent dataset_budget.delta audit.epsilon_lower_bound audit.confidence",
+    "a number or null": "tuning.epsilon dataset_budget.spent_pld dataset_budget.limit",
+}
+_TEXTS = ("deviations", "released", "assumptions", "not_covered")
+
+
+def check_shape(statement: Mapping[str, Any], file: Path) -> None:
+    """Refuse a statement that no page can be made of, by the name of the first value of another kind.
+
+    Raises:
+        PrivacyError: dptrain writes no such statement.
+    """
+    for kind, names in _SHAPE.items():
+        for name in names.split():
+            value = get(statement, name)
+            section = name.rpartition(".")[0]
+            if section and get(statement, section) is None:
+                continue
+            if not section and name not in statement:
+                raise PrivacyError(f"{file}: {name} is missing, so dptrain did not write it")
+            if not _is(kind, value):
+                raise PrivacyError(f"{file}: {name}={value!r} is not {kind}, so dptrain did not write it")
+    for name in _TEXTS:
+        if not all(isinstance(line, str) for line in statement[name]):
+            raise PrivacyError(f"{file}: {name} is not a list of texts, so dptrain did not write it")
+    for item in statement["accounting"]["assumptions"]:
+        if not (isinstance(item, dict) and isinstance(item.get("assumption"), str) and "holds" in item):
+            raise PrivacyError(f"{file}: accounting.assumptions={item!r} is no assumption, so dptrain did not write it")
+    try:
+        json.dumps(statement, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise PrivacyError(f"{file} holds a character that no text can ({error.object[error.start]!r})") from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number that can be calculated with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def get(values: Mapping[str, Any], name: str) -> Any:
+    """Return the value at a dotted name, None where there is none."""
+    found: Any = values
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _is(kind: str, value: Any) -> bool:
+    if kind.startswith("a number"):
+        return is_number(value) or (kind.endswith("null") and value is None)
+    return isinstance(value, _KINDS[kind])
