@@ -1,4 +1,4 @@
-"""Batches as people make them (tensor, tuple, mapping, Ultralytics' collate), taken apart and put together again."""
+"""Batches of any kind as rows of examples: how many there are, some of them, and single ones put together again."""
 
 from __future__ import annotations
 
@@ -24,38 +24,35 @@ def batch_size(batch: Any) -> int:
     raise ModelError(f"cannot tell the number of examples of a {type(batch).__name__}: use a tensor, tuple or dict")
 
 
-def take_example(batch: Any, index: int) -> Any:
-    """Return the batch that holds example ``index`` alone.
+def take_examples(batch: Any, start: int, stop: int) -> Any:
+    """Return the batch that holds the examples from ``start`` to before ``stop``.
 
     Tensors are sliced along their first dimension; those of another length than the batch belong to no example and are
     left as they are. In a detection batch (a mapping with ``batch_idx``) the rows of ``batch_idx``, ``cls`` and
-    ``bboxes`` are those of the image's objects.
+    ``bboxes`` are those of the images' objects.
     """
-    return _take(batch, index, batch_size(batch))
+    return _take(batch, start, stop, batch_size(batch))
 
 
-def _take(batch: Any, index: int, count: int) -> Any:
+def _take(batch: Any, start: int, stop: int, count: int) -> Any:
     if isinstance(batch, Tensor):
-        return batch[index : index + 1] if batch.dim() and len(batch) == count else batch
+        return batch[start:stop] if batch.dim() and len(batch) == count else batch
     if isinstance(batch, Mapping):
         if "batch_idx" not in batch:
-            return {key: _take(value, index, count) for key, value in batch.items()}
-        own = batch["batch_idx"].view(-1) == index
-        example = {key: _take(value, index, count) for key, value in batch.items() if key not in _OBJECT_KEYS}
-        example |= {key: batch[key][own] for key in _OBJECT_KEYS if key in batch}
-        example["batch_idx"] = torch.zeros_like(example["batch_idx"])
-        return example
+            return {key: _take(value, start, stop, count) for key, value in batch.items()}
+        image = batch["batch_idx"].view(-1)
+        own = (image >= start) & (image < stop)
+        taken = {key: _take(value, start, stop, count) for key, value in batch.items() if key not in _OBJECT_KEYS}
+        taken |= {key: batch[key][own] for key in _OBJECT_KEYS if key in batch}
+        taken["batch_idx"] = torch.sub(taken["batch_idx"], start)
+        return taken
     if isinstance(batch, tuple | list):
-        return _like(batch, (_take(value, index, count) for value in batch))
+        return _like(batch, (_take(value, start, stop, count) for value in batch))
     return batch
 
 
-def _like(batch: tuple | list, values: Iterable[Any]) -> Any:
-    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
-
-
 def join_examples(examples: Sequence[Any], whole: Any) -> Any:
-    """Return the batch of ``examples``, in their order; each is what :func:`take_example` took of ``whole``."""
+    """Return the batch of ``examples``, in their order; each is one example that was taken of ``whole``."""
     return _join(examples, whole, batch_size(whole))
 
 
@@ -79,3 +76,7 @@ def _join(examples: Sequence[Any], whole: Any, count: int) -> Any:
         columns = zip(*examples, strict=True)
         return _like(first, (_join(column, part, count) for column, part in zip(columns, whole, strict=True)))
     return first
+
+
+def _like(batch: tuple | list, values: Iterable[Any]) -> Any:
+    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from . import microbatch
-from .batches import batch_size, join_examples, take_example
+from .batches import batch_size, join_examples, take_examples
 from .checks import trainable_parameters
 from .fused import LossFunction
 
@@ -34,7 +34,7 @@ def check(engine: ModuleType, module: nn.Module, loss_function: LossFunction, ba
     count = batch_size(batch)
     if count < 2:
         raise ModelError(f"a batch of {count} cannot show whether examples depend on one another: give at least two")
-    first, other, last = (take_example(batch, index) for index in (0, 1, 2 % count))
+    first, other, last = (take_examples(batch, index, index + 1) for index in (0, 1, 2 % count))
     other_again = last if count > 2 else first
     trial = _Trial(engine, module, loss_function, batch)
     with trial.watched():

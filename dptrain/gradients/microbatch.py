@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .batches import batch_size, take_example
+from .batches import batch_size, take_examples
 from .checks import refuse_missing, trainable_parameters
 from .fused import LossFunction
 
@@ -18,7 +18,7 @@ def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any
     """Yield the gradient of one example after the other, {parameter name: shape}."""
     parameters = trainable_parameters(module)
     for index in range(batch_size(batch)):
-        losses = loss_function(module, take_example(batch, index))
+        losses = loss_function(module, take_examples(batch, index, index + 1))
         if losses.shape != (1,):
             raise ModelError(f"the loss of one example has shape {tuple(losses.shape)}: it must be (1,)")
         if not losses.requires_grad:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import ultralytics
@@ -34,7 +33,7 @@ from dptrain.schema import keys
 
 from ..conftest import dataset_maker, run_options
 
-PLAN = PrivacyPlan(0.9, 3, 1.0, 1.0, 1e-3, 5)
+PLAN = PrivacyPlan(0.9, 2, 1.0, 1.0, 1e-3, 5)
 TELLING = "patient7431"
 PUBLIC_METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
 BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
@@ -52,12 +51,12 @@ MLFLOW_TABLES = {"alembic_version", "experiments", "latest_metrics", "metrics", 
 NUMBER = r"[\d.,e+-]+"
 PRINTED = (
     r"dptrain: yolo26n\.yaml on data: 2 classes, [\d,]+ of [\d,]+ parameters train, cpu",
-    rf"epsilon {NUMBER} \(RDP; PLD {NUMBER}\), delta 0\.001, unit image: 3 steps, noise multiplier 1, clip norm 1, "
+    rf"epsilon {NUMBER} \(RDP; PLD {NUMBER}\), delta 0\.001, unit image: 2 steps, noise multiplier 1, clip norm 1, "
     r"sample rate 0\.9, expected batch 5 \(2 at a time\)",
     r"validation=public: the metrics of the val split are released without noise",
     rf"budget: data has spent epsilon {NUMBER} \(RDP, delta 0\.001\), recorded without a limit in budget\.db; "
     r"dptrain budget create sets one",
-    rf"step +\d/3  epsilon {NUMBER}  mAP50 {NUMBER}  mAP50-95 {NUMBER}",
+    rf"step +[02]/2  epsilon {NUMBER}  mAP50 {NUMBER}  mAP50-95 {NUMBER}",
     rf"done: epsilon {NUMBER} at delta 0\.001; \S+/weights/last\.pt",
 )
 LOGGERS = ("alembic", "matplotlib", "PIL", "git", "mlflow", "urllib3", "asyncio")  # of libraries; none sees the images
@@ -67,7 +66,7 @@ LOGGERS = ("alembic", "matplotlib", "PIL", "git", "mlflow", "urllib3", "asyncio"
 class Overheard:
     """What an attacker must not learn, noted on the way, and what the run let out."""
 
-    secrets: list[float] = field(default_factory=list)
+    secrets: set[str] = field(default_factory=set)
     draws: list[int] = field(default_factory=list)
     records: list[logging.LogRecord] = field(default_factory=list)
     warned: list[str] = field(default_factory=list)
@@ -125,8 +124,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
             root.removeHandler(listener)
             root.setLevel(level)
     heard.warned = [str(item.message) for item in warned]
-    assert len(heard.draws) == 3 and len(heard.secrets) > 10
+    assert len(heard.draws) == 2 and len(heard.secrets) > 10
     yield heard
+
+
+def _digits(values: Tensor) -> set[str]:
+    return {repr(value)[:10] for value in values.tolist() if len(repr(value)) > 10}
 
 
 def _listen_in(patch: pytest.MonkeyPatch, heard: Overheard) -> None:
@@ -138,12 +141,12 @@ def _listen_in(patch: pytest.MonkeyPatch, heard: Overheard) -> None:
     )
 
     def noted_weights(self: FlatClip, squared_norms: Tensor) -> Tensor:
-        heard.secrets += squared_norms.sqrt().tolist()
+        heard.secrets |= _digits(squared_norms.sqrt())
         return weights(self, squared_norms)
 
     def noted_loss(self: PerImageLoss, model: Any, batch: Any) -> Tensor:
         losses = loss(self, model, batch)
-        heard.secrets += losses.tolist()
+        heard.secrets |= _digits(losses)
         return losses
 
     def noted_draw(self: PoissonSampler, step: int) -> Any:
@@ -165,7 +168,7 @@ def test_a_run_prints_public_numbers_only(run: Overheard) -> None:
     lines = run.out.splitlines()
     for line in lines:
         assert any(re.fullmatch(pattern, line.rstrip()) for pattern in PRINTED), f"not on the list: {line!r}"
-    assert len(lines) == 8
+    assert len(lines) == 7
     assert run.err == ""
 
 
@@ -176,7 +179,7 @@ def test_at_debug_level_nothing_private_is_logged_or_warned_of(run: Overheard) -
     said = "\n".join([*(r.getMessage() for r in run.records), *run.warned])
     assert TELLING not in said
     for secret in run.secrets:
-        assert f"{secret:.6f}"[:7] not in said
+        assert secret not in said
 
 
 def test_a_run_writes_what_is_announced_and_nothing_elsewhere(run: Overheard) -> None:
@@ -205,7 +208,7 @@ def test_mlflow_holds_listed_names_only(run: Overheard) -> None:
         assert column("select key from tags") - {"mlflow.runName"} == TAGS
         known = {name for name, _ in keys()} | {"privacy.epsilon_pld"}
         assert {key.partition("[")[0] for key in column("select key from params")} <= known
-        assert column("select step from metrics") == {0, 2, 3}
+        assert column("select step from metrics") == {0, 2}
         assert all(count == 1 for count in column("select count(*) from runs"))
 
 
@@ -213,7 +216,7 @@ def test_tables_checkpoint_and_weights_hold_listed_names_only(run: Overheard) ->
     out = run.folder / "out"
     for name, columns in (
         ("results.csv", {"step"} | PUBLIC_METRICS | BUDGET),
-        ("per_class.csv", {"step", "class"} | PUBLIC_METRICS),
+        ("per_class.csv", {"step", "class", "precision", "recall", "mAP50", "mAP50-95"}),
     ):
         with (out / name).open() as stream:
             rows = list(csv.DictReader(stream))
@@ -235,7 +238,4 @@ def test_no_file_holds_a_name_a_loss_or_a_norm_of_the_training_images(run: Overh
                 continue
             content = file.read_bytes()
             assert TELLING.encode() not in content, file
-            for secret in run.secrets:
-                assert np.float32(secret).tobytes() not in content or file.suffix in (".pt", ".db-wal", ".png"), file
-                if file.suffix in (".json", ".csv", ".md", ".html", ".yaml", ""):
-                    assert f"{secret:.6f}"[:7].encode() not in content, file
+            assert not [secret for secret in run.secrets if secret.encode() in content], file
