@@ -144,7 +144,7 @@ def public_images(place: str | Path) -> list[Path]:
     path = Path(place).expanduser()
     if not path.exists():
         raise DataError(f"public_images={place} does not exist: give the folder, or a .txt list, of the start's images")
-    images = _images_under(path) if path.is_dir() else _images_listed(path)
+    images = list(_images_under(path) if path.is_dir() else _images_listed(path))
     if not images:
         raise DataError(f"public_images={place} holds no images, so there is nothing to compare with: correct the path")
     return images
