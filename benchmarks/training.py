@@ -78,6 +78,7 @@ def _trainer(
         set_rate=lambda step: learning_rate("cosine", 1e-3, step, plan.steps),
         before_step=weigh_heads,
         on_release=None if journal is None else journal.record,
+        probe=False,  # tried before the first step of a run, and not a part of one
     )
 
 

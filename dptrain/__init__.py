@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from . import detection
     from .clipping import FlatClip
     from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
-    from .gradients import clipped_gradient_sum, per_sample_gradients
+    from .gradients import check_independence, clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
     from .plan import PrivacyPlan
     from .planning import plan_grid
@@ -29,6 +29,7 @@ _HOME = {
     "PrivacyPlan": "plan",
     "TrackingError": "errors",
     "TrainResult": "run",
+    "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
     "detection": "",
     "per_sample_gradients": "gradients",
@@ -48,6 +49,7 @@ __all__ = [
     "PrivacyPlan",
     "TrackingError",
     "TrainResult",
+    "check_independence",
     "clipped_gradient_sum",
     "detection",
     "per_sample_gradients",

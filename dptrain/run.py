@@ -14,12 +14,21 @@ from rich.console import Console
 
 from . import config as settings
 from .checkpoint import load_checkpoint, save_checkpoint
-from .detection.data import Augmentation, DataConfig, DetectionDataset, StepLoader, load_data, refuse_overlap
+from .detection.data import (
+    Augmentation,
+    DataConfig,
+    DetectionDataset,
+    StepLoader,
+    load_data,
+    refuse_overlap,
+    refuse_public_overlap,
+)
 from .detection.evaluate import evaluate
 from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import load_model, save_weights
+from .detection.probe import refuse_coupled_images
 from .errors import PrivacyError
 from .files import file_hash, read_json
 from .folder import RunFolder
@@ -117,6 +126,8 @@ class Run:
         self.evaluates = config.validation == "public" and bool(data.val)
         if self.evaluates:
             refuse_overlap(data)
+        if config.public_images is not None:
+            refuse_public_overlap(data, config.public_images)
         self.model = load_model(
             config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
         ).to(self.device)
@@ -162,6 +173,7 @@ class Run:
         def weigh_heads(step: int) -> None:
             loss.one2many = one2many_weight(step / max(1, plan.steps - 1))
 
+        refuse_coupled_images(self.model, config.engine)
         return PrivateTrainer(
             self.model,
             loss,
@@ -175,6 +187,7 @@ class Run:
             set_rate=rate,
             before_step=weigh_heads,
             on_release=lambda steps: self.folder.journal.record(steps),
+            probe=False,
         )
 
     def _describe(self, data: DataConfig) -> None:
@@ -300,6 +313,7 @@ class Run:
                 "start_weights": Path(self.config.model).name,
                 "sha256": self.start_hash,
                 "declared": self.config.public_data,
+                "compared": self.config.public_images is not None,
             },
             training=self._training_facts(),
             tuning=self.tuning,

@@ -167,6 +167,7 @@ class TrainConfig:
     evaluate_every: int | None = _key(None, f"steps between evaluations; default {EVALUATIONS_PER_RUN} in a run")
     validation: str = _key("public", "public: you declare the val split public; off: no evaluation")
     public_data: str | None = _key(None, "what public data made the start weights, in your words; for the statement")
+    public_images: str | None = _key(None, "folder or .txt list of the start's images: none may be a training image")
     engine: str = _key("fused", f"per-image gradients by one of {', '.join(ENGINES)}")
     resume: bool = _key(False, "continue the run in output_dir")
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, PrivacyError
-from .gradients import LossFunction
+from .gradients import LossFunction, check_independence
+from .gradients.batches import batch_size
 from .gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .gradients.tuning import by_rule
 from .noise import NoiseStream
@@ -61,6 +63,10 @@ class MovingAverage:
             _copy(self._live, kept)
 
 
+def _same(value: Any, agreed: Any) -> bool:
+    return value is agreed or (isinstance(agreed, int | float | str) and value == agreed)
+
+
 def _wide(parameter: Tensor) -> torch.dtype:
     return torch.float32 if parameter.device.type == "mps" else torch.float64  # Apple's GPUs have no double
 
@@ -94,7 +100,9 @@ class PrivateTrainer:
 
     Formal guarantee: after t calls of the loop the module's parameters, the moving average and the optimizer state are
     together (plan.epsilon(steps=t), plan.delta)-differentially private in the units that ``loader`` serves, provided
-    that loss i of ``loss_function`` depends on example i only. A step is taken for every draw, empty ones too.
+    that loss i of ``loss_function`` depends on example i only. That is tried before the first batch of two examples or
+    more enters a sum, on ``probe``, or else on that batch; a refusal is then for the data's owner. A step is taken for
+    every draw, empty ones too.
 
     Args:
         module: What to train; every trainable parameter must have a per-example gradient rule.
@@ -109,6 +117,9 @@ class PrivateTrainer:
         set_rate: Learning rate of a step, from the step's number alone.
         before_step: Called with the step's number before anything of it is computed; it must not look at data.
         on_release: Called with the number of steps, this one included, right before the step's noised gradient is made.
+        probe: A made-up batch of two or more different examples, on which ``check_independence`` is tried now, so that
+            no private example decides what comes out; None: the first private batch is tried. False: the caller has
+            tried it, or answers for the loss.
 
     Raises:
         ModelError, ConfigError: Before the first step, if the module or the optimizer cannot be trained privately.
@@ -129,6 +140,7 @@ class PrivateTrainer:
         set_rate: Callable[[int], float] | None = None,
         before_step: Callable[[int], None] | None = None,
         on_release: Callable[[int], None] | None = None,
+        probe: Any = None,
     ) -> None:
         refuse_coupling(module)
         refuse_unsupported(module)
@@ -142,6 +154,33 @@ class PrivateTrainer:
         self.secure = seed is None
         self.step = 0
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
+        self._tried = probe is False or (probe is not None and self._try(probe))
+        self._agreed = self._terms()
+
+    def _try(self, batch: Any) -> bool:
+        return batch_size(batch) > 1 and check_independence(self.module, self.loss_function, batch, self.engine)
+
+    def _terms(self) -> dict[str, tuple[Any, ...]]:
+        """What the guarantee was stated for; nothing of it may change between the first step and the last."""
+        parameters = trainable_parameters(self.module)
+        return {
+            "plan": astuple(self.plan),
+            "sampler": (self.sampler, self.sampler.num_units, self.sampler.sample_rate),
+            "noise": (self.noise_stream, self.noise_stream.secure, self.secure),
+            "module": (self.module,),
+            "loss function": (self.loss_function, self.engine),
+            "set of trainable parameters": (*parameters, *parameters.values()),
+            "optimizer": (self.optimizer, *(p for group in self.optimizer.param_groups for p in group["params"])),
+        }
+
+    def _refuse_changed(self) -> None:
+        now = self._terms()
+        for name, agreed in self._agreed.items():
+            if len(now[name]) != len(agreed) or not all(map(_same, now[name], agreed)):
+                raise PrivacyError(
+                    f"the {name} changed after step {self.step}, and the guarantee is of what was there at the start: "
+                    "leave it as it was; a new trainer with its own plan adds to what this one has spent"
+                )
 
     def _check_optimizer(self) -> None:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -174,6 +213,7 @@ class PrivateTrainer:
         if self._set_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._set_rate(self.step)
+        self._refuse_changed()
         total = self._clipped_sum(batches)
         if self._on_release is not None:
             self._on_release(self.step + 1)
@@ -197,6 +237,7 @@ class PrivateTrainer:
         before = self._buffer_versions()
         with nullcontext() if self.secure else by_rule():  # a seeded run repeats to the last bit
             for batch in batches:
+                self._tried = self._tried or self._try(batch)
                 part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
                 torch._foreach_add_(list(total.values()), list(part.values()))
         if before != self._buffer_versions():

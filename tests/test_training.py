@@ -38,11 +38,13 @@ def losses(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(module(batch[0]), batch[1], reduction="none")
 
 
-def make(plan: PrivacyPlan, *, batches: Batches | None = None, lr: float = 0.1, **options: Any) -> PrivateTrainer:
+def make(
+    plan: PrivacyPlan, *, batches: Batches | None = None, lr: float = 0.1, loss: Any = losses, **options: Any
+) -> PrivateTrainer:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(module.parameters(), lr=lr)
-    return PrivateTrainer(module, losses, plan, optimizer, batches or Batches(), 20, **options)
+    return PrivateTrainer(module, loss, plan, optimizer, batches or Batches(), 20, **options)
 
 
 def plan(**changes: Any) -> PrivacyPlan:
@@ -198,6 +200,10 @@ def test_an_exception_in_a_step_leaves_no_stale_sum(monkeypatch: pytest.MonkeyPa
             next(draws)
             yield broken()
 
+    class Nothing(Batches):
+        def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
+            return (iter(()) for _ in draws)
+
     trainer = make(plan(), batches=Failing())
     before = weights(trainer)
     with pytest.raises(OSError, match="disk gone"):
@@ -210,8 +216,7 @@ def test_an_exception_in_a_step_leaves_no_stale_sum(monkeypatch: pytest.MonkeyPa
         return value
 
     monkeypatch.setattr(noise, "privatize", record)
-    trainer.loader = Batches()
-    trainer.sampler.sample_rate = 1e-12
+    trainer.loader = Nothing()
     next(trainer.run())
     assert sums == [0.0]
 
@@ -246,10 +251,115 @@ def test_batch_norm_switched_on_after_the_start_is_refused() -> None:
             pass
 
 
+def centred(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    own = losses(module, batch)
+    return own / own.detach().mean()
+
+
+def test_a_users_loss_that_looks_at_the_batch_is_refused_before_its_first_step() -> None:
+    released: list[int] = []
+    trainer = make(plan(sample_rate=1.0), loss=centred, on_release=released.append)
+    before = weights(trainer)
+    with pytest.raises(ModelError, match="of one example changed"):
+        next(trainer.run())
+    assert released == [] and trainer.step == 0 and torch.equal(before, weights(trainer))
+    with pytest.raises(ModelError, match="of one example changed"):
+        make(plan(), loss=centred, probe=(X[:3], Y[-3:]))  # on made-up examples nothing has to be drawn for it
+
+
+def test_one_example_at_a_time_no_loss_can_look_at_others_and_the_first_two_are_tried() -> None:
+    assert list(make(plan(sample_rate=1.0), loss=centred, batches=Batches(1)).run())[-1] == 8
+    assert list(make(plan(sample_rate=1.0), loss=centred, engine="microbatch").run())[-1] == 8
+    batches = Batches(1)
+    trainer = make(plan(sample_rate=1.0), loss=centred, batches=batches)
+    with pytest.raises(ModelError, match="of one example changed"):
+        for _ in trainer.run():
+            batches.size = 2
+    assert trainer.step == 1
+
+
+def test_trying_the_loss_changes_nothing_of_the_run() -> None:
+    """Not its draws, its noise or its dropout: a dataset in which it is tried at another step must not show it."""
+
+    def dropped(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return losses(module, (F.dropout(batch[0], 0.5), batch[1]))
+
+    ends = []
+    for probe in (None, False, (X[:3], Y[-3:])):
+        trainer = make(plan(), loss=dropped, seed=4, probe=probe)
+        list(trainer.run())
+        ends.append(weights(trainer))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
 def test_the_optimizer_must_hold_what_is_noised() -> None:
     module = nn.Linear(3, 2)
     with pytest.raises(ConfigError, match="optimizer"):
         PrivateTrainer(module, losses, plan(), torch.optim.SGD([module.weight], lr=0.1), Batches(), 20)
+
+
+def _more_trains(trainer: PrivateTrainer) -> None:
+    trainer.module.add_module("new", nn.Linear(2, 2))
+
+
+def _optimizer_holds_more(trainer: PrivateTrainer) -> None:
+    trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+
+
+CHANGES: dict[str, tuple[str, Any]] = {
+    "a field of the plan": ("plan", lambda t: object.__setattr__(t.plan, "noise_multiplier", 0.1)),
+    "more steps": ("plan", lambda t: object.__setattr__(t.plan, "steps", 100)),
+    "another plan": ("plan", lambda t: setattr(t, "plan", plan(clip_norm=5.0))),
+    "the rate": ("sampler", lambda t: setattr(t.sampler, "sample_rate", 1.0)),
+    "the units": ("sampler", lambda t: setattr(t.sampler, "num_units", 5)),
+    "another sampler": ("sampler", lambda t: setattr(t, "sampler", t.plan.sampler(20, noise.NoiseStream(1)))),
+    "seeded noise": ("noise", lambda t: setattr(t, "noise_stream", noise.NoiseStream(1))),
+    "the claim of secure noise": ("noise", lambda t: setattr(t, "secure", False)),
+    "another model": ("module", lambda t: setattr(t, "module", nn.Linear(3, 2))),
+    "another loss": ("loss", lambda t: setattr(t, "loss_function", centred)),
+    "another engine": ("loss", lambda t: setattr(t, "engine", "opacus")),
+    "a frozen parameter": ("trainable", lambda t: t.module[0].weight.requires_grad_(False)),
+    "a new layer": ("trainable", _more_trains),
+    "another parameter": ("trainable", lambda t: setattr(t.module[0], "bias", nn.Parameter(torch.ones(8)))),
+    "another optimizer": ("optimizer", lambda t: setattr(t, "optimizer", torch.optim.SGD(t.module.parameters(), 1.0))),
+    "a parameter that nothing noises": ("optimizer", _optimizer_holds_more),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("named", "change"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_the_guarantee_was_stated_for_cannot_change_after_the_start(named: str, change: Any) -> None:
+    for at in (0, 2):
+        released: list[int] = []
+        trainer = make(plan(), on_release=released.append)
+        steps = trainer.run()
+        for _ in range(at):
+            next(steps)
+        change(trainer)
+        before = weights(trainer)
+        with pytest.raises(PrivacyError, match=f"{named}.* changed after step {at}"):
+            next(steps)
+        assert len(released) == at and torch.equal(before, weights(trainer))
+
+
+def test_a_gradient_that_somebody_left_behind_never_reaches_the_optimizer() -> None:
+    clean, other = (make(plan(), seed=3) for _ in range(2))
+    steps = other.run()
+    for _ in clean.run():
+        losses(other.module, (X, Y)).sum().backward()
+        next(steps)
+        assert all(p.grad is None for p in other.parameters.values())
+    assert torch.equal(weights(clean), weights(other))
+
+
+def test_a_resumed_run_never_repeats_its_noise() -> None:
+    state = make(plan()).state()
+    ends = []
+    for _ in range(2):
+        trainer = make(plan(sample_rate=1e-9, noise_multiplier=1.0))
+        trainer.restore(state)
+        next(trainer.run())
+        ends.append(weights(trainer))
+    assert not torch.equal(*ends)
 
 
 def test_private_training_learns() -> None:

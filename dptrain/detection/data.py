@@ -17,7 +17,7 @@ from .augment import Augmentation
 from .images import Letterbox, read_image
 from .labels import label_path, read_labels
 from .loader import StepLoader, collate, to_device
-from .sources import DataConfig, load_data, refuse_overlap
+from .sources import DataConfig, load_data, public_images, refuse_overlap
 
 __all__ = [
     "Augmentation",
@@ -27,6 +27,7 @@ __all__ = [
     "collate",
     "load_data",
     "refuse_overlap",
+    "refuse_public_overlap",
     "to_device",
 ]
 
@@ -118,6 +119,32 @@ class DetectionDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.sample(index)
+
+
+def refuse_public_overlap(data: DataConfig, place: str | Path) -> None:
+    """Refuse a training image that is one of the public images that made the start weights, by its decoded pixels.
+
+    The start would then hold that image without noise. So a copy under another name, in another folder, saved again
+    without loss or stripped of its EXIF data is found; one that was resized or compressed again with loss is not.
+
+    Args:
+        data: The dataset; its training split is compared.
+        place: The folder, or ``.txt`` list, of the public images.
+
+    Raises:
+        DataError: It names both files; or an image cannot be read.
+    """
+    from ..ledger.manifest import unit_hash
+
+    key = os.urandom(32)
+    files = public_images(place)
+    public = dict(zip(_in_threads(lambda image: unit_hash(key, image), files), files, strict=True))
+    for image, unit in zip(data.train, _in_threads(lambda image: unit_hash(key, image), data.train), strict=True):
+        if unit in public:
+            raise DataError(
+                f"{image}: is a training image and one of public_images ({public[unit]}), so the start weights already "
+                "hold it without noise; take it out of the training split, or start from other weights"
+            )
 
 
 def to_rgb_planes(canvas: np.ndarray) -> np.ndarray:

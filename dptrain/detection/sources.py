@@ -165,6 +165,21 @@ def refuse_overlap(data: DataConfig) -> None:
             raise DataError(f"{image}: val image with the same content as train image {other}; remove one of them")
 
 
+def public_images(place: str | Path) -> list[Path]:
+    """List the images of a folder (searched to any depth) or of a ``.txt`` list, relative to the current folder.
+
+    Raises:
+        DataError: There is no such folder or list, it names what is no image, or it holds none.
+    """
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise DataError(f"public_images={place} does not exist: give the folder, or a .txt list, of the start's images")
+    images = list(_images_under(path) if path.is_dir() else _images_listed(path))
+    if not images:
+        raise DataError(f"public_images={place} holds no images, so there is nothing to compare with: correct the path")
+    return images
+
+
 def _root(file: Path, data: Mapping[Any, Any]) -> Path:
     entry = data.get("path") or "."
     if not isinstance(entry, str):

@@ -13,14 +13,21 @@ from torch import Tensor, nn
 
 from ..clipping import FlatClip
 from ..errors import ConfigError
-from . import fused, microbatch
+from . import fused, independence, microbatch
 from . import opacus as opacus_engine
 from .checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .fused import LossFunction
 
 ENGINES: dict[str, ModuleType] = {"fused": fused, "opacus": opacus_engine, "microbatch": microbatch}
 
-__all__ = ["ENGINES", "LossFunction", "clipped_gradient_sum", "per_sample_gradients", "trainable_parameters"]
+__all__ = [
+    "ENGINES",
+    "LossFunction",
+    "check_independence",
+    "clipped_gradient_sum",
+    "per_sample_gradients",
+    "trainable_parameters",
+]
 
 
 def _engine(method: str, module: nn.Module) -> ModuleType:
@@ -66,3 +73,24 @@ def clipped_gradient_sum(
     """
     clip = clip_norm if isinstance(clip_norm, FlatClip) else FlatClip(clip_norm)
     return _engine(method, module).clipped_sum(module, loss_function, batch, clip.weights)
+
+
+def check_independence(module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused") -> bool:
+    """Refuse a module and loss in which one example changes the gradient of another; clipping cannot bound that.
+
+    It is tried on at most three of the batch's examples, in five passes: the gradients of two must stay the same when
+    the third is exchanged or left out, and be those of plain autograd on each alone. So a layer that takes something
+    else than the examples for its rows is found too, whose length happens to be that of one batch. A loss that draws
+    torch's random numbers (dropout) is tried with the same numbers, and by exchanging only. What cannot be found is a
+    dependence that these examples do not show. The random numbers of the process stay as they are.
+
+    Args:
+        batch: At least two examples that differ. Made-up ones tell nothing about private data, whatever comes out.
+
+    Returns:
+        Whether anything could be seen: False if the gradients are all zero.
+
+    Raises:
+        ModelError: One line that says what was done and what changed.
+    """
+    return independence.check(_engine(method, module), module, loss_function, batch)

@@ -83,7 +83,8 @@ def make_statement(
         model: Its public facts: start weights and their hash, trainable parameters, norm.
         validation: What was declared of the validation split.
         deviations: What a reader must know that the defaults do not say.
-        public_data: ``start_weights``, ``sha256`` and ``declared``: what the user says they were made from.
+        public_data: ``start_weights``, ``sha256``, ``declared``: what the user says they were made from, and
+            ``compared``: whether the images named as theirs were compared with the training images.
         training: Settings that change no epsilon: optimizer, learning rate, image size.
         weights: sha256 of every weights file that this statement covers, by name.
         tuning: ``method``, ``runs``, ``epsilon`` (of all of them together), ``note``; by default one run, uncounted.
@@ -133,7 +134,9 @@ def make_statement(
         },
         "dataset": dict(dataset),
         "model": dict(model),
-        "public_data": dict(public_data or {"start_weights": None, "sha256": None, "declared": None}),
+        "public_data": dict(
+            public_data or {"start_weights": None, "sha256": None, "declared": None, "compared": False}
+        ),
         "validation": validation,
         "training": dict(training or {}),
         "weights": dict(weights or {}),

@@ -142,7 +142,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
                 ("Dataset", _listed(statement["dataset"])),
                 ("Model", _listed({k: v for k, v in statement["model"].items() if k != "start_sha256"})),
                 ("Start weights", _start(statement["public_data"])),
-                ("They were made from", statement["public_data"].get("declared") or "not declared"),
+                ("They were made from", _made_from(statement["public_data"])),
                 ("Validation split", statement["validation"]),
                 *((("Training", _listed(statement["training"])),) if statement["training"] else ()),
             ],
@@ -220,6 +220,11 @@ def _start(public: Mapping[str, Any]) -> str:
     if public.get("sha256") is None:
         return "none: the start was random"
     return f"{public.get('start_weights')}, sha256 {public['sha256']}"
+
+
+def _made_from(public: Mapping[str, Any]) -> str:
+    declared = public.get("declared") or "not declared"
+    return f"{declared}; none of their images is a training image" if public.get("compared") else declared
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

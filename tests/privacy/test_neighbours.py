@@ -86,6 +86,7 @@ def records(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str, augmente
         seed=12,
         engine=engine,
         ema_decay=0.9,
+        probe=False,  # what it would refuse is what is looked for here
     )
     for _ in trainer.run():
         pass

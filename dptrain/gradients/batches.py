@@ -1,0 +1,82 @@
+"""Batches of any kind as rows of examples: how many there are, some of them, and single ones put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+
+_OBJECT_KEYS = ("batch_idx", "cls", "bboxes")  # of a detection batch: one row an object, not one an image
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of examples: the length of the first tensor, or of ``img`` in a detection batch."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    if isinstance(batch, Mapping):
+        return batch_size(batch["img"] if "img" in batch else next(iter(batch.values())))
+    if isinstance(batch, tuple | list) and batch:
+        return batch_size(batch[0])
+    raise ModelError(f"cannot tell the number of examples of a {type(batch).__name__}: use a tensor, tuple or dict")
+
+
+def take_examples(batch: Any, start: int, stop: int) -> Any:
+    """Return the batch that holds the examples from ``start`` to before ``stop``.
+
+    Tensors are sliced along their first dimension; those of another length than the batch belong to no example and are
+    left as they are. In a detection batch (a mapping with ``batch_idx``) the rows of ``batch_idx``, ``cls`` and
+    ``bboxes`` are those of the images' objects.
+    """
+    return _take(batch, start, stop, batch_size(batch))
+
+
+def _take(batch: Any, start: int, stop: int, count: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[start:stop] if batch.dim() and len(batch) == count else batch
+    if isinstance(batch, Mapping):
+        if "batch_idx" not in batch:
+            return {key: _take(value, start, stop, count) for key, value in batch.items()}
+        image = batch["batch_idx"].view(-1)
+        own = (image >= start) & (image < stop)
+        taken = {key: _take(value, start, stop, count) for key, value in batch.items() if key not in _OBJECT_KEYS}
+        taken |= {key: batch[key][own] for key in _OBJECT_KEYS if key in batch}
+        taken["batch_idx"] = torch.sub(taken["batch_idx"], start)
+        return taken
+    if isinstance(batch, tuple | list):
+        return _like(batch, (_take(value, start, stop, count) for value in batch))
+    return batch
+
+
+def join_examples(examples: Sequence[Any], whole: Any) -> Any:
+    """Return the batch of ``examples``, in their order; each is one example that was taken of ``whole``."""
+    return _join(examples, whole, batch_size(whole))
+
+
+def _join(examples: Sequence[Any], whole: Any, count: int) -> Any:
+    first = examples[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(examples)) if whole.dim() and len(whole) == count else whole
+    if isinstance(first, Mapping):
+        objects = _OBJECT_KEYS if "batch_idx" in first else ()
+        joined = {
+            key: torch.cat([example[key] for example in examples])
+            if key in objects
+            else _join([example[key] for example in examples], whole[key], count)
+            for key in first
+        }
+        if objects:
+            owners = [torch.full_like(example["batch_idx"], number) for number, example in enumerate(examples)]
+            joined["batch_idx"] = torch.cat(owners)
+        return joined
+    if isinstance(first, tuple | list):
+        columns = zip(*examples, strict=True)
+        return _like(first, (_join(column, part, count) for column, part in zip(columns, whole, strict=True)))
+    return first
+
+
+def _like(batch: tuple | list, values: Iterable[Any]) -> Any:
+    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
