@@ -61,7 +61,8 @@ class Store:
         self.name = self.address
         self.file = self._sqlite_file()
         if self.file is not None:
-            self.name, self.address = _shown(self.file), f"sqlite:///{self.file}"
+            # Rendered, since a name may hold what means something in an address.
+            self.name, self.address = _shown(self.file), _address(self.file).render_as_string()
             if not create and not self.file.exists():
                 raise BudgetError(f"there is no ledger at {self.file}: give its address, --url or budget.url")
         with self._translated():
@@ -87,7 +88,7 @@ class Store:
             return create_engine(self.url, pool_size=1, pool_pre_ping=True, connect_args={"connect_timeout": 10})
         # One connection stays open: the last one to close an SQLite file writes its whole log back.
         engine = create_engine(
-            URL.create("sqlite", database=str(self.file)),
+            _address(self.file),
             pool_size=1,
             connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
         )
@@ -260,6 +261,10 @@ class Store:
 
     def _seal(self, count: int, last: str) -> str:
         return keys.mac(self.key, "head", str(count).encode(), last.encode()).hex()
+
+
+def _address(file: Path) -> URL:
+    return URL.create("sqlite", database=str(file))
 
 
 def _shown(file: Path) -> str:
