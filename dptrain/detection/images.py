@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def _decode(path: Path, data: bytes, suffix: str) -> np.ndarray:
     image: np.ndarray | None = None
     try:
         if data[:4] in _TIFF:
+            if not _has_colours(data):  # OpenCV would make some up
+                raise DataError(f"{path}: the image is damaged, its palette is not in the file; {_MEND}")
             # OpenCV's colour flag misreads some multi-band TIFFs.
             image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
             if image is not None and (image.ndim != 3 or image.shape[2] < 3):
@@ -85,6 +88,25 @@ def _decode(path: Path, data: bytes, suffix: str) -> np.ndarray:
     if image is None or image.size == 0:
         raise DataError(f"{path}: the image is damaged or not in a format that OpenCV reads; {_MEND}")
     return image
+
+
+def _has_colours(data: bytes) -> bool:
+    """Whether the palette of a TIFF's first page, if it is one of colour numbers, lies within the file."""
+    order = "<" if data[:2] == b"II" else ">"
+    try:
+        start = struct.unpack_from(f"{order}I", data, 4)[0]
+        count = struct.unpack_from(f"{order}H", data, start)[0]
+        tags = {
+            tag: (number, struct.unpack_from(f"{order}{'H' if kind == 3 and number < 3 else 'I'}", data, at + 8)[0])
+            for at in range(start + 2, start + 2 + 12 * count, 12)
+            for tag, kind, number in [struct.unpack_from(f"{order}HHI", data, at)]
+        }
+    except struct.error:
+        return True  # cut off further ahead, or a BigTIFF: OpenCV has the last word
+    if tags.get(262, (1, 0))[1] != 3:
+        return True
+    number, place = tags.get(320, (0, 0))
+    return number > 0 and place + 2 * number <= len(data)
 
 
 def _decode_avif(path: Path, data: bytes) -> np.ndarray | None:

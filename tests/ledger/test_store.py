@@ -182,9 +182,11 @@ def test_a_ledger_that_was_cut_to_nothing_is_not_a_new_one(tmp_path: Path) -> No
     BudgetLedger(url)._store.engine.dispose()
     for name in ("b.db-wal", "b.db-shm"):
         (tmp_path / name).unlink(missing_ok=True)
-    (tmp_path / "b.db").write_bytes(b"")
-    with pytest.raises(BudgetError, match=r"b\.db is empty, and its key"):
-        BudgetLedger(url)
+    for left in (b"", b"S", b"SQLite format 3\0"):
+        (tmp_path / "b.db").write_bytes(left)
+        with pytest.raises(BudgetError, match=r"b\.db is empty or was cut off"):
+            BudgetLedger(url)
+        assert (tmp_path / "b.db").read_bytes() == left
 
 
 def test_a_question_mark_in_a_name_belongs_to_the_name(tmp_path: Path) -> None:
