@@ -162,7 +162,8 @@ class Store:
         known = not create or (beside is not None and beside.exists())
         if 0 < size < _LEAST_BYTES or (size == 0 and known and not Path(f"{self.file}-wal").exists()):
             raise BudgetError(
-                f"the ledger {self.name} is empty or was cut off: restore a copy, or delete it and its key to begin anew"
+                f"the ledger {self.name} is empty or was cut off: restore a copy, or delete it and its key to begin "
+                "anew"
             )
 
     def _revision(self) -> str | None:

@@ -86,7 +86,8 @@ def test_what_was_written_is_read(file: Path, data: st.DataObject, boxed: bool, 
 
 _WORDS = st.one_of(
     st.sampled_from(["0", "1", "3", "4", "-0", "-1", "0.5", ".5", "1e-46", "1e-300", "1e39", "1.7e308", "-1.7e308",
-                     "nan", "inf", "0x1", "1_0", "\uff11", "", "cat", "\0", "\x1c", "\u2028", "1e400", "9" * 400, "\u0661"]),
+                     "nan", "inf", "0x1", "1_0", "\uff11", "", "cat", "\0", "\x1c", "\u2028", "1e400",
+                     "9" * 400, "\u0661"]),
     st.floats(0, 1).map(str), st.text(max_size=3),
 )  # fmt: skip
 
