@@ -65,7 +65,7 @@ def kept(rows: list[tuple[str, list[str]]]) -> list[list[float]]:
     return found
 
 
-@cases(SHARE * 0.5, 300)
+@cases(SHARE * 0.5, 200)
 @given(data=st.data(), boxed=st.booleans(), end=_ENDS, gap=st.sampled_from([" ", "  ", "\t"]), mark=st.booleans())
 def test_what_was_written_is_read(file: Path, data: st.DataObject, boxed: bool, end: str, gap: str, mark: bool) -> None:
     rows = data.draw(label_files(boxes() if boxed else polygons()))
