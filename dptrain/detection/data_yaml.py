@@ -55,7 +55,8 @@ def read_yaml(file: Path) -> Mapping[Any, Any]:
         place = f"{file}:{mark.line + 1}" if mark else str(file)
         raise DataError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
     except Exception as error:  # a day 99, 10,000 brackets: PyYAML makes such values in ways that fail in many kinds
-        raise DataError(f"{file}: holds a value that YAML cannot make ({type(error).__name__}: {error})") from None
+        reason = error if isinstance(error, ValueError) else type(error).__name__
+        raise DataError(f"{file}: holds a value that YAML cannot make ({reason})") from None
     if not isinstance(data, Mapping):
         kind = "nothing" if data is None else type(data).__name__
         raise DataError(f"{file}: holds {kind}, not 'key: value' lines; it needs train, val and names")
