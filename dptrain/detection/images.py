@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from ..errors import DataError
 from ..files import read_file
@@ -35,7 +35,8 @@ def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
 
     Args:
         path: The file.
-        strict: Also refuse a JPEG whose end is missing, which older OpenCV versions fill with grey in silence.
+        strict: Also refuse a JPEG whose end is missing, which older OpenCV versions fill with grey in silence, and a
+            PNG that does not fit its checksums, which newer ones fill with whatever lay in memory.
 
     Returns:
         uint8 array of shape (height, width, 3), BGR.
@@ -55,6 +56,8 @@ def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
         raise DataError(f"{path}: HEIC images cannot be decoded here; convert them to JPEG or PNG")
     if strict and data[:2] == b"\xff\xd8":
         _refuse_cut_jpeg(path, data)
+    if strict and data[:8] == b"\x89PNG\r\n\x1a\n":
+        _refuse_damaged_png(path, data)
     image = _decode(path, data, suffix)
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
@@ -88,6 +91,18 @@ def _decode(path: Path, data: bytes, suffix: str) -> np.ndarray:
     if image is None or image.size == 0:
         raise DataError(f"{path}: the image is damaged or not in a format that OpenCV reads; {_MEND}")
     return image
+
+
+def _refuse_damaged_png(path: Path, data: bytes) -> None:
+    try:
+        PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        if fits := image.width * image.height <= MOST_PIXELS:
+            image.load()
+    except Exception as error:  # as above
+        raise DataError(f"{path}: damaged PNG ({type(error).__name__}: {error}); {_MEND}") from None
+    if not fits:
+        raise DataError(f"{path}: {_TOO_LARGE}")
 
 
 def _has_colours(data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
@@ -91,7 +92,7 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
                 inside = inside[key]
                 continue
             if draw(st.booleans()) or isinstance(inside, list):
-                inside[key] = draw(_ODD)
+                inside[key] = copy.deepcopy(draw(_ODD))
             else:
                 del inside[key]
             break
