@@ -193,7 +193,7 @@ def _flags_first(arguments: list[str]) -> list[str]:
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message} (dptrain train --help)")
 
-    parser.error = refuse  # type: ignore[method-assign] - Hydra's own would print its whole usage
+    parser.error = refuse  # type: ignore[method-assign]  # Hydra's own would print its whole usage
     parser.parse_args(found)
     return found
 

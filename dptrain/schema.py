@@ -217,7 +217,7 @@ def config_error(error: OmegaConfBaseException) -> ConfigError:
     key = error.full_key or (str(error.key) if error.key is not None else "")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return ConfigError(f"unknown key {key}{nearest_key(key) or ' (dptrain train --help lists the keys)'}")
-    first_line = str(error).strip().splitlines()[0]
+    first_line = _without_objects(str(error).strip().splitlines()[0])
     field_name, _, is_item = key.partition("[")
     expected = {name: _type_in_words(str(item.type)) for name, item in keys()}.get(field_name)
     if isinstance(error, ValidationError) and expected:
@@ -226,6 +226,12 @@ def config_error(error: OmegaConfBaseException) -> ConfigError:
         shown = "=null" if "None" in first_line or "Optional" in first_line else shown
         return ConfigError(f"{key}{shown} is not {'a number' if is_item else expected}")
     return ConfigError(f"{key}: {first_line}" if key else first_line)
+
+
+def _without_objects(text: str) -> str:
+    """Python's ``<class 'x'>`` and ``<x object at 0x7f>`` as the x that they are."""
+    text = re.sub(r"<[^<>]*?(\w+)'?(?: at 0x[0-9a-f]+)?>", r"\1", text)
+    return text.replace("NoneType", "null").replace("ListConfig", "list").replace("DictConfig", "section")
 
 
 def _type_in_words(annotation: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from ..errors import DataError
 from ..files import read_file
@@ -34,7 +35,8 @@ def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
 
     Args:
         path: The file.
-        strict: Also refuse a JPEG whose end is missing, which older OpenCV versions fill with grey in silence.
+        strict: Also refuse a JPEG whose end is missing, which older OpenCV versions fill with grey in silence, and a
+            PNG that does not fit its checksums, which newer ones fill with whatever lay in memory.
 
     Returns:
         uint8 array of shape (height, width, 3), BGR.
@@ -54,6 +56,8 @@ def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
         raise DataError(f"{path}: HEIC images cannot be decoded here; convert them to JPEG or PNG")
     if strict and data[:2] == b"\xff\xd8":
         _refuse_cut_jpeg(path, data)
+    if strict and data[:8] == b"\x89PNG\r\n\x1a\n":
+        _refuse_damaged_png(path, data)
     image = _decode(path, data, suffix)
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
@@ -70,6 +74,8 @@ def _decode(path: Path, data: bytes, suffix: str) -> np.ndarray:
     image: np.ndarray | None = None
     try:
         if data[:4] in _TIFF:
+            if not _has_colours(data):  # OpenCV would make some up
+                raise DataError(f"{path}: the image is damaged, its palette is not in the file; {_MEND}")
             # OpenCV's colour flag misreads some multi-band TIFFs.
             image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
             if image is not None and (image.ndim != 3 or image.shape[2] < 3):
@@ -85,6 +91,37 @@ def _decode(path: Path, data: bytes, suffix: str) -> np.ndarray:
     if image is None or image.size == 0:
         raise DataError(f"{path}: the image is damaged or not in a format that OpenCV reads; {_MEND}")
     return image
+
+
+def _refuse_damaged_png(path: Path, data: bytes) -> None:
+    try:
+        PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        if fits := image.width * image.height <= MOST_PIXELS:
+            image.load()
+    except Exception as error:  # as above
+        raise DataError(f"{path}: damaged PNG ({type(error).__name__}: {error}); {_MEND}") from None
+    if not fits:
+        raise DataError(f"{path}: {_TOO_LARGE}")
+
+
+def _has_colours(data: bytes) -> bool:
+    """Whether the palette of a TIFF's first page, if it is one of colour numbers, lies within the file."""
+    order = "<" if data[:2] == b"II" else ">"
+    try:
+        start = struct.unpack_from(f"{order}I", data, 4)[0]
+        count = struct.unpack_from(f"{order}H", data, start)[0]
+        tags = {
+            tag: (number, struct.unpack_from(f"{order}{'H' if kind == 3 and number < 3 else 'I'}", data, at + 8)[0])
+            for at in range(start + 2, start + 2 + 12 * count, 12)
+            for tag, kind, number in [struct.unpack_from(f"{order}HHI", data, at)]
+        }
+    except struct.error:
+        return True  # cut off further ahead, or a BigTIFF: OpenCV has the last word
+    if tags.get(262, (1, 0))[1] != 3:
+        return True
+    number, place = tags.get(320, (0, 0))
+    return number > 0 and place + 2 * number <= len(data)
 
 
 def _decode_avif(path: Path, data: bytes) -> np.ndarray | None:

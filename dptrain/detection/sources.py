@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import reprlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..errors import DataError, is_control
+from ..errors import DataError
 from ..files import MOST_TEXT, read_file
+from .data_yaml import class_names, read_yaml, shown
 from .images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
-MOST_CLASSES = 100_000
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
 
 
 @dataclass(frozen=True)
@@ -79,9 +73,9 @@ def load_data(path: str | Path) -> DataConfig:
             not match, a missing folder or image, an image listed twice within a split.
     """
     file = Path(path)
-    data = _read(file)
+    data = read_yaml(file)
     root = _root(file, data)
-    names = _names(file, data)
+    names = class_names(file, data)
     files: dict[str, tuple[Path, ...]] = {}
     missing: dict[str, str] = {}
     for split in SPLITS:
@@ -97,45 +91,6 @@ def load_data(path: str | Path) -> DataConfig:
     if not files.get("train"):
         raise DataError(missing["train"])
     return DataConfig(root, names, file=file, missing=missing, **files)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys: a split or a class would be gone without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for item, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if item.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(item, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{_shown(key)} is given twice", item.start_mark)
-            seen |= {key} if isinstance(key, Hashable) else set()
-        return super().construct_mapping(node, deep)
-
-
-def _read(file: Path) -> Mapping[Any, Any]:
-    try:
-        text = read_file(file, MOST_TEXT).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such data.yaml; nothing is downloaded, so give the path of a local file") from None
-    except IsADirectoryError:
-        raise DataError(f"{file}: is a folder; give the data.yaml inside it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file}: cannot be read as text ({reason})") from None
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise DataError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
-    except Exception as error:  # a day 99, 10,000 brackets: PyYAML makes such values in ways that fail in many kinds
-        raise DataError(f"{file}: holds a value that YAML cannot make ({type(error).__name__}: {error})") from None
-    if not isinstance(data, Mapping):
-        kind = "nothing" if data is None else type(data).__name__
-        raise DataError(f"{file}: holds {kind}, not 'key: value' lines; it needs train, val and names")
-    return data
 
 
 def refuse_overlap(data: DataConfig) -> None:
@@ -183,7 +138,7 @@ def public_images(place: str | Path) -> list[Path]:
 def _root(file: Path, data: Mapping[Any, Any]) -> Path:
     entry = data.get("path") or "."
     if not isinstance(entry, str):
-        raise DataError(f"{file}: path: {_shown(entry)} is not a folder name")
+        raise DataError(f"{file}: path: {shown(entry)} is not a folder name")
     try:
         root = (file.parent / Path(entry).expanduser()).resolve()
         there = root.is_dir()
@@ -194,71 +149,6 @@ def _root(file: Path, data: Mapping[Any, Any]) -> Path:
             f"{file}: path: {entry} is no folder (looked for {root}); write it absolute or from data.yaml's own folder"
         )
     return root
-
-
-def _names(file: Path, data: Mapping[Any, Any]) -> dict[int, str]:
-    names, count = data.get("names"), data.get("nc")
-    if count is not None and ((number := _whole(count)) is None or number < 1):
-        raise DataError(f"{file}: nc: {_shown(count)} is not a whole number above 0; correct it or leave it out")
-    classes = _whole(count) or 0
-    if names is None:
-        if count is None:
-            raise DataError(f"{file}: neither names nor nc is given; add 'names: [first class, second class]'")
-        if classes > MOST_CLASSES:
-            raise DataError(f"{file}: nc: {_shown(count)} is more than {MOST_CLASSES} classes; correct it")
-        return {i: f"class_{i}" for i in range(classes)}
-    if not isinstance(names, (list, Mapping)) or not names:
-        raise DataError(
-            f"{file}: names: {_shown(names)} is not a list of class names, nor 'number: name' lines; correct it"
-        )
-    if len(names) > MOST_CLASSES:
-        raise DataError(f"{file}: names: {len(names)} are more than {MOST_CLASSES} classes; correct it")
-    given = dict(enumerate(names)) if isinstance(names, list) else names
-    numbers = [_whole(key) for key in given]
-    if set(numbers) != set(range(len(given))):
-        raise DataError(
-            f"{file}: names: the class numbers {_shown(list(given))} are not 0 to {len(given) - 1}; renumber them"
-        )
-    first: dict[str, int] = {}
-    found: dict[int, str] = {}
-    for number, value in sorted(zip(numbers, given.values(), strict=True), key=lambda pair: pair[0] or 0):
-        name = _class_name(value)
-        if not name or first.setdefault(name, number or 0) != number:
-            raise DataError(
-                f"{file}: names: class {number} is named {_shown(value)}; give each class its own name, in quotes "
-                "where YAML takes it for something else"
-            )
-        found[number or 0] = name
-    if count is not None and classes != len(found):
-        raise DataError(f"{file}: nc: {count} but names has {len(found)} classes; make them agree or leave nc out")
-    return found
-
-
-def _whole(value: Any) -> int | None:
-    """The whole number that a value or its text is, None where it is none."""
-    try:
-        return int(float(value)) if not isinstance(value, bool) and float(value) == int(float(value)) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _class_name(value: Any) -> str:
-    """The name as text, empty where it is none: YAML's ``no`` is a truth value, and a name is one line."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return ""
-    try:
-        name = str(value).strip()
-    except ValueError:  # a number of too many digits
-        return ""
-    return "" if any(map(is_control, name)) else name
-
-
-def _shown(value: Any) -> str:
-    """A value for a message; a few lines of YAML can stand for gigabytes."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:
-        return "a number of thousands of digits"
 
 
 def _reason(error: Exception) -> str:
@@ -273,7 +163,7 @@ def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, .
     found: list[Path] = []
     for item in entries:
         if not isinstance(item, str) or not item.strip():
-            raise DataError(f"{file}: {split}: {_shown(item)} is not a folder or a .txt file; write a path")
+            raise DataError(f"{file}: {split}: {shown(item)} is not a folder or a .txt file; write a path")
         try:
             found += _images_of(file, split, root, item)
         except DataError:

@@ -161,7 +161,7 @@ def unit_hash(key: bytes, file: Path) -> bytes:
     """Return the keyed hash of a picture as training decodes it."""
     from ..detection.images import read_image
 
-    return pixels_hash(key, read_image(file))
+    return pixels_hash(key, read_image(file, strict=True))
 
 
 def pixels_hash(key: bytes, image: np.ndarray) -> bytes:

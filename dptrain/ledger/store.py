@@ -26,6 +26,7 @@ SCHEMA = "0001"  # the newest revision in migrations/versions
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 GENESIS = "0" * 64
+_LEAST_BYTES = 512  # of an SQLite database
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 SYNCHRONOUS = "FULL"  # a reservation is on the disk before the first step, whatever happens to the machine
 
@@ -61,13 +62,14 @@ class Store:
         self.name = self.address
         self.file = self._sqlite_file()
         if self.file is not None:
-            self.name, self.address = _shown(self.file), f"sqlite:///{self.file}"
+            # Rendered, since a name may hold what means something in an address.
+            self.name, self.address = _shown(self.file), _address(self.file).render_as_string()
             if not create and not self.file.exists():
                 raise BudgetError(f"there is no ledger at {self.file}: give its address, --url or budget.url")
         with self._translated():
             self.engine = self._engine()
             _STORES.add(self)
-            self._prepare(key)
+            self._prepare(key, create)
 
     def _sqlite_file(self) -> Path | None:
         if self.url.get_backend_name() != "sqlite":
@@ -87,7 +89,7 @@ class Store:
             return create_engine(self.url, pool_size=1, pool_pre_ping=True, connect_args={"connect_timeout": 10})
         # One connection stays open: the last one to close an SQLite file writes its whole log back.
         engine = create_engine(
-            URL.create("sqlite", database=str(self.file)),
+            _address(self.file),
             pool_size=1,
             connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
         )
@@ -105,14 +107,14 @@ class Store:
 
         return engine
 
-    def _prepare(self, key: bytes | str | Path | None) -> None:
+    def _prepare(self, key: bytes | str | Path | None, create: bool) -> None:
         beside = None if self.file is None else Path(f"{self.file}.key")
         with self._alone():
             if self.file is not None and not self.file.exists():
                 with self.engine.connect() as connection:
                     connection.exec_driver_sql("COMMIT")
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            self._refuse_emptied(beside)
+            self._refuse_emptied(beside, create)
             if self._revision() != SCHEMA:
                 self._migrate()
             with self.read() as connection:
@@ -152,14 +154,16 @@ class Store:
         finally:
             os.close(handle)
 
-    def _refuse_emptied(self, beside: Path | None) -> None:
-        """A ledger that was cut off to nothing must not pass for a new one, whose budgets are all unspent."""
-        if self.file is None or beside is None or not beside.exists() or not self.file.exists():
+    def _refuse_emptied(self, beside: Path | None, create: bool) -> None:
+        """A ledger that was cut off must not pass for a new one, whose budgets are all unspent; SQLite lets it."""
+        if self.file is None or not self.file.exists():
             return
-        if self.file.stat().st_size == 0 and not Path(f"{self.file}-wal").exists():
+        size = self.file.stat().st_size
+        known = not create or (beside is not None and beside.exists())
+        if 0 < size < _LEAST_BYTES or (size == 0 and known and not Path(f"{self.file}-wal").exists()):
             raise BudgetError(
-                f"the ledger {self.name} is empty, and its key {beside} is there, so it once was not: restore a "
-                "copy, or take both away to begin anew"
+                f"the ledger {self.name} is empty or was cut off: restore a copy, or delete it and its key to begin "
+                "anew"
             )
 
     def _revision(self) -> str | None:
@@ -173,7 +177,7 @@ class Store:
                 found = "none"
         if not re.fullmatch(r"\d{4}", str(found)):
             raise BudgetError(f"{self.name} is another program's database, not a ledger: give another file")
-        if found > SCHEMA:
+        if str(found) > SCHEMA:
             raise BudgetError(f"the ledger {self.name} was made by a newer dptrain (schema {found}): upgrade dptrain")
         return str(found)
 
@@ -260,6 +264,10 @@ class Store:
 
     def _seal(self, count: int, last: str) -> str:
         return keys.mac(self.key, "head", str(count).encode(), last.encode()).hex()
+
+
+def _address(file: Path) -> URL:
+    return URL.create("sqlite", database=str(file))
 
 
 def _shown(file: Path) -> str:

@@ -101,6 +101,32 @@ def test_a_jpeg_without_its_end_is_found_whatever_opencv_does(tmp_path, monkeypa
         read_image(path, strict=True)
 
 
+def test_a_tiff_without_its_palette_is_refused_and_not_coloured_by_guess(tmp_path):
+    path = tmp_path / "x.tif"
+    Image.fromarray(COLOUR).convert("P").save(path)
+    whole = read_image(path)
+    data = path.read_bytes()
+    for end in range(len(data) - 1, 0, -37):
+        path.write_bytes(data[:end])
+        try:
+            assert np.array_equal(read_image(path), whole), end
+        except DataError as error:
+            assert "damaged" in str(error)
+
+
+def test_a_png_with_a_flipped_bit_is_refused_before_the_first_step(tmp_path):
+    """OpenCV 5 does not look at its checksums, and gives memory as pixels where the data end early."""
+    path = tmp_path / "x.png"
+    write(path, RNG.integers(0, 255, (40, 40, 3), np.uint8))
+    data = bytearray(path.read_bytes())
+    for place in (data.index(b"IDAT") + 40, len(data) // 2, data.index(b"IEND") - 9):
+        changed = data.copy()
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"x\.png: .*damaged"):
+            read_image(path, strict=True)
+
+
 def test_floats_and_heic_are_refused(tmp_path):
     path = tmp_path / "x.tif"
     cv2.imwrite(str(path), COLOUR.astype(np.float32))

@@ -89,6 +89,7 @@ def test_the_forms_ultralytics_takes_list_the_same_files(make_dataset, monkeypat
         (f"train: images/train\nnc: 0x{'f' * 5000}", ["nc: a number"]),
         ("train: images/train\nnames: &a [*a, *a]", ["class 0"]),
         ("train: images/train\nnames: [a]\nday: 2001-99-99", ["cannot make"]),
+        ("train: images/train\nnames: [a]\nday: !!timestamp x", ["cannot make (AttributeError)"]),
         (f"train: images/train\nnames: [a]\nx: {'[' * 1500}", ["cannot make"]),
         ("train: ''\nnames: [a]", ["train: ''"]),
         ('train: "a\\0b"\nnames: [a]', ["cannot be looked up"]),

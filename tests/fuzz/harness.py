@@ -37,7 +37,7 @@ def cases(share: float, ci: int) -> settings:
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.explicit, Phase.generate],
+        phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if FULL else [])],
     )
 
 

@@ -162,7 +162,7 @@ _SNIPPETS = st.sampled_from(
 )  # fmt: skip
 
 
-@cases(SHARE * 0.25, 120)
+@cases(SHARE * 0.25, 80)
 @example(lines=["train: images/train", "names: [cat]", "x: " + "[" * 1500])
 @example(lines=["train: images/train", "names: {0: cat, 0: dog}"])
 @given(lines=st.lists(_SNIPPETS, max_size=5))

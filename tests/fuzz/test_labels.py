@@ -65,7 +65,7 @@ def kept(rows: list[tuple[str, list[str]]]) -> list[list[float]]:
     return found
 
 
-@cases(SHARE * 0.5, 300)
+@cases(SHARE * 0.5, 200)
 @given(data=st.data(), boxed=st.booleans(), end=_ENDS, gap=st.sampled_from([" ", "  ", "\t"]), mark=st.booleans())
 def test_what_was_written_is_read(file: Path, data: st.DataObject, boxed: bool, end: str, gap: str, mark: bool) -> None:
     rows = data.draw(label_files(boxes() if boxed else polygons()))
@@ -86,8 +86,8 @@ def test_what_was_written_is_read(file: Path, data: st.DataObject, boxed: bool, 
 
 _WORDS = st.one_of(
     st.sampled_from(["0", "1", "3", "4", "-0", "-1", "0.5", ".5", "1e-46", "1e-300", "1e39", "1.7e308", "-1.7e308",
-    "nan",
-                     "inf", "0x1", "1_0", "１", "", "cat", "\0", "\x1c", "\u2028", "1e400", "9" * 400, "١"]),
+                     "nan", "inf", "0x1", "1_0", "\uff11", "", "cat", "\0", "\x1c", "\u2028", "1e400",
+                     "9" * 400, "\u0661"]),
     st.floats(0, 1).map(str), st.text(max_size=3),
 )  # fmt: skip
 

@@ -97,7 +97,7 @@ def check(home: Path, file: Path) -> None:
                 each._store.engine.dispose()
 
 
-@cases(SHARE * 0.35, 40)
+@cases(SHARE * 0.35, 24)
 @given(data=st.data())
 def test_damaged_bytes_are_an_error_or_found_out(home: Path, data: st.DataObject) -> None:
     file = home / "damaged.db"
@@ -112,7 +112,7 @@ _VALUES: st.SearchStrategy[Any] = st.one_of(
 )  # fmt: skip
 
 
-@cases(SHARE * 0.35, 40)
+@cases(SHARE * 0.35, 24)
 @given(data=st.data())
 def test_a_value_that_is_not_the_ledgers_is_an_error_or_found_out(home: Path, data: st.DataObject) -> None:
     file = home / "changed.db"

@@ -84,7 +84,7 @@ def keywords(draw: st.DrawFn) -> dict[str, Any]:
     return given
 
 
-@cases(SHARE * 0.5, 100)
+@cases(SHARE * 0.5, 60)
 @example(given_={"model": "m.pt", "data": "d.yaml", "steps": 10**400, "privacy": {"noise_multiplier": 1.0}})
 @example(given_={"model": "m.pt", "data": "d.yaml", "privacy": {"epsilon": 1.0, "dataset_size": 10**400}})
 @given(given_=keywords())
@@ -108,7 +108,7 @@ _OVERRIDES = st.one_of(
 ).filter(lambda text: "\0" not in text and text not in ("-m", "-h"))  # fmt: skip
 
 
-@cases(SHARE * 0.2, 25)
+@cases(SHARE * 0.2, 16)
 @example(overrides=["--cfg", "none"])
 @example(overrides=["steps=1e400"])
 @given(overrides=st.lists(_OVERRIDES, max_size=3))
@@ -141,7 +141,7 @@ _COMMANDS: dict[str, list[str]] = {
 }
 
 
-@cases(SHARE * 0.3, 80)
+@cases(SHARE * 0.3, 60)
 @example(name="epsilon", changes=[(5, "9" * 30)])
 @example(name="calibrate", changes=[(5, "2147483648")])
 @example(name="plan", changes=[(1, "9" * 400)])

@@ -86,7 +86,7 @@ def check(run: Path, asked: Path, pages: bool = False) -> None:
         assert page is None or page.encode()
 
 
-@cases(SHARE * 0.45, 120)
+@cases(SHARE * 0.58, 90)
 @given(data=st.data(), alone=st.booleans())
 def test_an_edited_statement_that_was_sealed_again(
     run: Path, whole: dict[str, bytes], data: st.DataObject, alone: bool
@@ -104,7 +104,7 @@ def test_an_edited_statement_that_was_sealed_again(
         shutil.rmtree(run.with_name("away"), ignore_errors=True)
         asked = run.with_name("away") / "weights"
         shutil.copytree(run / "weights", asked)
-    check(asked if alone else run, asked, pages=data.draw(st.integers(0, 9)) == 0)
+    check(asked if alone else run, asked, pages=data.draw(st.integers(0, 29)) == 0)
 
 
 @cases(SHARE * 0.3, 100)
@@ -119,7 +119,7 @@ def test_another_record_of_the_run_is_changed(run: Path, whole: dict[str, bytes]
     check(run, run)
 
 
-@cases(SHARE * 0.15, 6)
+@cases(SHARE * 0.02, 2)
 @example(content=ROWS.replace("2.5", "").encode())
 @example(content=ROWS.replace("2.5", "inf").encode())
 @example(content=b"step\n0\n")

@@ -1,0 +1,133 @@
+"""The text of a ``data.yaml``: what it says, and which classes it names; nothing of it is taken in silence."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import DataError, is_control
+from ..files import MOST_TEXT, read_file
+
+MOST_CLASSES = 100_000
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys: a split or a class would be gone without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for item, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if item.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(item, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{shown(key)} is given twice", item.start_mark)
+            seen |= {key} if isinstance(key, Hashable) else set()
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> Mapping[Any, Any]:
+    """Return the keys and values of a ``data.yaml``.
+
+    Raises:
+        DataError: It cannot be read, is not YAML, gives a key twice, or holds something else than keys and values.
+    """
+    try:
+        text = read_file(file, MOST_TEXT).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such data.yaml; nothing is downloaded, so give the path of a local file") from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: is a folder; give the data.yaml inside it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{file}: cannot be read as text ({reason})") from None
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise DataError(f"{place}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    except Exception as error:  # a day 99, 10,000 brackets: PyYAML makes such values in ways that fail in many kinds
+        reason = error if isinstance(error, ValueError) else type(error).__name__
+        raise DataError(f"{file}: holds a value that YAML cannot make ({reason})") from None
+    if not isinstance(data, Mapping):
+        kind = "nothing" if data is None else type(data).__name__
+        raise DataError(f"{file}: holds {kind}, not 'key: value' lines; it needs train, val and names")
+    return data
+
+
+def class_names(file: Path, data: Mapping[Any, Any]) -> dict[int, str]:
+    """Return class number to class name, numbers 0, 1, 2, ...
+
+    Raises:
+        DataError: A name or a number is not one, is there twice, or ``nc`` does not match.
+    """
+    names, count = data.get("names"), data.get("nc")
+    if count is not None and ((number := _whole(count)) is None or number < 1):
+        raise DataError(f"{file}: nc: {shown(count)} is not a whole number above 0; correct it or leave it out")
+    classes = _whole(count) or 0
+    if names is None:
+        if count is None:
+            raise DataError(f"{file}: neither names nor nc is given; add 'names: [first class, second class]'")
+        if classes > MOST_CLASSES:
+            raise DataError(f"{file}: nc: {shown(count)} is more than {MOST_CLASSES} classes; correct it")
+        return {i: f"class_{i}" for i in range(classes)}
+    if not isinstance(names, (list, Mapping)) or not names:
+        raise DataError(
+            f"{file}: names: {shown(names)} is not a list of class names, nor 'number: name' lines; correct it"
+        )
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{file}: names: {len(names)} are more than {MOST_CLASSES} classes; correct it")
+    given = dict(enumerate(names)) if isinstance(names, list) else names
+    numbers = [_whole(key) for key in given]
+    if set(numbers) != set(range(len(given))):
+        raise DataError(
+            f"{file}: names: the class numbers {shown(list(given))} are not 0 to {len(given) - 1}; renumber them"
+        )
+    first: dict[str, int] = {}
+    found: dict[int, str] = {}
+    for number, value in sorted(zip(numbers, given.values(), strict=True), key=lambda pair: pair[0] or 0):
+        name = _class_name(value)
+        if not name or first.setdefault(name, number or 0) != number:
+            raise DataError(
+                f"{file}: names: class {number} is named {shown(value)}; give each class its own name, in quotes "
+                "where YAML takes it for something else"
+            )
+        found[number or 0] = name
+    if count is not None and classes != len(found):
+        raise DataError(f"{file}: nc: {count} but names has {len(found)} classes; make them agree or leave nc out")
+    return found
+
+
+def _whole(value: Any) -> int | None:
+    """The whole number that a value or its text is, None where it is none."""
+    try:
+        return int(float(value)) if not isinstance(value, bool) and float(value) == int(float(value)) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _class_name(value: Any) -> str:
+    """The name as text, empty where it is none: YAML's ``no`` is a truth value, and a name is one line."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    try:
+        name = str(value).strip()
+    except ValueError:  # a number of too many digits
+        return ""
+    return "" if any(map(is_control, name)) else name
+
+
+def shown(value: Any) -> str:
+    """A value for a message; a few lines of YAML can stand for gigabytes."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
