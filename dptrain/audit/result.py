@@ -32,7 +32,7 @@ THREAT_MODELS = {
 _METHOD = "one training run (Steinke, Nasr and Jagielski 2023), {threat}, {canaries} canaries; {model} on {data}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AuditResult:
     """An audit of one training run.
 

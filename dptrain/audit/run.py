@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import ConfigError
 from ..noise import NoiseStream
@@ -21,6 +22,8 @@ EPSILON, DELTA = 8.0, 1e-5
 SMALL_MODEL = "small"
 DETECTOR = "yolo26n.yaml"
 _GUESSED = {WHITE_BOX: 0.05, BLACK_BOX: 0.5}  # of the canaries
+_FEWEST_GUESSES = 40
+_CANARIES_BY_DELTA = 0.1  # over delta; with many more the term with delta alone is above 1 - confidence
 _FEWEST = 20  # canaries
 _SCENES = {WHITE_BOX: 128, BLACK_BOX: 16}
 _SMALL_IMAGES = 16  # pixels a side, for the small model
@@ -47,12 +50,17 @@ def default_plan(
         raise ConfigError("epsilon and noise_multiplier exclude one another: each determines the other")
     rate = SAMPLE_RATE[threat] if sample_rate is None else sample_rate
     steps = STEPS[threat] if steps is None else steps
-    units = _SCENES[threat] + (CANARIES[threat] if canaries is None else canaries) / 2
+    units = _SCENES[threat] + (default_canaries(threat, delta) if canaries is None else canaries) / 2
     batch = max(1, round(rate * units))
     if noise_multiplier is not None:
         return PrivacyPlan(rate, steps, noise_multiplier, 1.0, delta, batch)
     epsilon = EPSILON if epsilon is None else epsilon
     return PrivacyPlan.calibrate(epsilon=epsilon, delta=delta, sample_rate=rate, steps=steps, expected_batch_size=batch)
+
+
+def default_canaries(threat: str, delta: float) -> int:
+    """Return how many canaries an audit has unless it is told: fewer where delta is large."""
+    return min(CANARIES[threat], max(100, int(_CANARIES_BY_DELTA / delta)))
 
 
 def audit_training(
@@ -89,9 +97,9 @@ def audit_training(
             yolo26n (black-box).
         data: A public ``data.yaml`` to train on besides the canaries; default synthetic scenes.
         public: Your declaration that ``data`` is public; without it they are refused.
-        canaries: m, at least 20; default 6000 (white-box) or 100 (black-box).
-        guesses: Their number, or several, for which the bound is then corrected; default 5 % of the canaries
-            (white-box), half of them (black-box).
+        canaries: m, at least 20; default 6000 (white-box) or 100 (black-box), fewer where delta is above 1e-5.
+        guesses: Their number, or several, for which the bound is then corrected; default 5 % of the canaries but
+            at least 40 (white-box), half of them (black-box).
         confidence: Of the bound.
         imgsz: Side of a detector's images in pixels, a multiple of 32.
         device, engine: Where and how gradients are computed.
@@ -101,13 +109,16 @@ def audit_training(
     Raises:
         ConfigError, DataError, ModelError: Before training; data that were not declared public among them.
     """
-    count = _checked(threat, model, data, public, canaries, confidence, imgsz)
-    counts = _numbers(guesses, count, max(1, round(_GUESSED[threat] * count)))
-    plan = plan or default_plan(threat, canaries=count)
+    _check(threat, model, data, public, canaries, confidence, imgsz)
+    plan = plan or default_plan(threat, canaries=canaries)
+    count = default_canaries(threat, plan.delta) if canaries is None else canaries
+    counts = _numbers(guesses, count, max(round(_GUESSED[threat] * count), min(_FEWEST_GUESSES, count // 2)))
     included = NoiseStream(seed, "canaries").uniform(count) < 0.5
     rng = np.random.default_rng(seed)
     name = str(model) if model is not None else SMALL_MODEL if threat == WHITE_BOX else DETECTOR
     measured = None
+    if seed is not None:
+        torch.manual_seed(seed)  # of the model's first weights
     if threat == WHITE_BOX:
         from .white_box import watch_training
 
@@ -123,7 +134,7 @@ def audit_training(
             seed=seed,
             on_step=on_step,
         )
-        scores, measured = watcher.scores, watcher.measure(included)
+        scores, measured = watcher.scores, watcher.measure(included) if 1 < included.sum() < count - 1 else None
     else:
         from .black_box import attack_training
 
@@ -164,7 +175,7 @@ def _check_threat(threat: str) -> None:
         raise ConfigError(f"threat={threat!r} is not one of {', '.join(THREATS)}")
 
 
-def _checked(
+def _check(
     threat: str,
     model: str | Path | None,
     data: str | Path | None,
@@ -172,8 +183,8 @@ def _checked(
     canaries: int | None,
     confidence: float,
     imgsz: int,
-) -> int:
-    """Refuse what cannot be audited, before anything is computed; return the number of canaries."""
+) -> None:
+    """Refuse what cannot be audited, before anything is computed."""
     _check_threat(threat)
     if data is not None and not public:
         raise ConfigError(
@@ -184,14 +195,12 @@ def _checked(
         raise ConfigError("public declares data that were not given: give data, or leave public out")
     if data is not None and model is None:
         raise ConfigError(f"data={str(data)!r} needs a detector: give model, such as {DETECTOR}")
-    count = CANARIES[threat] if canaries is None else canaries
-    if isinstance(count, bool) or not isinstance(count, int) or count < _FEWEST:
-        raise ConfigError(f"canaries={count} must be a whole number, at least {_FEWEST}")
+    if canaries is not None and (isinstance(canaries, bool) or not isinstance(canaries, int) or canaries < _FEWEST):
+        raise ConfigError(f"canaries={canaries} must be a whole number, at least {_FEWEST}")
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence={confidence} is not in (0, 1), such as 0.95")
     if imgsz < 32 or imgsz % 32:
         raise ConfigError(f"imgsz={imgsz} is not a multiple of 32")
-    return count
 
 
 def _numbers(guesses: int | Sequence[int] | None, canaries: int, default: int) -> list[int]:
@@ -217,8 +226,6 @@ def _parts(
     if name == SMALL_MODEL:
         rows = SceneRows([draw_scene(_SMALL_IMAGES, rng) for _ in range(scenes)])
         return SmallNet().to(device), class_losses, rows, 256
-    import torch
-
     from ..detection.loss import PerImageLoss
     from ..detection.memory import physical_batch_size
     from ..detection.model import load_model

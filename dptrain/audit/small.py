@@ -28,7 +28,7 @@ class SmallNet(nn.Module):
             nn.Conv2d(16, 32, 1, bias=False),
             nn.GroupNorm(8, 32),
             nn.SiLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1, bias=False),
             nn.SiLU(),
         )
         self.head = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, classes))

@@ -17,7 +17,7 @@ from ..schema import OptimizerConfig
 from ..training import PrivateTrainer
 from .canaries import DiracLoss, Rows, WithCanaries, choose_sites, read_sites
 
-_LEARNING_RATE = 0.1
+_NOISE_STEP = 1e-4  # what noise moves a weight by in a step: far above rounding, and no plan makes training diverge
 _FALSE_ALARM = 1e-4  # chance that one of the measures accuses a correct run
 _TOLERANCE = 0.01  # the clip rounds down, and the other rows' gradients are seen as noise
 _MOST_REPEATED = 0.25  # the other rows' gradients resemble those of the step before
@@ -122,12 +122,12 @@ def watch_training(
     sites = choose_sites(module, len(included))
     data = WithCanaries(rows, included)
     device = next(module.parameters()).device
-    rate = OptimizerConfig(name="sgd", lr=_LEARNING_RATE)
+    rate = _NOISE_STEP * plan.expected_batch_size / (plan.noise_multiplier * plan.clip_norm)
     trainer = PrivateTrainer(
         module,
         DiracLoss(loss, sites, plan.clip_norm),
         plan,
-        make_optimizer(rate, [p for p in module.parameters() if p.requires_grad]),
+        make_optimizer(OptimizerConfig(name="sgd", lr=rate), [p for p in module.parameters() if p.requires_grad]),
         StepLoader(data, physical_batch_size, device=device),
         len(data),
         seed=seed,
@@ -137,7 +137,7 @@ def watch_training(
     before = read_sites(module, sites)
     for step in trainer.run():
         after = read_sites(module, sites)
-        watcher.see((before - after) * (plan.expected_batch_size / (_LEARNING_RATE * plan.clip_norm)))
+        watcher.see((before - after) * (plan.noise_multiplier / _NOISE_STEP))
         before = after
         if on_step is not None:
             on_step(step)

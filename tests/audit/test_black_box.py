@@ -49,7 +49,7 @@ def test_public_images_are_trained_on_and_the_ledger_hears_nothing(
     real = black_box.train
     monkeypatch.setattr(black_box, "train", spy)
     before = {file.name for file in tmp_path.iterdir()}
-    plan = default_plan("black-box", steps=2, canaries=20, epsilon=100.0)
+    plan = default_plan("black-box", steps=2, canaries=20)
     result = audit_training(
         plan, threat="black-box", model="yolo26n.yaml", data=data, public=True, canaries=20, seed=0, guesses=[10, 20]
     )

@@ -62,7 +62,7 @@ def test_trying_many_numbers_of_guesses_does_not_raise_the_rate_of_false_alarms(
     """Randomised response again, with scores that say nothing else: the best of ten numbers, corrected."""
     monkeypatch.setattr(bound, "epsilon_lower_bound", functools.cache(epsilon_lower_bound))
     rng = np.random.default_rng(1)
-    epsilon, canaries, runs = 1.0, 200, 1500
+    epsilon, canaries, runs = 1.0, 200, 800
     counts = list(range(20, canaries + 1, 20))
     corrected = uncorrected = 0
     for _ in range(runs):

