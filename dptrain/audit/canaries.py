@@ -159,9 +159,8 @@ def _weights_by_calling(layer: Any, entries: Tensor, rows: Tensor, count: int, l
             output = output - layer(torch.zeros_like(probe))
         return output[rows, out]
     shape = layer.weight.shape
-    out, channel, i, j = (
-        torch.from_numpy(part).to(rows.device) for part in np.unravel_index(entries.cpu().numpy(), shape)
-    )
+    places = np.unravel_index(entries.cpu().numpy(), shape)
+    out, channel, i, j = (torch.from_numpy(place).to(rows.device) for place in places)
     channel = channel + out // (shape[0] // layer.groups) * shape[1]
     # The first window that touches no padding, and where it starts: its taps then all meet pixels.
     windows = [math.ceil(pad / step) for pad, step in zip(layer.padding, layer.stride, strict=True)]

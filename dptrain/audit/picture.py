@@ -57,7 +57,7 @@ def _scores(axes: Axes, result: AuditResult) -> None:
     bins = np.linspace(low, high, min(_BINS, max(8, len(scores) // 8))).tolist()
     for chosen, color, label in ((included, FOUND, "in"), (~included, OUT, "out")):
         label = f"{chosen.sum():,} canaries {label}"
-        axes.hist(scores[chosen].clip(low, high), bins, color=color, alpha=0.55, label=label)
+        axes.hist(scores[chosen], bins, color=color, alpha=0.55, label=label)
     ranked = np.sort(scores)
     below, above = result.guesses // 2, (result.guesses + 1) // 2
     for edge in (*ranked[below - 1 : below], ranked[-above]) if below else (ranked[-above],):
@@ -65,5 +65,6 @@ def _scores(axes: Axes, result: AuditResult) -> None:
     kind = "log-likelihood ratio" if result.threat == "white-box" else "how much training lowered its loss"
     axes.set_xlabel(f"score of a canary: {kind}\n(guessed: what lies outside the dotted lines)", fontsize=9)
     axes.set_ylabel("canaries")
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_ylim(top=1.2 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center")
     axes.spines[["top", "right"]].set_visible(False)

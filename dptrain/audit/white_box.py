@@ -20,6 +20,7 @@ from .canaries import DiracLoss, Rows, WithCanaries, choose_sites, read_sites
 _NOISE_STEP = 1e-4  # what noise moves a weight by in a step: far above rounding, and no plan makes training diverge
 _FALSE_ALARM = 1e-4  # chance that one of the measures accuses a correct run
 _TOLERANCE = 0.01  # the clip rounds down, and the other rows' gradients are seen as noise
+_FEWEST_DRAWS = 100  # of canaries that are in, over all steps; of fewer the share says nothing
 _MOST_REPEATED = 0.25  # the other rows' gradients resemble those of the step before
 
 
@@ -95,11 +96,12 @@ class Watcher:
         inside, outside = means[included], means[~included]
         share = float(inside.mean() - outside.mean())
         error = math.sqrt(inside.var(ddof=1) / len(inside) + outside.var(ddof=1) / len(outside))
+        share_at_least = share - alarm * error
+        if self._steps * self.plan.sample_rate * len(inside) < _FEWEST_DRAWS:
+            share_at_least = 0.0
         pairs = max(1, count - canaries_out)
         repeated = float(self._products[~included].sum() / (pairs * variance))
-        return Measured(
-            noise, noise_at_most, share, share - alarm * error, repeated, repeated - alarm / math.sqrt(pairs)
-        )
+        return Measured(noise, noise_at_most, share, share_at_least, repeated, repeated - alarm / math.sqrt(pairs))
 
 
 def watch_training(

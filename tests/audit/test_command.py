@@ -12,7 +12,10 @@ from torch import Tensor
 
 from dptrain import noise
 from dptrain.cli import main
+from dptrain.statement import report
 from dptrain.statement.audit import read_audit
+
+from ..statement.runs import make_run
 
 QUICK = "audit --canaries 300 --steps 5 --epsilon 4".split()
 
@@ -48,6 +51,17 @@ def test_a_violation_ends_with_status_4_and_says_so_everywhere(
     assert printed["verdict"] == "violation" and "noise" in printed["faults"][0]
     found = read_audit(tmp_path / "b")
     assert found is not None and found["verdict"] == "violation"
+
+
+def test_the_plan_of_a_run_is_audited_and_its_report_has_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    assert main(["audit", "--run", str(run), "--canaries", "200"]) == 0
+    assert "20 steps, sample rate 0.05, noise multiplier 1" in capsys.readouterr().out
+    found = report(run).statement
+    assert found["audit"]["plan"]["clip_norm"] == 1.5 and found["valid"]
+    assert found["audit"]["claimed_epsilon"] == pytest.approx(found["guarantee"]["epsilon"])
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_repeated_audits_of_correct_runs_exceed_the_claim_as_rarely_as_stated() 
     from scipy.stats import binom
 
     times = int(os.environ["DPTRAIN_AUDITS"])
-    results = [audit(seed=None, steps=40, canaries=5000) for _ in range(times)]
+    results = [audit(seed=None, steps=40, canaries=3000) for _ in range(times)]
     bounds = np.array([result.epsilon_lower_bound for result in results])
     print(f"\nclaim {results[0].claimed_epsilon:.3f}, mean {bounds.mean():.2f}: {np.sort(bounds).round(2).tolist()}")
     assert (bounds > results[0].claimed_epsilon).sum() <= binom.isf(0.01, times, 0.05)
