@@ -63,22 +63,25 @@ def attack_training(
         model_names = dict(enumerate(names))
         start = folder / "start.pt"
         save_weights(load_model(model, len(names), names=model_names), start)
-        result = train(
-            model=start,
-            data=training,
-            plan=plan,
-            imgsz=imgsz,
-            device=device,
-            engine=engine,
-            seed=seed,
-            workers=0,
-            validation="off",
-            optimizer={"name": "adam", "lr": learning_rate},
-            ema={"decay": 0.0},  # the last iterate knows the canaries best
-            tracking={"enabled": False},
-            budget={"url": None},  # public images only: there is no budget to charge
-            output_dir=str(folder / "run"),
-        )
+        try:
+            result = train(
+                model=start,
+                data=training,
+                plan=plan,
+                imgsz=imgsz,
+                device=device,
+                engine=engine,
+                seed=seed,
+                workers=0,
+                validation="off",
+                optimizer={"name": "adam", "lr": learning_rate},
+                ema={"decay": 0.0},  # the last iterate knows the canaries best
+                tracking={"enabled": False},
+                budget={"url": None},  # public images only: there is no budget to charge
+                output_dir=str(folder / "run"),
+            )
+        except SystemExit:  # a signal: what was trained so far is of no use
+            raise KeyboardInterrupt from None
         rows = DetectionDataset(load_data(everything), "train", imgsz)
         before, after = (_losses(weights, len(names), rows, device) for weights in (start, result.weights))
     return before - after
