@@ -133,14 +133,26 @@ def test_what_cannot_be_audited_is_refused_before_training(wrong: dict[str, Any]
         audit_training(**{"canaries": 800, **wrong})
 
 
-@pytest.mark.skipif("DPTRAIN_AUDITS" not in os.environ, reason="minutes: DPTRAIN_AUDITS=20 repeats the audit 20 times")
+in_full = pytest.mark.skipif(
+    "DPTRAIN_AUDITS" not in os.environ, reason="minutes: DPTRAIN_AUDITS=20 repeats it 20 times"
+)
+
+
+@in_full
 def test_repeated_audits_of_correct_runs_exceed_the_claim_as_rarely_as_stated() -> None:
     from scipy.stats import binom
 
     times = int(os.environ["DPTRAIN_AUDITS"])
-    results = [audit(seed=None, steps=40, canaries=3000) for _ in range(times)]
+    results = [audit(seed=None, steps=20, canaries=3000) for _ in range(times)]
+    claim = results[0].claimed_epsilon
     bounds = np.array([result.epsilon_lower_bound for result in results])
-    print(f"\nclaim {results[0].claimed_epsilon:.3f}, mean {bounds.mean():.2f}: {np.sort(bounds).round(2).tolist()}")
-    assert (bounds > results[0].claimed_epsilon).sum() <= binom.isf(0.01, times, 0.05)
+    print(f"\nclaim {claim:.3f}, bounds of mean {bounds.mean():.3f}: {np.sort(bounds).round(3).tolist()}")
+    assert (bounds > claim).sum() <= binom.isf(0.01, times, 0.05)
     assert not any(result.violation for result in results)
-    assert bounds.mean() >= 0.35 * results[0].claimed_epsilon
+
+
+@in_full
+def test_the_default_audit_reaches_35_percent() -> None:
+    result = audit_training()
+    assert not result.violation
+    assert result.epsilon_lower_bound >= 0.35 * result.claimed_epsilon
