@@ -133,9 +133,7 @@ def test_what_cannot_be_audited_is_refused_before_training(wrong: dict[str, Any]
         audit_training(**{"canaries": 800, **wrong})
 
 
-in_full = pytest.mark.skipif(
-    "DPTRAIN_AUDITS" not in os.environ, reason="minutes: DPTRAIN_AUDITS=20 repeats it 20 times"
-)
+in_full = pytest.mark.skipif("DPTRAIN_AUDITS" not in os.environ, reason="minutes; DPTRAIN_AUDITS=20 runs it")
 
 
 @in_full
