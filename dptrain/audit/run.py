@@ -51,7 +51,7 @@ def default_plan(
     rate = SAMPLE_RATE[threat] if sample_rate is None else sample_rate
     steps = STEPS[threat] if steps is None else steps
     units = _SCENES[threat] + (default_canaries(threat, delta) if canaries is None else canaries) / 2
-    batch = max(1, round(rate * units))
+    batch = max(1, round(rate * units)) if 0.0 < rate <= 1.0 else 1  # the plan refuses such a rate
     if noise_multiplier is not None:
         return PrivacyPlan(rate, steps, noise_multiplier, 1.0, delta, batch)
     epsilon = EPSILON if epsilon is None else epsilon

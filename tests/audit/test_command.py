@@ -70,6 +70,8 @@ def test_the_plan_of_a_run_is_audited_and_its_report_has_the_result(
         ("--data private.yaml --model yolo26n.yaml", "--public"),
         ("--public", "public"),
         ("--canaries 3", "canaries=3"),
+        ("--sample-rate nan", "sample_rate=nan"),
+        ("--epsilon -1", "epsilon=-1"),
         ("--guesses 1,x", "1,x"),
         ("--guesses 9000", "guesses=9000"),
         ("--confidence 95", "confidence=95"),
