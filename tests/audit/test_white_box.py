@@ -59,10 +59,10 @@ def test_noise_secretly_halved_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_bound_itself_passes_the_claim_where_most_noise_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     real = noise.privatize
 
-    def quartered(value: Mapping[str, Tensor], *, noise_multiplier: float, **rest: Any) -> dict[str, Tensor]:
-        return real(value, noise_multiplier=noise_multiplier / 4, **rest)
+    def tenth(value: Mapping[str, Tensor], *, noise_multiplier: float, **rest: Any) -> dict[str, Tensor]:
+        return real(value, noise_multiplier=noise_multiplier / 10, **rest)
 
-    monkeypatch.setattr(noise, "privatize", quartered)
+    monkeypatch.setattr(noise, "privatize", tenth)
     result = audit(epsilon=1.0)
     assert result.epsilon_lower_bound > result.claimed_epsilon
     assert result.faults[0].startswith("epsilon is at least")
