@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import detection
+    from .audit import AuditResult, audit_training
     from .clipping import FlatClip
     from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
     from .gradients import check_independence, clipped_gradient_sum, per_sample_gradients
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 # Resolved on first use: `import dptrain` and the command's --help need neither torch nor Ultralytics.
 _HOME = {
+    "AuditResult": "audit",
     "BudgetError": "errors",
     "BudgetLedger": "ledger",
     "ConfigError": "errors",
@@ -29,6 +31,7 @@ _HOME = {
     "PrivacyPlan": "plan",
     "TrackingError": "errors",
     "TrainResult": "run",
+    "audit_training": "audit",
     "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
     "detection": "",
@@ -38,6 +41,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AuditResult",
     "BudgetError",
     "BudgetLedger",
     "ConfigError",
@@ -49,6 +53,7 @@ __all__ = [
     "PrivacyPlan",
     "TrackingError",
     "TrainResult",
+    "audit_training",
     "check_independence",
     "clipped_gradient_sum",
     "detection",

@@ -1,9 +1,9 @@
-"""How an epsilon is written: never below what it is."""
+"""How an epsilon is written: never below what it is; a lower bound on one, never above."""
 
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 
 def shown(epsilon: float) -> str:
@@ -20,3 +20,8 @@ def round_up(value: float, digits: int = 4) -> str:
     exponent = digits - 1 - math.floor(math.log10(abs(value)))
     nearest = f"{value:.{digits}g}"
     return nearest if float(nearest) >= value else f"{float(nearest) + 10.0**-exponent:.{digits}g}"
+
+
+def shown_below(bound: float) -> str:
+    """Return a lower bound on an epsilon with three decimals, rounded down."""
+    return str(Decimal(bound).quantize(Decimal("0.001"), ROUND_FLOOR)) if math.isfinite(bound) else "infinity"

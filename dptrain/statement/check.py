@@ -327,12 +327,14 @@ def _add_audit(statement: dict[str, Any], folder: Path, checks: list[str]) -> No
         return
     statement["audit"] = found
     bound, claimed = found["epsilon_lower_bound"], statement["guarantee"]["epsilon"]
+    void = None
     if bound > claimed:
+        void = f"epsilon is at least {bound:.4g}, above the {claimed:.4g} claimed"
+    elif found.get("verdict") == "violation":
+        void = "; ".join(map(str, found.get("faults") or ["a violation"]))
+    if void is not None:
         statement["valid"] = False
-        statement["deviations"] = [
-            f"VOID: an audit found that epsilon is at least {bound:.4g}, above the {claimed:.4g} claimed.",
-            *statement["deviations"],
-        ]
+        statement["deviations"] = [f"VOID: an audit found that {void}.", *statement["deviations"]]
     checks.append(f"audit: epsilon is at least {bound:.4g}, at confidence {found['confidence']:g}")
 
 

@@ -224,6 +224,9 @@ def test_an_audit_above_the_claim_voids_the_statement(run: Path) -> None:
     (run / "audit.json").write_text(json.dumps({**audit, "epsilon_lower_bound": 99.0}))
     found = report(run).statement
     assert found["valid"] is False and found["deviations"][0].startswith("VOID: an audit")
+    (run / "audit.json").write_text(json.dumps({**audit, "verdict": "violation", "faults": ["the noise is 0.5"]}))
+    found = report(run).statement
+    assert found["valid"] is False and found["deviations"][0] == "VOID: an audit found that the noise is 0.5."
     (run / "audit.json").write_text(json.dumps({**audit, "confidence": 1.5}))
     with pytest.raises(ConfigError, match=r"confidence=1\.5"):
         report(run)
