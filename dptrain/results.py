@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from .files import write_atomically, write_text
 
 TABLES = ("results.csv", "per_class.csv")
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
@@ -15,15 +18,17 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> 
 
     Rows of a step that is there already are left out: a run that was cut right after them evaluates that step again.
     """
-    known = {line["step"] for line in csv.DictReader(file.read_text().splitlines())} if file.exists() else set()
+    before = file.read_bytes().decode() if file.exists() else ""
+    known = {line["step"] for line in csv.DictReader(before.splitlines())}
     rows = [row for row in rows if str(row["step"]) not in known]
     if not rows:
         return
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0])
-        if not known:
-            writer.writeheader()
-        writer.writerows(rows)
+    added = io.StringIO()
+    writer = csv.DictWriter(added, rows[0])
+    if not before:
+        writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, before + added.getvalue())  # the whole table: half a row would be taken for a number
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:
@@ -48,4 +53,4 @@ def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> N
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(file, metadata={"Software": None})
+    write_atomically(file, lambda stream: figure.savefig(stream, format="png", metadata={"Software": None}))

@@ -8,6 +8,7 @@ gradients only.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
@@ -15,11 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, PrivacyError
+from .errors import ConfigError, ModelError, PrivacyError
 from .gradients import LossFunction
+from .gradients.batches import batch_size, in_pieces
 from .gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .gradients.tuning import by_rule
 from .noise import NoiseStream
+from .out_of_memory import give_back, is_out_of_memory
 from .plan import PrivacyPlan
 from .sampling import Draw
 
@@ -141,6 +144,7 @@ class PrivateTrainer:
         self.noise_stream = NoiseStream(seed, "noise")
         self.secure = seed is None
         self.step = 0
+        self._most_at_once: int | None = None  # examples that fit in memory, once more of them have not
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
 
     def _check_optimizer(self) -> None:
@@ -197,14 +201,45 @@ class PrivateTrainer:
         before = self._buffer_versions()
         with nullcontext() if self.secure else by_rule():  # a seeded run repeats to the last bit
             for batch in batches:
-                part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
-                torch._foreach_add_(list(total.values()), list(part.values()))
+                for part in self._parts(batch):
+                    torch._foreach_add_(list(total.values()), list(part.values()))
         if before != self._buffer_versions():
             raise PrivacyError(
                 "a buffer of the module changed while it looked at private images, and nothing noises it: "
                 "freeze the layer that keeps running statistics"
             )
         return total
+
+    def _parts(self, batch: Any) -> Iterator[dict[str, Tensor]]:
+        """Yield clipped sums that add up to the batch's, each example in one of them.
+
+        Out of memory, the same examples are taken in halves, now and later. Nothing says so: that a draw did not fit
+        tells of the images in it.
+        """
+        waiting = deque([batch] if self._most_at_once is None else in_pieces(batch, self._most_at_once))
+        while waiting:
+            piece = waiting.popleft()
+            part = self._part(piece)
+            if part is not None:
+                yield part
+                continue
+            size = batch_size(piece)
+            if size <= 1:
+                raise ModelError(
+                    "out of memory with a single example: free memory, or use a device that has more (device=...)"
+                )
+            self._most_at_once = size // 2
+            waiting.extendleft(reversed(in_pieces(piece, self._most_at_once)))
+
+    def _part(self, batch: Any) -> dict[str, Tensor] | None:
+        """Return the clipped sum of a batch, all of it, or ``None`` where it does not fit in memory."""
+        try:
+            return self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back()
+        return None
 
     def _buffer_versions(self) -> dict[str, tuple[int, int]]:
         return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from .batches import batch_size, take_examples
 from .checks import refuse_missing, trainable_parameters
 from .fused import LossFunction
-
-_OBJECT_KEYS = ("batch_idx", "cls", "bboxes")
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of examples: the length of the first tensor, or of ``img`` in a detection batch."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    if isinstance(batch, Mapping):
-        return batch_size(batch["img"] if "img" in batch else next(iter(batch.values())))
-    if isinstance(batch, tuple | list) and batch:
-        return batch_size(batch[0])
-    raise ModelError(f"cannot tell the number of examples of a {type(batch).__name__}: use a tensor, tuple or dict")
-
-
-def take_example(batch: Any, index: int) -> Any:
-    """Return the batch that holds example ``index`` alone.
-
-    Tensors are sliced along their first dimension. In a detection batch (a mapping with ``batch_idx``) the rows of
-    ``batch_idx``, ``cls`` and ``bboxes`` are those of the image's objects.
-    """
-    if isinstance(batch, Tensor):
-        return batch[index : index + 1]
-    if isinstance(batch, Mapping):
-        if "batch_idx" not in batch:
-            return {key: take_example(value, index) for key, value in batch.items()}
-        own = batch["batch_idx"].view(-1) == index
-        example = {key: take_example(value, index) for key, value in batch.items() if key not in _OBJECT_KEYS}
-        example |= {key: batch[key][own] for key in _OBJECT_KEYS if key in batch}
-        example["batch_idx"] = torch.zeros_like(example["batch_idx"])
-        return example
-    if isinstance(batch, tuple | list):
-        return type(batch)(take_example(value, index) for value in batch)
-    return batch
 
 
 def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> Iterator[dict[str, Tensor]]:
     """Yield the gradient of one example after the other, {parameter name: shape}."""
     parameters = trainable_parameters(module)
     for index in range(batch_size(batch)):
-        losses = loss_function(module, take_example(batch, index))
+        losses = loss_function(module, take_examples(batch, index, index + 1))
         if losses.shape != (1,):
             raise ModelError(f"the loss of one example has shape {tuple(losses.shape)}: it must be (1,)")
         if not losses.requires_grad:
