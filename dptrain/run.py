@@ -174,6 +174,7 @@ class Run:
             len(self.dataset),
             seed=config.seed,
             engine=config.engine,
+            exact=config.noise.exact,
             ema_decay=config.ema.decay,
             set_rate=rate,
             before_step=weigh_heads,
@@ -262,7 +263,7 @@ class Run:
         except PrivacyError:  # going on would fail again
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if steps := self.folder.journal.steps:
+            if self._pays and (steps := self.folder.journal.steps):
                 error.add_note(f"{steps} of {self.plan.steps} steps are taken and kept: {self._next_command}")
             raise
 
@@ -346,6 +347,7 @@ class Run:
             "learning_rate": config.optimizer.lr,
             "schedule": config.schedule.name,
             "ema_decay": config.ema.decay,
+            "exact_noise": config.noise.exact,
             "augmentation": {name: value for name, value in asdict(config.augment).items() if value} or None,
         }
 

@@ -131,6 +131,13 @@ class TrackingConfig:
 
 
 @dataclass
+class NoiseConfig:
+    """How the noise is made; it is the same amount either way."""
+
+    exact: bool = _key(False, "whole-number noise that no rounding weakens; images go through one at a time")
+
+
+@dataclass
 class BudgetConfig:
     """The ledger of what every dataset has spent. ``docs/budget.md`` has what it promises."""
 
@@ -179,6 +186,7 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
 

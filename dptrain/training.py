@@ -109,6 +109,8 @@ class PrivateTrainer:
         seed: For tests only: repeats sampling and noise, and voids the guarantee.
         engine: ``fused``, ``opacus`` or ``microbatch``.
         ema_decay: Decay of the moving average; 0 leaves it equal to the iterate.
+        exact: Take the units one at a time, in whole numbers, and add noise that no rounding weakens
+            (:mod:`dptrain.exact`).
         set_rate: Learning rate of a step, from the step's number alone.
         before_step: Called with the step's number before anything of it is computed; it must not look at data.
         on_release: Called with the number of steps, this one included, right before the step's noised gradient is made.
@@ -129,6 +131,7 @@ class PrivateTrainer:
         seed: int | None = None,
         engine: str = "fused",
         ema_decay: float = 0.0,
+        exact: bool = False,
         set_rate: Callable[[int], float] | None = None,
         before_step: Callable[[int], None] | None = None,
         on_release: Callable[[int], None] | None = None,
@@ -144,7 +147,10 @@ class PrivateTrainer:
         self.noise_stream = NoiseStream(seed, "noise")
         self.secure = seed is None
         self.step = 0
-        self._most_at_once: int | None = None  # examples that fit in memory, once more of them have not
+        self._exact = exact
+        if exact and any(p.device.type == "mps" for p in self.parameters.values()):
+            raise ConfigError("noise.exact=true needs double precision, which Apple's GPUs have not: take device=cpu")
+        self._most_at_once = 1 if exact else None  # examples; set where more of them have not fit in memory
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
 
     def _check_optimizer(self) -> None:
@@ -197,9 +203,13 @@ class PrivateTrainer:
     def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
         # In double precision: the rounding of a single precision sum grows with the draw, and the sensitivity with it.
-        total = {name: torch.zeros(p.shape, dtype=_wide(p), device=p.device) for name, p in self.parameters.items()}
+        total = {
+            name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else _wide(p), device=p.device)
+            for name, p in self.parameters.items()
+        }
         before = self._buffer_versions()
-        with nullcontext() if self.secure else by_rule():  # a seeded run repeats to the last bit
+        # By rule, a seeded run repeats to the last bit, and a unit's whole numbers are a function of the unit alone.
+        with by_rule() if self._exact or not self.secure else nullcontext():
             for batch in batches:
                 for part in self._parts(batch):
                     torch._foreach_add_(list(total.values()), list(part.values()))
@@ -234,7 +244,8 @@ class PrivateTrainer:
     def _part(self, batch: Any) -> dict[str, Tensor] | None:
         """Return the clipped sum of a batch, all of it, or ``None`` where it does not fit in memory."""
         try:
-            return self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
+            clipped = self.plan.clipped_on_grid if self._exact else self.plan.clipped_sum
+            return clipped(self.module, self.loss_function, batch, self.engine)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -27,11 +27,11 @@ def batch_size(batch: Any) -> int:
 def take_examples(batch: Any, start: int, stop: int) -> Any:
     """Return the batch that holds the examples from ``start`` to before ``stop``.
 
-    Tensors are sliced along their first dimension. In a detection batch (a mapping with ``batch_idx``) the rows of
+    Tensors are copied, since how they lie in memory can show in the last digits of what is computed from them. In a detection batch (a mapping with ``batch_idx``) the rows of
     ``batch_idx``, ``cls`` and ``bboxes`` are those of the images' objects.
     """
     if isinstance(batch, Tensor):
-        return batch[start:stop]
+        return batch[start:stop].clone()
     if isinstance(batch, Mapping):
         if "batch_idx" not in batch:
             return {key: take_examples(value, start, stop) for key, value in batch.items()}

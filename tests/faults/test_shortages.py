@@ -7,8 +7,6 @@ import os
 import resource
 import signal
 import sqlite3
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import dptrain
-from dptrain import BudgetError, BudgetLedger, DataError
+from dptrain import BudgetError, BudgetLedger
+from dptrain.cli import main
 from dptrain.files import steps_started
 
 from ..conftest import MakeDataset
@@ -114,14 +113,15 @@ def test_a_ledger_that_stays_locked_stops_a_run_before_it_begins_and_loses_none(
     assert len(told) == 1, "said once, with the command"
     (row,) = BudgetLedger(f"sqlite:///{file}").history()
     assert (row.charged, row.status) == (PLAN.steps, "open"), "the whole reservation stays charged"
-    assert dptrain.cli.main(["budget", "settle", str(out)]) == 0
+    assert main(["budget", "settle", str(out)]) == 0
     assert BudgetLedger(f"sqlite:///{file}").history()[0].status == "killed"
 
 
 def test_a_dead_loader_worker_ends_the_run_with_the_next_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
     data, out = make_dataset(), tmp_path / "out"
     kill = functools.partial(after_steps, out, 2, kill_a_worker)
-    assert process.run(options(tmp_path, out, data, workers=2), tmp_path / "report", before=kill) == 1
+    loading = {"workers": 2, "physical_batch_size": 1}
+    assert process.run(options(tmp_path, out, data, **loading), tmp_path / "report", before=kill) == 1
     told = (tmp_path / "report" / "error").read_text()
     assert "a loader worker died" in told and "\n" not in told
     assert told.endswith(HOW.format(out=out))
