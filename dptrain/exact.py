@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import ConfigError
+
 if TYPE_CHECKING:
     from .noise import NoiseStream
 
@@ -65,6 +67,8 @@ def discrete_gaussian(count: int, variance: int, stream: NoiseStream) -> Tensor:
     compared with an exponential in floating point where that leaves no doubt, and with more and more digits elsewhere.
     """
     bits = max(0, round(math.log2(variance) / 2))
+    if bits > 55:
+        raise ConfigError(f"noise of variance {variance} does not fit in whole numbers of 64 bits: use less")
     found = np.empty(count, dtype=np.int64)
     filled = 0
     while filled < count:

@@ -226,9 +226,12 @@ class PrivateTrainer:
         Out of memory, the same examples are taken in halves, now and later. Nothing says so: that a draw did not fit
         tells of the images in it.
         """
-        waiting = deque([batch] if self._most_at_once is None else in_pieces(batch, self._most_at_once))
+        waiting = deque([batch])
         while waiting:
             piece = waiting.popleft()
+            if self._most_at_once is not None and batch_size(piece) > self._most_at_once:
+                waiting.extendleft(reversed(in_pieces(piece, self._most_at_once)))
+                continue
             part = self._part(piece)
             if part is not None:
                 yield part
@@ -239,7 +242,7 @@ class PrivateTrainer:
                     "out of memory with a single example: free memory, or use a device that has more (device=...)"
                 )
             self._most_at_once = size // 2
-            waiting.extendleft(reversed(in_pieces(piece, self._most_at_once)))
+            waiting.appendleft(piece)
 
     def _part(self, batch: Any) -> dict[str, Tensor] | None:
         """Return the clipped sum of a batch, all of it, or ``None`` where it does not fit in memory."""

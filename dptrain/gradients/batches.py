@@ -27,8 +27,9 @@ def batch_size(batch: Any) -> int:
 def take_examples(batch: Any, start: int, stop: int) -> Any:
     """Return the batch that holds the examples from ``start`` to before ``stop``.
 
-    Tensors are copied, since how they lie in memory can show in the last digits of what is computed from them. In a detection batch (a mapping with ``batch_idx``) the rows of
-    ``batch_idx``, ``cls`` and ``bboxes`` are those of the images' objects.
+    Tensors are cut along their first dimension, and copied: how they lie in memory can show in the last digits of what
+    is computed from them. In a detection batch (a mapping with ``batch_idx``) the rows of ``batch_idx``, ``cls`` and
+    ``bboxes`` are those of the images' objects.
     """
     if isinstance(batch, Tensor):
         return batch[start:stop].clone()

@@ -25,11 +25,12 @@ from ..conftest import run_options
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([f"{__package__}.warm"])
 
+HOW = "go on with the same command and output_dir={out} resume=true"
 PLAN = PrivacyPlan(0.5, 6, 1.0, 1.0, 1e-3, 3)
 
 
 def options(folder: Path, out: Path, data: Path, **changes: Any) -> dict[str, Any]:
-    """Keywords of ``dptrain.train``: a run of six steps in ``out``, or what is left of it, with a ledger in ``folder``."""
+    """Keywords of ``dptrain.train``: six steps in ``out``, or what is left of them, with a ledger in ``folder``."""
     usual = {
         "plan": PLAN,
         "data": data,

@@ -45,7 +45,6 @@ class Small:
             def fail(_: Tensor) -> None:
                 raise self.error()
 
-            module[0].weight.expand_as(module[0].weight)
             hidden = module[1](module[0](batch[0]))
             hidden.register_hook(fail)
             return found + 0 * hidden.sum(1)
@@ -135,7 +134,7 @@ def test_detection_batches_come_apart_with_their_boxes(make_dataset: MakeDataset
     (whole,) = StepLoader(dataset, 6)._here(iter([_draw(range(6))])).__next__()
     for most in (1, 2, 4):
         pieces = in_pieces(whole, most)
-        single = [batch for batch in next(StepLoader(dataset, most).steps(iter([_draw(range(6))])))]
+        single = list(next(StepLoader(dataset, most).steps(iter([_draw(range(6))]))))
         assert len(pieces) == len(single)
         for piece, own in zip(pieces, single, strict=True):
             assert piece.keys() == own.keys()
