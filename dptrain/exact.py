@@ -91,8 +91,8 @@ def _accepted(proposals: int, variance: int, bits: int, stream: NoiseStream) -> 
     apart = second * 2.0**-64 - chance
     kept = apart < 0.0
     for place in np.flatnonzero(~(nearest >= _DOUBT) | (np.abs(apart) < _DOUBT)):
-        uniforms = (_Uniform(int(words[place]), stream) for words in (first, second))
-        exact = _decide(int(u[place]), *uniforms, variance, bits)
+        one, other = (_Uniform(int(words[place]), stream) for words in (first, second))
+        exact = _decide(int(u[place]), one, other, variance, bits)
         kept[place] = exact is not None
         y[place] = exact or 0
     kept &= ~(negative & (y == 0))  # zero has one sign only

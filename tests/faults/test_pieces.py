@@ -1,4 +1,4 @@
-"""Runs that are cut into pieces: in test mode equal to an uncut one to the last bit, in production never the same twice."""
+"""Runs in pieces: in test mode equal to an uncut one to the last bit, in production never the same twice."""
 
 from __future__ import annotations
 

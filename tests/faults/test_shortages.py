@@ -18,6 +18,7 @@ from dptrain.files import steps_started
 from ..conftest import MakeDataset
 from .process import HOW, PLAN, options
 
+
 def test_a_step_that_cannot_be_counted_is_not_taken(
     make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
