@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import PrivacyError
-from .files import write_atomically
+from .files import sync_folder, write_atomically
 
 if TYPE_CHECKING:
     from .plan import PrivacyPlan
@@ -40,6 +40,8 @@ class StepJournal:
         except OSError as error:
             os.close(self._handle)
             raise PrivacyError(f"another process is training in {file.parent}: wait for it, or stop it") from error
+        if new:
+            sync_folder(file.parent)
 
     @property
     def steps(self) -> int:
@@ -47,11 +49,14 @@ class StepJournal:
         return os.fstat(self._handle).st_size
 
     def record(self, steps: int) -> None:
-        """Count up to ``steps``."""
-        missing = steps - self.steps
-        if missing > 0:
+        """Count up to ``steps``; returns when they are on the disk.
+
+        Raises:
+            OSError: They could not be written, so the step may not be taken. It may be counted all the same.
+        """
+        while (missing := steps - self.steps) > 0:
             os.write(self._handle, b"." * missing)
-            os.fsync(self._handle)
+        os.fsync(self._handle)
 
     def close(self) -> None:
         os.close(self._handle)

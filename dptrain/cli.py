@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return train.train(arguments[1:], debug)
             options = _parser().parse_args(arguments)
             return int(options.command(options))
-        except KeyboardInterrupt:
-            return fail("interrupted", EXIT_INTERRUPTED, debug)
+        except KeyboardInterrupt as error:
+            return fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), EXIT_INTERRUPTED, debug)
         except Exception as error:
             return fail(described(error), EXIT_REFUSED if isinstance(error, DptrainError) else EXIT_FAILED, debug)
 

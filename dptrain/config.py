@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError
 from .schema import (
+    CHECKPOINTS_PER_RUN,
     DEFAULT_EXPECTED_BATCH_SIZE,
     DEFAULT_STEPS,
     ENGINES,
@@ -34,6 +35,7 @@ from .schema import (
     AugmentConfig,
     BudgetConfig,
     EmaConfig,
+    NoiseConfig,
     OptimizerConfig,
     PrivacyConfig,
     ScheduleConfig,
@@ -51,6 +53,7 @@ __all__ = [
     "AugmentConfig",
     "BudgetConfig",
     "EmaConfig",
+    "NoiseConfig",
     "OptimizerConfig",
     "PrivacyConfig",
     "ScheduleConfig",
@@ -109,7 +112,8 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
 def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
     """Return ``config`` with everything the plan settles written out, so that it makes the same plan again.
 
-    ``privacy.epsilon`` becomes null (steps and noise determine it), and ``evaluate_every`` is filled in.
+    ``privacy.epsilon`` becomes null (steps and noise determine it), and ``evaluate_every`` and
+    ``checkpoint_every`` are filled in.
     """
     settled = _typed(config)
     for key, value in _plan_values(plan).items():
@@ -117,6 +121,8 @@ def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
     settled.privacy.epsilon = None
     if settled.evaluate_every is None:
         settled.evaluate_every = max(1, plan.steps // EVALUATIONS_PER_RUN)
+    if settled.checkpoint_every is None:
+        settled.checkpoint_every = max(1, plan.steps // CHECKPOINTS_PER_RUN)
     return settled
 
 
@@ -406,7 +412,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one image can change"),
     ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that an image is in a step"),
     (
-        "privacy.expected_batch_size privacy.dataset_size steps evaluate_every",
+        "privacy.expected_batch_size privacy.dataset_size steps evaluate_every checkpoint_every",
         lambda v: v >= 1,
         "1 or more",
     ),

@@ -14,12 +14,17 @@ from typing import IO, Any
 
 JOURNAL = "steps.journal"
 MOST_BYTES, MOST_TEXT = 1 << 31, 1 << 26  # of an image, and of a file that people or programs write as text
+_PART = ".part"
 
 
 def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a reader, or a crash, finds the whole old one or the whole new one."""
+    """Write a file so that a reader, or a crash, finds the whole old one or the whole new one.
+
+    Raises:
+        OSError: It could not be written; the error names it, and the old one is still there.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=_PART)
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
@@ -27,9 +32,28 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(file)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        failed = error if isinstance(error, OSError) else error.__context__  # torch.save raises over the failed write
+        if isinstance(failed, OSError) and failed.errno is not None:
+            raise OSError(failed.errno, failed.strerror, str(file)) from error
         raise
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk: a file that was synced can still lose its name to a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writes that were killed have left in a folder and below it."""
+    for file in folder.rglob(f".*{_PART}"):
+        file.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:

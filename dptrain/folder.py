@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import StepJournal
 from .errors import ConfigError, PrivacyError
-from .files import JOURNAL, flatten, read_json, write_json, write_text
+from .files import JOURNAL, flatten, read_json, remove_parts, write_json, write_text
 from .results import TABLES
 from .spending import NOTE
 
-_OF_A_START = (JOURNAL, NOTE, "settings.json", "config.yaml", "mlflow_run", *TABLES)
+CHECKPOINT = "checkpoint.pt"
+_OF_A_START = (JOURNAL, NOTE, CHECKPOINT, "settings.json", "config.yaml", "mlflow_run", *TABLES)
 
 
 class RunFolder:
@@ -51,7 +52,8 @@ class RunFolder:
         if begun and not self.resume:
             raise ConfigError(f"output_dir={path} already holds a run: choose another, or resume=true to go on with it")
         if self.resume and not begun:
-            raise ConfigError(f"resume=true, and output_dir={path} holds no run: leave resume out to start one")
+            other = " in another folder" if used else ""
+            raise ConfigError(f"resume=true, and output_dir={path} holds no run: leave resume out to start one{other}")
         if not begun and used:
             raise ConfigError(f"output_dir={path} is not empty: choose a new folder, so that nothing is overwritten")
         if begun and self._status() == "finished":
@@ -93,9 +95,13 @@ class RunFolder:
                 write_json(self.path / "settings.json", settings)
             self.journal = StepJournal(self.path / JOURNAL, new=not self.resume)
         except OSError as error:
+            if not self.resume and not isinstance(error, FileExistsError):  # another process was quicker: it is its own
+                with suppress(OSError):
+                    self._undo(made)
             raise ConfigError(f"output_dir={self.path} cannot be written ({error.strerror}): choose another") from error
         try:
             self._refuse_changed(settings)
+            remove_parts(self.path)
             yield self
         finally:
             if self.journal.steps == 0 and not self.resume and not self.keep:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from .errors import ConfigError, PrivacyError
+from .exact import discrete_gaussian, variance
 
 _BLOCK = 2**16  # numbers made at a time: their intermediate results stay in the cache
 
@@ -29,7 +30,7 @@ class NoiseStream:
     itself, which is for tests only and voids the guarantee of anything made with it (``secure`` is then False).
 
     Gaussians are made by the Box-Muller transform from 64 random bits each, in double precision. That is a continuous
-    Gaussian up to rounding; attacks on floating-point rounding (Mironov 2012) are outside what it protects from.
+    Gaussian up to rounding; what protects from attacks on the rounding (Mironov 2012) is :mod:`dptrain.exact`.
     """
 
     def __init__(self, seed: int | None = None, purpose: str = "") -> None:
@@ -45,16 +46,17 @@ class NoiseStream:
         """
         return self if self.secure else NoiseStream(self._seed, f"{self._purpose} {step}")
 
-    def _words(self, count: int) -> np.ndarray:
+    def words(self, count: int) -> np.ndarray:
+        """Return ``count`` random words of 64 bits, shape (count,)."""
         return np.frombuffer(self._keystream.update(bytes(8 * count)), dtype="<u8")
 
     def uniform(self, count: int) -> np.ndarray:
         """Return ``count`` numbers uniform on [0, 1), 53 bits each, shape (count,)."""
-        return (self._words(count) >> np.uint64(11)) * 2.0**-53
+        return (self.words(count) >> np.uint64(11)) * 2.0**-53
 
     def integer(self) -> int:
         """Return a number uniform on [0, 2**63)."""
-        return int(self._words(1)[0] >> np.uint64(1))
+        return int(self.words(1)[0] >> np.uint64(1))
 
     def gaussian(self, count: int) -> Tensor:
         """Return ``count`` standard Gaussians in double precision, shape (count,), on the CPU."""
@@ -62,7 +64,7 @@ class NoiseStream:
         for start in range(0, len(numbers), _BLOCK):
             block = numbers[start : start + _BLOCK]
             pairs = len(block) // 2
-            words = torch.from_numpy(self._words(2 * pairs).astype(np.int64))
+            words = torch.from_numpy(self.words(2 * pairs).astype(np.int64))
             uniform = words.bitwise_and_(2**53 - 1).double()
             # (0, 1], so that the logarithm is finite; the angle is on [0, 2 pi).
             radius = uniform[:pairs].add_(1.0).mul_(2.0**-53).log_().mul_(-2.0).sqrt_()
@@ -85,7 +87,8 @@ def privatize(
 
     Formal guarantee: if ``value``, all its tensors taken as one vector, changes by at most ``sensitivity`` in Euclidean
     norm between neighbouring datasets, the result is one Gaussian mechanism with that noise multiplier
-    (``GaussianDpEvent(noise_multiplier)``).
+    (``GaussianDpEvent(noise_multiplier)``). Whole numbers (int64) get noise in whole numbers, of exactly the law that
+    :mod:`dptrain.exact` has; other tensors get Gaussians up to the rounding of floating point.
 
     Args:
         value: What private data shaped, by name.
@@ -101,7 +104,13 @@ def privatize(
         if not (math.isfinite(number) and number > 0):
             raise ConfigError(f"{name}={number} must be a finite number above 0")
     total = sum(tensor.numel() for tensor in value.values())
-    noise = stream.gaussian(total).mul_(noise_multiplier * sensitivity)
+    whole = all(tensor.dtype == torch.int64 for tensor in value.values())
+    if whole:
+        if int(sensitivity) != sensitivity:
+            raise ConfigError(f"sensitivity={sensitivity} of whole numbers must be a whole number")
+        noise = discrete_gaussian(total, variance(noise_multiplier, int(sensitivity)), stream)
+    else:
+        noise = stream.gaussian(total).mul_(noise_multiplier * sensitivity)
     noised: dict[str, Tensor] = {}
     start = 0
     for name, tensor in value.items():
@@ -109,5 +118,6 @@ def privatize(
             raise PrivacyError(f"the sum for {name!r} is not finite: noise would not hide it, so the step is not taken")
         part = noise[start : start + tensor.numel()].view(tensor.shape)
         start += tensor.numel()
-        noised[name] = (tensor.double() + part.to(tensor.device)).to(tensor.dtype)
+        part = part.to(tensor.device)
+        noised[name] = tensor + part if whole else (tensor.double() + part).to(tensor.dtype)
     return noised

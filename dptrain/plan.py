@@ -136,18 +136,39 @@ class PrivacyPlan:
 
         return clipped_gradient_sum(module, loss_function, batch, self.clip_norm, method)
 
+    def clipped_on_grid(
+        self, module: nn.Module, loss_function: LossFunction, unit: Any, method: str = "fused"
+    ) -> dict[str, Tensor]:
+        """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.exact`.
+
+        Sums of them change by at most ``exact.SENSITIVITY`` with one unit more or less, exactly.
+        """
+        from .exact import to_grid
+        from .gradients.batches import batch_size
+
+        if batch_size(unit) > 1:
+            raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
+        return to_grid(self.clipped_sum(module, loss_function, unit, method), self.clip_norm)
+
     def noise(self, total: Mapping[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
         """Return the noised sum divided by the expected batch size: the gradient of one step.
 
-        ``total`` is the clipped sum over *all* the units of one draw; noise is added once a step.
+        ``total`` is the clipped sum over *all* the units of one draw; noise is added once a step. A sum of
+        :meth:`clipped_on_grid` gets exact noise.
         """
+        import torch
+
         from . import noise as door
         from .clipping import FlatClip
+        from .exact import SENSITIVITY
 
+        on_grid = all(tensor.dtype == torch.int64 for tensor in total.values())
         noised = door.privatize(
             total,
-            sensitivity=FlatClip(self.clip_norm).sensitivity(),
+            sensitivity=SENSITIVITY if on_grid else FlatClip(self.clip_norm).sensitivity(),
             noise_multiplier=self.noise_multiplier,
             stream=stream,
         )
+        if on_grid:
+            noised = {name: tensor.double() * (self.clip_norm / SENSITIVITY) for name, tensor in noised.items()}
         return {name: tensor / self.expected_batch_size for name, tensor in noised.items()}

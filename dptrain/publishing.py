@@ -17,6 +17,8 @@ from .schema import TrainConfig
 from .statement import STATEMENT_FILES, claim_of
 from .tracking import Tracker
 
+_CURVE = "epsilon_vs_map.png"
+
 
 def open_tracker(
     config: TrainConfig,
@@ -47,15 +49,21 @@ def open_tracker(
     return tracker
 
 
-def publish(config: TrainConfig, output: Path, data_name: str, tracker: Tracker) -> dict[str, float]:
+def draw(config: TrainConfig, output: Path, data_name: str) -> None:
+    """Draw what the run in ``output`` has evaluated so far."""
+    if (output / "results.csv").exists():
+        title = f"{Path(config.model).stem} on {data_name}"
+        draw_curve(read_rows(output / "results.csv"), output / _CURVE, title)
+
+
+def publish(output: Path, tracker: Tracker) -> dict[str, float]:
     """Hand the files of the run in ``output`` to the tracker; return the metrics of the last evaluation."""
     metrics: dict[str, float] = {}
     names = [*STATEMENT_FILES, "config.yaml"]
     if (output / "results.csv").exists():
         rows = read_rows(output / "results.csv")
         metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
-        draw_curve(rows, output / "epsilon_vs_map.png", f"{Path(config.model).stem} on {data_name}")
-        names += ["epsilon_vs_map.png", *TABLES]
+        names += [_CURVE, *TABLES]
     for name in names:
         if (output / name).exists():
             tracker.file(output / name)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import ConfigError
-from .files import MOST_TEXT, read_file
+from .files import MOST_TEXT, read_file, write_atomically, write_text
 
 TABLES = ("results.csv", "per_class.csv")
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
@@ -24,11 +24,13 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> 
     rows = [row for row in rows if str(row["step"]) not in known]
     if not rows:
         return
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0])
-        if not known:
-            writer.writeheader()
-        writer.writerows(rows)
+    before = file.read_bytes().decode() if file.exists() else ""
+    added = io.StringIO()
+    writer = csv.DictWriter(added, rows[0])
+    if not before:
+        writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, before + added.getvalue())  # the whole table: half a row would be taken for a number
 
 
 def read_rows(file: Path) -> list[dict[str, float]]:
@@ -71,4 +73,4 @@ def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> N
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(file, metadata={"Software": None})
+    write_atomically(file, lambda stream: figure.savefig(stream, format="png", metadata={"Software": None}))

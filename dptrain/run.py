@@ -31,12 +31,12 @@ from .detection.model import load_model, save_weights
 from .detection.probe import refuse_coupled_images
 from .errors import PrivacyError
 from .files import file_hash, read_json
-from .folder import RunFolder
+from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
 from .progress import Progress, make_console
-from .publishing import config_text, open_tracker, publish
+from .publishing import config_text, draw, open_tracker, publish
 from .results import append_rows
 from .rounding import round_up, shown
 from .schema import FREE_TO_CHANGE, AugmentConfig, TrainConfig
@@ -128,9 +128,10 @@ class Run:
             refuse_overlap(data)
         if config.public_images is not None:
             refuse_public_overlap(data, config.public_images)
-        self.model = load_model(
-            config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
-        ).to(self.device)
+        with _seeded(config.seed):
+            self.model = load_model(
+                config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
+            ).to(self.device)
         start = Path(config.model)
         self.start_hash = file_hash(start) if start.suffix == ".pt" else None
         self.folder.refuse_inside(_data_folders(data))
@@ -144,6 +145,7 @@ class Run:
         self.trainer = self._trainer()
         self._describe(data)
         self._pays = spending is None and tuning is None
+        self._untold: int | None = None  # steps that the ledger could not be told of
         images = self.dataset.image_files
         self.spending = spending or Spending(config.budget, plan.event(), plan.delta, plan.unit, images, self.data_name)
         if self._pays:
@@ -183,6 +185,7 @@ class Run:
             len(self.dataset),
             seed=config.seed,
             engine=config.engine,
+            exact=config.noise.exact,
             ema_decay=config.ema.decay,
             set_rate=rate,
             before_step=weigh_heads,
@@ -219,6 +222,9 @@ class Run:
             tracker = stack.enter_context(self._tracker())
             self._restore()
             stop = stack.enter_context(stop_signal())
+            stack.enter_context(self._says_how_to_go_on())
+            if not (self.output / CHECKPOINT).exists():
+                self._checkpoint()  # the start, which may be random
             if self.trainer.step == 0:
                 self._evaluate(tracker)
             with Progress(self.console, self.plan) as progress:
@@ -230,10 +236,12 @@ class Run:
                     if stop.is_set():
                         self._stop_early(tracker)
                     if step % self._every == 0:
-                        self._checkpoint()
+                        self._write_weights()
                         self._write_statement("running")
                         self._evaluate(tracker, progress)
-            self._checkpoint()
+                    elif step % (self.config.checkpoint_every or self._every) == 0:
+                        self._checkpoint()
+            self._write_weights()
             self._evaluate(tracker)
             return self._finish(tracker)
 
@@ -255,8 +263,25 @@ class Run:
             self._settle(reason)
 
     def _settle(self, reason: str) -> None:
-        if self._pays and not self.spending.settle(self.folder.journal.steps, reason):
-            self.folder.keep = True
+        steps = self.folder.journal.steps
+        if self._pays and steps != self._untold and not self.spending.settle(steps, reason):
+            self.folder.keep, self._untold = True, steps
+
+    @contextmanager
+    def _says_how_to_go_on(self) -> Iterator[None]:
+        """Add to what stops a run between its first and its last step what is kept of it, and the next command."""
+        try:
+            yield
+        except PrivacyError:  # going on would fail again
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if self._pays and (steps := self.folder.journal.steps):
+                error.add_note(f"{steps} of {self.plan.steps} steps are taken and kept: {self._next_command}")
+            raise
+
+    @property
+    def _next_command(self) -> str:
+        return f"go on with the same command and output_dir={self.output} resume=true"
 
     @property
     def _every(self) -> int:
@@ -270,7 +295,7 @@ class Run:
     def _restore(self) -> None:
         if not self.config.resume:
             return
-        checkpoint = self.output / "checkpoint.pt"
+        checkpoint = self.output / CHECKPOINT
         if checkpoint.exists():
             state = load_checkpoint(checkpoint, self.plan, self.config.seed)
         elif self.folder.journal.steps < self.plan.steps:
@@ -288,8 +313,11 @@ class Run:
         )
 
     def _checkpoint(self) -> None:
+        save_checkpoint(self.output / CHECKPOINT, self.trainer.state(), self.plan, self.config.seed)
+
+    def _write_weights(self) -> None:
         """Write the state and the weights, in this order, before anything of them is reported."""
-        save_checkpoint(self.output / "checkpoint.pt", self.trainer.state(), self.plan, self.config.seed)
+        self._checkpoint()
         save_weights(self.model, self.output / "weights" / "last_raw.pt")
         with self.trainer.average.applied():
             save_weights(self.model, self.output / "weights" / "last.pt")
@@ -332,6 +360,7 @@ class Run:
             "learning_rate": config.optimizer.lr,
             "schedule": config.schedule.name,
             "ema_decay": config.ema.decay,
+            "exact_noise": config.noise.exact,
             "augmentation": {name: value for name, value in asdict(config.augment).items() if value} or None,
         }
 
@@ -389,22 +418,32 @@ class Run:
         return {"dp/epsilon": self.plan.epsilon(steps=step), "dp/epsilon_pld": self.plan.epsilon("pld", steps=step)}
 
     def _stop_early(self, tracker: Tracker) -> None:
-        self._checkpoint()
+        self._write_weights()
         self._settle("stopped")
+        draw(self.config, self.output, self.data_name)
         self._write_statement("stopped")
-        publish(self.config, self.output, self.data_name, tracker)
-        raise SystemExit(
-            f"stopped after step {self.trainer.step} of {self.plan.steps}; go on with the same command and "
-            f"output_dir={self.output} resume=true"
-        )
+        publish(self.output, tracker)
+        raise SystemExit(f"stopped after step {self.trainer.step} of {self.plan.steps}; {self._next_command}")
 
     def _finish(self, tracker: Tracker) -> TrainResult:
         self._settle("finished")
-        statement = self._write_statement("finished")
-        metrics = publish(self.config, self.output, self.data_name, tracker)
+        draw(self.config, self.output, self.data_name)
+        statement = self._write_statement("finished")  # last of the folder: from here on the run is over
+        metrics = publish(self.output, tracker)
         epsilon = statement["guarantee"]["epsilon"]
         self._say(f"done: epsilon {shown(epsilon)} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
         return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Make the random start of a test run repeatable; torch's own generator makes nothing that protects."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def _data_folders(data: DataConfig) -> set[Path]:

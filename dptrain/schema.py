@@ -21,12 +21,15 @@ from .errors import ConfigError
 DEFAULT_STEPS = 1000
 DEFAULT_EXPECTED_BATCH_SIZE = 256
 EVALUATIONS_PER_RUN = 10
+CHECKPOINTS_PER_RUN = 50
 DEFAULT_LEDGER = "${oc.env:DPTRAIN_BUDGET_URL,'sqlite:///budget.db'}"  # a team sets the variable once
 
 NORMS = ("auto", "group", "frozen_bn")
 ENGINES = ("fused", "opacus", "microbatch")
 # What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
-FREE_TO_CHANGE = ("device", "workers", "physical_batch_size", "tracking", "budget", "resume", "output_dir")
+FREE_TO_CHANGE = (
+    "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume", "output_dir",
+)  # fmt: skip
 VALIDATIONS = ("public", "off")
 TUNINGS = ("none", "random_stopping")
 MOST_MEAN_RUNS = 500
@@ -128,6 +131,13 @@ class TrackingConfig:
 
 
 @dataclass
+class NoiseConfig:
+    """How the noise is made; it is the same amount either way."""
+
+    exact: bool = _key(False, "whole-number noise that no rounding weakens; images go through one at a time")
+
+
+@dataclass
 class BudgetConfig:
     """The ledger of what every dataset has spent. ``docs/budget.md`` has what it promises."""
 
@@ -165,6 +175,7 @@ class TrainConfig:
     norm: str = _key("auto", f"one of {', '.join(NORMS)}; auto: frozen_bn from a checkpoint, group from scratch")
     workers: int = _key(2, "processes that load images")
     evaluate_every: int | None = _key(None, f"steps between evaluations; default {EVALUATIONS_PER_RUN} in a run")
+    checkpoint_every: int | None = _key(None, f"steps a crash can lose; default 1/{CHECKPOINTS_PER_RUN} of the run")
     validation: str = _key("public", "public: you declare the val split public; off: no evaluation")
     public_data: str | None = _key(None, "what public data made the start weights, in your words; for the statement")
     public_images: str | None = _key(None, "folder or .txt list of the start's images: none may be a training image")
@@ -176,6 +187,7 @@ class TrainConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
 

@@ -8,6 +8,7 @@ gradients only.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
@@ -16,12 +17,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, PrivacyError
+from .errors import ConfigError, ModelError, PrivacyError
 from .gradients import LossFunction, check_independence
-from .gradients.batches import batch_size
+from .gradients.batches import batch_size, in_pieces
 from .gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .gradients.tuning import by_rule
 from .noise import NoiseStream
+from .out_of_memory import give_back, is_out_of_memory
 from .plan import PrivacyPlan
 from .sampling import Draw
 
@@ -114,6 +116,8 @@ class PrivateTrainer:
         seed: For tests only: repeats sampling and noise, and voids the guarantee.
         engine: ``fused``, ``opacus`` or ``microbatch``.
         ema_decay: Decay of the moving average; 0 leaves it equal to the iterate.
+        exact: Take the units one at a time, in whole numbers, and add noise that no rounding weakens
+            (:mod:`dptrain.exact`).
         set_rate: Learning rate of a step, from the step's number alone.
         before_step: Called with the step's number before anything of it is computed; it must not look at data.
         on_release: Called with the number of steps, this one included, right before the step's noised gradient is made.
@@ -137,6 +141,7 @@ class PrivateTrainer:
         seed: int | None = None,
         engine: str = "fused",
         ema_decay: float = 0.0,
+        exact: bool = False,
         set_rate: Callable[[int], float] | None = None,
         before_step: Callable[[int], None] | None = None,
         on_release: Callable[[int], None] | None = None,
@@ -153,6 +158,10 @@ class PrivateTrainer:
         self.noise_stream = NoiseStream(seed, "noise")
         self.secure = seed is None
         self.step = 0
+        self._exact = exact
+        if exact and any(p.device.type == "mps" for p in self.parameters.values()):
+            raise ConfigError("noise.exact=true needs double precision, which Apple's GPUs have not: take device=cpu")
+        self._most_at_once = 1 if exact else None  # examples; set where more of them have not fit in memory
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
         self._tried = probe is False or (probe is not None and self._try(probe))
         self._agreed = self._terms()
@@ -166,7 +175,7 @@ class PrivateTrainer:
         return {
             "plan": astuple(self.plan),
             "sampler": (self.sampler, self.sampler.num_units, self.sampler.sample_rate),
-            "noise": (self.noise_stream, self.noise_stream.secure, self.secure),
+            "noise": (self.noise_stream, self.noise_stream.secure, self.secure, self._exact),
             "module": (self.module,),
             "loss function": (self.loss_function, self.engine),
             "set of trainable parameters": (*parameters, *parameters.values()),
@@ -233,19 +242,58 @@ class PrivateTrainer:
     def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
         # In double precision: the rounding of a single precision sum grows with the draw, and the sensitivity with it.
-        total = {name: torch.zeros(p.shape, dtype=_wide(p), device=p.device) for name, p in self.parameters.items()}
+        total = {
+            name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else _wide(p), device=p.device)
+            for name, p in self.parameters.items()
+        }
         before = self._buffer_versions()
-        with nullcontext() if self.secure else by_rule():  # a seeded run repeats to the last bit
+        # By rule, a seeded run repeats to the last bit, and a unit's whole numbers are a function of the unit alone.
+        with by_rule() if self._exact or not self.secure else nullcontext():
             for batch in batches:
                 self._tried = self._tried or self._try(batch)
-                part = self.plan.clipped_sum(self.module, self.loss_function, batch, self.engine)
-                torch._foreach_add_(list(total.values()), list(part.values()))
+                for part in self._parts(batch):
+                    torch._foreach_add_(list(total.values()), list(part.values()))
         if before != self._buffer_versions():
             raise PrivacyError(
                 "a buffer of the module changed while it looked at private images, and nothing noises it: "
                 "freeze the layer that keeps running statistics"
             )
         return total
+
+    def _parts(self, batch: Any) -> Iterator[dict[str, Tensor]]:
+        """Yield clipped sums that add up to the batch's, each example in one of them.
+
+        Out of memory, the same examples are taken in halves, now and later. Nothing says so: that a draw did not fit
+        tells of the images in it.
+        """
+        waiting = deque([batch])
+        while waiting:
+            piece = waiting.popleft()
+            if self._most_at_once is not None and batch_size(piece) > self._most_at_once:
+                waiting.extendleft(reversed(in_pieces(piece, self._most_at_once)))
+                continue
+            part = self._part(piece)
+            if part is not None:
+                yield part
+                continue
+            size = batch_size(piece)
+            if size <= 1:
+                raise ModelError(
+                    "out of memory with a single example: free memory, or use a device that has more (device=...)"
+                )
+            self._most_at_once = size // 2
+            waiting.appendleft(piece)
+
+    def _part(self, batch: Any) -> dict[str, Tensor] | None:
+        """Return the clipped sum of a batch, all of it, or ``None`` where it does not fit in memory."""
+        try:
+            clipped = self.plan.clipped_on_grid if self._exact else self.plan.clipped_sum
+            return clipped(self.module, self.loss_function, batch, self.engine)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back()
+        return None
 
     def _buffer_versions(self) -> dict[str, tuple[int, int]]:
         return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}

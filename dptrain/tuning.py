@@ -108,7 +108,7 @@ def tune(config: TrainConfig) -> TrainResult:
         PrivacyError: The number of runs came out as 0 (Poisson), or no run gave weights: nothing is released.
         SystemExit: It was asked to stop.
     """
-    from .publishing import config_text, open_tracker, publish
+    from .publishing import config_text, draw, open_tracker, publish
 
     tuning = plan_tuning(config)
     facts = tuning.facts(config.tuning.search)
@@ -157,7 +157,8 @@ def tune(config: TrainConfig) -> TrainResult:
         for row in rows:
             tracker.metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
         tracker.metrics({"dp/epsilon_tuning": tuning.epsilon}, int(rows[-1]["step"]))
-        publish(revealed, output, data_name, tracker)
+        draw(revealed, output, data_name)
+        publish(output, tracker)
     chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(revealed), key)}" for key in config.tuning.search)
     console.print(
         f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {shown(tuning.epsilon)} at delta "

@@ -24,11 +24,11 @@ def fail(message: str, status: int, debug: bool) -> int:
 
 
 def described(error: Exception) -> str:
-    """One line; what dptrain did not foresee also gets its kind."""
+    """One line, with the notes that were added on the way; what dptrain did not foresee also gets its kind."""
     line = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, (DptrainError, OSError)):
-        return line
-    return f"{type(error).__name__}: {line} (--debug shows where)"
+    if not isinstance(error, (DptrainError, OSError)):
+        line = f"{type(error).__name__}: {line} (--debug shows where)"
+    return "; ".join((line, *getattr(error, "__notes__", ())))
 
 
 class _ConsoleHandler(logging.StreamHandler):

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError
+from ..errors import DataError, ModelError
+from ..gradients.batches import in_pieces
+from ..out_of_memory import give_back, is_out_of_memory
 
 if TYPE_CHECKING:
     from ..sampling import Draw
@@ -108,7 +110,7 @@ class StepLoader:
 
     def _here(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch], None, None]:
         for draw in draws:
-            yield (to_device(_load(self.dataset, chunk), self.device) for chunk in self._chunks(draw))
+            yield (batch for chunk in self._chunks(draw) for batch in self._moved(_load(self.dataset, chunk)))
 
     def _ahead(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch], None, None]:
         lengths: deque[int] = deque()  # physical batches in each step that the loader has been told of
@@ -123,7 +125,7 @@ class StepLoader:
 
         def step(length: int) -> Iterator[Batch]:
             for _ in range(length):
-                yield to_device(ready.popleft() if ready else next(batches), self.device)
+                yield from self._moved(ready.popleft() if ready else next(batches))
 
         try:
             while True:
@@ -137,6 +139,26 @@ class StepLoader:
                     pass
         finally:
             batches.close()
+
+    def _moved(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the batch on the device; out of memory there, the same images in halves."""
+        try:
+            pieces = [to_device(batch, self.device)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            pieces = []
+        if pieces:
+            yield pieces.pop()  # so that nothing here holds it any more
+            return
+        give_back()
+        size = len(batch["img"])
+        if size == 1:
+            raise ModelError(
+                f"not even one image fits in the memory of {self.device}: free some, or use another device"
+            )
+        for half in in_pieces(batch, (size + 1) // 2):
+            yield from self._moved(half)
 
 
 def _up_to_one(batches: Iterator[Batch]) -> list[Batch]:

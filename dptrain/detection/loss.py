@@ -34,6 +34,11 @@ def one2many_weight(fraction: float) -> float:
 class _HeadLoss(v8DetectionLoss):
     """The loss of one head; Ultralytics' target padding, box decoding and assigner, with our own reductions."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Out of memory, the assigner goes on image by image, and would first print the largest number of boxes.
+        self.assigner._oom_warned = True
+
     def per_image(self, preds: Mapping[str, Any], batch: Batch) -> Tensor:
         """Return the loss of every image, shape (n,)."""
         distances = preds["boxes"].permute(0, 2, 1).contiguous()

@@ -27,16 +27,17 @@ def batch_size(batch: Any) -> int:
 def take_examples(batch: Any, start: int, stop: int) -> Any:
     """Return the batch that holds the examples from ``start`` to before ``stop``.
 
-    Tensors are sliced along their first dimension; those of another length than the batch belong to no example and are
-    left as they are. In a detection batch (a mapping with ``batch_idx``) the rows of ``batch_idx``, ``cls`` and
-    ``bboxes`` are those of the images' objects.
+    Tensors are cut along their first dimension, and copied: how they lie in memory can show in the last digits of what
+    is computed from them. Those of another length than the batch belong to no example and are left as they are. In a
+    detection batch (a mapping with ``batch_idx``) the rows of ``batch_idx``, ``cls`` and ``bboxes`` are those of the
+    images' objects.
     """
     return _take(batch, start, stop, batch_size(batch))
 
 
 def _take(batch: Any, start: int, stop: int, count: int) -> Any:
     if isinstance(batch, Tensor):
-        return batch[start:stop] if batch.dim() and len(batch) == count else batch
+        return batch[start:stop].clone() if batch.dim() and len(batch) == count else batch
     if isinstance(batch, Mapping):
         if "batch_idx" not in batch:
             return {key: _take(value, start, stop, count) for key, value in batch.items()}
@@ -80,3 +81,11 @@ def _join(examples: Sequence[Any], whole: Any, count: int) -> Any:
 
 def _like(batch: tuple | list, values: Iterable[Any]) -> Any:
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+
+
+def in_pieces(batch: Any, most: int) -> list[Any]:
+    """Return the batch as batches of at most ``most`` examples, in its order."""
+    size = batch_size(batch)
+    if size <= most:
+        return [batch]
+    return [take_examples(batch, start, min(start + most, size)) for start in range(0, size, most)]

@@ -213,6 +213,8 @@ class Store:
             yield
         except SQLAlchemyError as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())
+            if "database is locked" in reason:
+                reason = f"locked: another process has been writing to it for {_BUSY_SECONDS:g} s; try again after it"
             raise BudgetError(f"the ledger {self.name} cannot be used: {reason[:300]}") from error
         except DptrainError:
             raise

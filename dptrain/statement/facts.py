@@ -37,7 +37,7 @@ ASSUMPTIONS = (
     "One person's data is in one unit: a person in several images has a guarantee that weakens with their number.",
     "The adversary sees everything released and every iterate, and not the memory, the timing or the crashes of the "
     "training machine.",
-    "The noise is Gaussian up to the rounding of floating-point numbers.",
+    "The noise is Gaussian up to the rounding of floating-point numbers; with exact_noise, without any.",
 )
 NOT_COVERED = (
     "other runs on the same images, unless the tuning and dataset sections below count them",

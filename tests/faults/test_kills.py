@@ -1,0 +1,132 @@
+"""Processes that die or run out: no step is released that is not charged, and no file is left half-written.
+
+kill -9 at every kind of point, a full disk, a dead loader worker; one line says how to go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dptrain import BudgetLedger
+from dptrain.checkpoint import StepJournal, load_checkpoint
+from dptrain.files import steps_started
+from dptrain.results import read_rows
+from dptrain.spending import read_note
+
+from ..conftest import MakeDataset
+from . import process
+from .process import HOW, PLAN, options
+
+# pytest kills a few times; DPTRAIN_KILLS=50 is the full mode (minutes).
+KILLS = int(os.environ.get("DPTRAIN_KILLS", "3"))
+
+
+def test_nothing_is_lost_or_uncharged_wherever_a_run_is_killed(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    data, choice, killed, runs = make_dataset(), random.Random(1), 0, 0
+    assert process.run(options(tmp_path, tmp_path / "whole", data), tmp_path / "report of whole") == 0
+    points = Counter((tmp_path / "report of whole" / "points").read_text().splitlines())
+    assert len(points) > 40 and points["after write steps.journal"] == PLAN.steps
+    check(tmp_path, tmp_path / "whole", finished=True)
+    while killed < KILLS:
+        runs += 1
+        out, report = tmp_path / f"run{runs}", tmp_path / f"report of run{runs}"
+        for attempt in range(1000):
+            name = choice.choice(sorted(points))  # every kind of point, however rare it is
+            at = None if attempt and killed >= KILLS else (name, choice.randint(1, points[name]))
+            status = process.run(options(tmp_path, out, data), report, at)
+            assert status in (0, -9), f"{at}: {(report / 'error').read_text()}"
+            killed += status == -9
+            check(tmp_path, out, finished=status == 0)
+            if status == 0:
+                break
+            if out.exists() and not (out / "steps.journal").exists():  # killed before there was a run
+                out = out.with_name(f"{out.name} again")
+
+
+def check(folder: Path, out: Path, finished: bool) -> None:
+    """What must hold of a run's folder and its ledger at any moment."""
+    for file in out.rglob("*"):
+        if file.suffix == ".json":
+            json.loads(file.read_text())
+        if file.suffix == ".csv":
+            read_rows(file) if file.name == "results.csv" else file.read_text()
+        if file.suffix == ".pt" and file.parent.name == "weights":
+            torch.load(file, weights_only=False)
+    started = steps_started(out)
+    if (out / "checkpoint.pt").exists():
+        assert load_checkpoint(out / "checkpoint.pt", PLAN, None)["step"] <= started
+    report = folder / f"report of {out.name.removesuffix(' again')}"
+    released = report / "released"
+    assert (released.stat().st_size if released.exists() else 0) <= started <= PLAN.steps
+    ledger = BudgetLedger(f"sqlite:///{folder / 'budget.db'}")
+    assert ledger.verify().findings == ()
+    charged = {row.run: row.charged for row in ledger.history()}
+    if started:
+        assert charged[read_note(out)["run"]] >= started, "steps were started that nobody is charged for"
+    if finished:
+        assert started == charged[read_note(out)["run"]] == PLAN.steps
+        statement = json.loads((out / "statement.json").read_text())
+        assert (statement["status"], statement["mechanism"]["steps"]) == ("finished", PLAN.steps)
+        assert not list(out.rglob(".*.part"))
+
+
+def test_a_full_disk_ends_the_run_with_its_file_and_the_next_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    """A file size limit: every write beyond it fails, in torch's code too. Checkpoints do not fit, all else does."""
+    data, out = make_dataset(), tmp_path / "out"
+    full = functools.partial(after_steps, 3, limit_files)
+    assert process.run(options(tmp_path, out, data), tmp_path / "report", before=full) == 1
+    told = (tmp_path / "report" / "error").read_text()
+    assert "File too large" in told and "checkpoint.pt" in told and "\n" not in told
+    assert told.endswith(f"{steps_started(out)} of 6 steps are taken and kept: " + HOW.format(out=out))
+    assert 3 <= steps_started(out) < PLAN.steps and not list(out.rglob(".*.part"))
+    (row,) = BudgetLedger(f"sqlite:///{tmp_path / 'budget.db'}").history()
+    assert (row.charged, row.status) == (steps_started(out), "failed")
+    assert process.run(options(tmp_path, out, data), tmp_path / "report") == 0
+    assert steps_started(out) == PLAN.steps
+
+
+def after_steps(steps: int, then: Callable[[], None]) -> None:
+    """Call ``then`` when the journal has counted some steps."""
+    real = StepJournal.record
+
+    def record(self: StepJournal, count: int) -> None:
+        real(self, count)
+        if count == steps:
+            then()
+
+    StepJournal.record = record  # type: ignore[method-assign]
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+
+
+def test_a_dead_loader_worker_ends_the_run_with_the_next_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    data, out = make_dataset(), tmp_path / "out"
+    kill = functools.partial(after_steps, 2, kill_a_worker)
+    loading = {"workers": 2, "physical_batch_size": 1}
+    assert process.run(options(tmp_path, out, data, **loading), tmp_path / "report", before=kill) == 1
+    told = (tmp_path / "report" / "error").read_text()
+    assert "a loader worker died" in told and "\n" not in told
+    assert told.endswith(HOW.format(out=out))
+    assert 2 <= steps_started(out) < PLAN.steps
+    (row,) = BudgetLedger(f"sqlite:///{tmp_path / 'budget.db'}").history()
+    assert row.charged == steps_started(out)
+
+
+def kill_a_worker() -> None:
+    worker = multiprocessing.active_children()[0]
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(10)
