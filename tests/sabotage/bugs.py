@@ -11,10 +11,10 @@ BUGS: dict[str, Bug] = {bug.name: bug for bug in (*GRADIENT_BUGS, *NOISE_BUGS, *
 
 # Those that the normal suite plants: a few seconds each, one of every room.
 QUICK = (
-    "no clip",
-    "half the noise",
-    "same keystream in a fork",
-    "fixed batches",
-    "journal after the noise",
+    "batch loss",
+    "second use of a layer not seen",
+    "one noise for all tensors",
+    "stale sum after an error",
     "wrong rate accounted",
+    "refund",
 )

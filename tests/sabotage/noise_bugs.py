@@ -175,7 +175,7 @@ NOISE_BUGS = (
             (_SUM, "return total", "scale = self.plan.expected_batch_size / max(1, sum(counts))\n"
                                    "    return {name: value * scale for name, value in total.items()}"),
         ],
-        PAIRS, LOOP + "test_one_step_is_noised_clipped_sum_over_the_expected_batch",
+        PAIRS,
     ),
     bugs(
         "optimizer fed without noise",

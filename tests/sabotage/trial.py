@@ -26,6 +26,8 @@ CRASHES = {"NameError", "UnboundLocalError", "AttributeError", "TypeError", "Imp
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["dptrain.run", "opacus.grad_sample", "hypothesis", "scipy.stats", "mlflow.tracking"])
 
+LONGEST = 600  # seconds; a bug that hangs its tests is not caught either
+
 Outcomes = dict[str, dict[str, list[str]]]
 
 
@@ -57,6 +59,7 @@ def _run(tests: list[str], bug: Bug | None, report: Path) -> None:
     with redirect_stdout(screen), redirect_stderr(screen), bug.planted() if bug else nullcontext():
         pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", *tests], plugins=[notes])
     report.write_text(json.dumps({"seen": notes.seen, "screen": screen.getvalue()}))
+    os._exit(0)  # a bug may leave processes behind, and nothing here waits for them
 
 
 def outcomes(tests: Iterable[str], bug: Bug | None = None) -> Outcomes:
@@ -67,8 +70,9 @@ def outcomes(tests: Iterable[str], bug: Bug | None = None) -> Outcomes:
         report = Path(folder) / "report.json"
         process = _PROCESSES.Process(target=_run, args=(list(tests), bug, report))
         process.start()
-        process.join()
-        told = json.loads(report.read_text()) if report.exists() else {"seen": {}, "screen": "the process died"}
+        process.join(LONGEST)
+        process.kill()
+        told = json.loads(report.read_text()) if report.exists() else {"seen": {}, "screen": "it died, or hung"}
     if not told["seen"]:
         raise RuntimeError(f"no test was run: {told['screen'][-2000:]}")
     found: Outcomes = told["seen"]
