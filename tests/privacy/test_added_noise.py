@@ -28,7 +28,7 @@ from dptrain.detection.loss import PerImageLoss
 from dptrain.noise import NoiseStream
 from dptrain.training import PrivateTrainer
 
-from .pairs import SIZE, detector, write_neighbours
+from .datasets import SIZE, detector, write_neighbours
 
 SIGNIFICANCE = 1e-9
 PLAN = PrivacyPlan(0.6, 6, 1.7, 0.3, 1e-3, 4)

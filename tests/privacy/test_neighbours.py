@@ -6,7 +6,7 @@ every time; ``DPTRAIN_PAIRS=1000`` draws that many new ones.
 Which runs are compared: the sampler hands the coins of a step out in the order of file names. For a newcomer whose name
 comes last, every other image keeps its coin and its augmentation by itself. For one in the middle it would not, and
 need not: coins and augmentation seeds are independent and alike, so that handing them out in another order changes no
-probability. Both runs are then given the coupling in which every other image keeps its own (:class:`.pairs.Coupled`),
+probability. Both runs are then given the coupling in which every other image keeps its own (:class:`.recording.Coupled`),
 and everything else must be equal. Removing an image is adding it the other way round: distance and equality are
 symmetric.
 """
@@ -29,7 +29,8 @@ from dptrain import PrivacyPlan, noise
 from dptrain.detection.model import save_weights
 from dptrain.gradients import ENGINES
 
-from .pairs import DETECTORS, IMAGES, NEWCOMERS, Settings, detector, difference, length, record, write_neighbours
+from .datasets import DETECTORS, IMAGES, NEWCOMERS, detector, write_neighbours
+from .recording import Settings, difference, length, record
 
 _PAIRS = int(os.environ.get("DPTRAIN_PAIRS", "0"))
 MANY = settings(

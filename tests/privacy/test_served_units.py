@@ -24,7 +24,7 @@ from dptrain.noise import NoiseStream
 from dptrain.run import Run
 from dptrain.sampling import PoissonSampler
 
-from .pairs import detector, write_neighbours
+from .datasets import detector, write_neighbours
 
 SIGNIFICANCE = 1e-9
 UNITS, STEPS = 30, 3000

@@ -12,7 +12,7 @@ from dptrain import BudgetLedger, PrivacyPlan
 from dptrain.detection.model import save_weights
 from dptrain.run import Run
 
-from .pairs import detector, write_neighbours
+from .datasets import detector, write_neighbours
 
 PLAN = PrivacyPlan(0.5, 6, 2.0, 1.0, 1e-3, 2)
 

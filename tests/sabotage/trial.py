@@ -113,7 +113,8 @@ def judge(bug: Bug, passing: set[str]) -> Verdict:
     failed = {test: notes["errors"] for test, notes in found.items() if "failed" in notes["outcomes"]}
     silent = [test for test in bug.caught_by if test not in failed]
     if bug.harmless:
-        return Verdict(bug, not failed, "passes" if not failed else f"{_short(next(iter(failed)))} fails", seconds)
+        words = [f"{_short(test)} fails ({', '.join(errors)})" for test, errors in failed.items()]
+        return Verdict(bug, not failed, "; ".join(words) or "passes", seconds)
     if silent:
         return Verdict(bug, False, f"NOT caught by {', '.join(map(_short, silent))}", seconds)
     crashed = {error for errors in failed.values() for error in errors} & CRASHES
