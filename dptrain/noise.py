@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from torch import Tensor
 
 from .errors import ConfigError, PrivacyError
@@ -26,8 +26,9 @@ class NoiseStream:
     """Uniform and Gaussian numbers from AES-256 in counter mode, keyed by the operating system.
 
     Formal guarantee: without a seed, the key is 256 bits from the operating system's generator, is kept nowhere else,
-    and no part of the keystream is used twice; two streams are independent. With a ``seed`` the stream repeats
-    itself, which is for tests only and voids the guarantee of anything made with it (``secure`` is then False).
+    and no part of the keystream is used twice, not even by a forked process; two streams are independent. With a
+    ``seed`` the stream repeats itself, which is for tests only and voids the guarantee of anything made with it
+    (``secure`` is then False).
 
     Gaussians are made by the Box-Muller transform from 64 random bits each, in double precision. That is a continuous
     Gaussian up to rounding; what protects from attacks on the rounding (Mironov 2012) is :mod:`dptrain.exact`.
@@ -36,8 +37,8 @@ class NoiseStream:
     def __init__(self, seed: int | None = None, purpose: str = "") -> None:
         self.secure = seed is None
         self._seed, self._purpose = seed, purpose
-        key = os.urandom(32) if seed is None else _test_key(seed, purpose)
-        self._keystream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._keystream = _keystream(os.urandom(32) if seed is None else _test_key(seed, purpose))
+        self._process = os.getpid()
 
     def at(self, step: int) -> NoiseStream:
         """Return the stream for one step: this one, going on; or, of a seeded stream, a repeatable one of its own.
@@ -48,6 +49,8 @@ class NoiseStream:
 
     def words(self, count: int) -> np.ndarray:
         """Return ``count`` random words of 64 bits, shape (count,)."""
+        if self.secure and self._process != os.getpid():  # forked: going on would repeat the parent's numbers
+            self._keystream, self._process = _keystream(os.urandom(32)), os.getpid()
         return np.frombuffer(self._keystream.update(bytes(8 * count)), dtype="<u8")
 
     def uniform(self, count: int) -> np.ndarray:
@@ -72,6 +75,10 @@ class NoiseStream:
             torch.cos(angle, out=block[:pairs]).mul_(radius)
             torch.sin(angle, out=block[pairs:]).mul_(radius)
         return numbers[:count]
+
+
+def _keystream(key: bytes) -> CipherContext:
+    return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
 
 def _test_key(seed: int, purpose: str) -> bytes:

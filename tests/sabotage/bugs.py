@@ -1,0 +1,20 @@
+"""All planted bugs, by name."""
+
+from __future__ import annotations
+
+from .edits import Bug
+from .gradient_bugs import GRADIENT_BUGS
+from .noise_bugs import NOISE_BUGS
+from .record_bugs import RECORD_BUGS
+
+BUGS: dict[str, Bug] = {bug.name: bug for bug in (*GRADIENT_BUGS, *NOISE_BUGS, *RECORD_BUGS)}
+
+# Those that the normal suite plants: a few seconds each, one of every room.
+QUICK = (
+    "batch loss",
+    "second use of a layer not seen",
+    "one noise for all tensors",
+    "stale sum after an error",
+    "wrong rate accounted",
+    "refund",
+)

@@ -1,0 +1,235 @@
+"""Bugs between the image files and the clipped sum."""
+
+from __future__ import annotations
+
+from .edits import bug, bugs
+
+PAIRS = "tests/privacy/test_neighbours.py::test_one_image_changes_the_sum_by_at_most_the_sensitivity_and_nothing_else"
+SERVED = "tests/privacy/test_served_units.py::"
+ENGINES = "tests/gradients/test_engines.py::"
+LAYERS = "tests/gradients/test_layers.py::"
+DATA = "tests/detection/test_data.py::"
+
+_FACTORS = "(self.clip_norm * _ROUNDING / norms).clamp(max=1.0)"
+_WEIGHTS = "dptrain.clipping:FlatClip.weights"
+_COUPLING = "dptrain.gradients.checks:refuse_coupling"
+_NORMS = "dptrain.detection.model:_replace_norms"
+_LARGEST = ENGINES + "test_no_example_adds_more_than_the_clip_norm"
+
+GRADIENT_BUGS = (
+    # clipping
+    bug(
+        "no clip",
+        "The factors are computed and never used: every gradient enters the sum as it is.",
+        _WEIGHTS, _FACTORS, "torch.ones_like(norms)",
+        PAIRS, _LARGEST,
+    ),
+    bug(
+        "clip after the sum",
+        "The sum of a physical batch is clipped, not each image's gradient.",
+        "dptrain.gradients:clipped_gradient_sum",
+        "return _engine(method, module).clipped_sum(module, loss_function, batch, clip.weights)",
+        "total = _engine(method, module).clipped_sum(module, loss_function, batch, lambda s: (s == s).double())\n"
+        "    norm = sum(float(t.double().square().sum()) for t in total.values()) ** 0.5\n"
+        "    return {name: t * min(1.0, clip.clip_norm / max(norm, 1e-30)) for name, t in total.items()}",
+        PAIRS, ENGINES + "test_networks_that_are_no_detectors",
+    ),
+    bug(
+        "every layer clipped by itself",
+        "Each layer's part is scaled to the clip norm, so that the whole is the root of the number of layers too long.",
+        "dptrain.gradients.fused:_weighted",
+        "part.weighted_sum(weights)", "part.weighted_sum(weigh(part.squared_norms()))",
+        _LARGEST, ENGINES + "test_networks_that_are_no_detectors",
+    ),
+    bug(
+        "one layer left out of the norm",
+        "The loop that adds up the layers' norms starts at the second.",
+        "dptrain.gradients.fused:_squared_norms",
+        "in parts.items():", "in list(parts.items())[1:] or parts.items():",
+        _LARGEST,
+    ),
+    bug(
+        "one head unclipped",
+        "YOLO26's second head goes into the sum at full length.",
+        "dptrain.gradients.fused:_weighted",
+        "part.weighted_sum(weights)",
+        "part.weighted_sum(torch.ones_like(weights) if 'one2one' in (layer_name or '') else weights)",
+        _LARGEST,
+    ),
+    bug(
+        "norms in single precision",
+        "A long gradient's squares are added up in one float32 sum, which comes out short.",
+        "dptrain.gradients.layers.base:block_norms",
+        "flat = gradients.flatten(1)", "flat = gradients.flatten(1)\n    return [flat.square().cumsum(1)[:, -1:].sqrt()]",
+        LAYERS + "test_the_norm_of_a_long_row_is_right_in_single_precision",
+    ),
+    bug(
+        "sums in single precision",
+        "The sum over physical batches is kept in float32, whose rounding grows with the draw.",
+        "dptrain.training:_wide", "else torch.float64", "else torch.float32",
+        PAIRS,
+    ),
+    bug(
+        "no room for rounding",
+        "The factor is C / norm to the letter, and rounding carries the clipped gradient over C.",
+        _WEIGHTS, "self.clip_norm * _ROUNDING / norms", "self.clip_norm / norms",
+        _LARGEST,
+    ),
+    bug(
+        "clip norm from the data",
+        "The norm is clipped at the median of the batch, as adaptive clipping without its own noise does.",
+        _WEIGHTS, "self.clip_norm * _ROUNDING / norms",
+        "min(self.clip_norm, float(norms.nan_to_num(0.0, 0.0).median()) + 1e-9) * _ROUNDING / norms",
+        PAIRS,
+    ),
+    bug(
+        "sensitivity halved",
+        "The clip states C / 2, as if a unit could move the sum only one way.",
+        "dptrain.clipping:FlatClip.sensitivity", "return self.clip_norm\n", "return self.clip_norm / 2\n",
+        PAIRS, "tests/test_clipping.py::test_sensitivity",
+    ),
+    # gradients that are not finite
+    bug(
+        "zero times NaN",
+        "The factor of a broken image is zero, and it is multiplied all the same.",
+        "dptrain.gradients.fused:_weighted", "if not bool(finite.all()):", "if False:",
+        PAIRS, ENGINES + "test_an_image_that_is_not_finite_leaves_the_others_alone",
+    ),
+    bug(
+        "NaN passes the clip",
+        "A norm that is NaN compares false with everything, and so it is never too long.",
+        _WEIGHTS, "kept = torch.isfinite(squared_norms) & (factors > _LEAST_FACTOR)", "kept = ~(factors < 0)",
+        PAIRS, "tests/test_clipping.py::test_edge_table",
+    ),
+    # layers and losses
+    bug(
+        "norms in half precision",
+        "Under autocast the gradients, and their norms, are formed in bfloat16.",
+        "dptrain.gradients.layers.base:full_precision",
+        "return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x", "return x",
+        ENGINES + "test_float16_and_bfloat16_gradients_are_formed_in_single_precision",
+        "tests/gradients/test_autocast.py::test_norms_and_sums_are_in_full_precision",
+    ),
+    bug(
+        "bias left out of the ghost norm",
+        "The factored norm is of the weight alone, and the bias is clipped with it.",
+        "dptrain.gradients.layers.linear:GhostRecord.squared_norms",
+        "norms if self.bias is None else norms + squared_norm(self.bias)", "norms",
+        LAYERS + "test_linear_with_and_without_the_factored_form",
+    ),
+    bug(
+        "timed on the batch",
+        "The fastest way is found with the images at hand: the choice, and the time, tell of them.",
+        "dptrain.gradients.layers.conv:choose",
+        "a, g = _random((n, *x.shape[1:]), x), _random((n, *b.shape[1:]), b)", "a, g = x[:n], b[:n]",
+        LAYERS + "test_what_is_timed_is_not_the_batch",
+    ),
+    bug(
+        "second use of a layer not seen",
+        "A layer that is called twice keeps the gradient of one call.",
+        "dptrain.gradients.layers.base:Tape.take",
+        "records[0] if len(records) == 1 else _sum(module, records, check_rows)", "records[0]",
+        LAYERS + "test_a_layer_used_twice",
+    ),
+    bug(
+        "mean instead of sum of the losses",
+        "The losses are averaged before the backward pass: an image's gradient shrinks as the batch grows.",
+        "dptrain.gradients.fused:run", "torch.autograd.grad(losses.sum(),", "torch.autograd.grad(losses.mean(),",
+        PAIRS, ENGINES + "test_networks_that_are_no_detectors",
+    ),
+    bug(
+        "batch loss",
+        "Ultralytics' own normaliser: the loss is divided by the targets of the whole batch.",
+        "dptrain.detection.loss:_HeadLoss.per_image",
+        "anchor_weights.sum(1).clamp(min=1)", "anchor_weights.sum().clamp(min=1)",
+        PAIRS, "tests/detection/test_loss.py::test_one_images_boxes_never_change_anothers_gradient",
+    ),
+    bugs(
+        "batch norm on",
+        "The checkpoint's batch norms stay, in train mode, and the check that refuses them is switched off.",
+        [
+            (_NORMS, "setattr(module, child_name, FrozenBatchNorm2d.from_batch_norm(child))", "pass"),
+            (_COUPLING, "for name, layer in named_layers(module):", "for name, layer in ():"),
+        ],
+        PAIRS, "tests/detection/test_model.py::test_frozen_norms_compute_what_the_checkpoint_did",
+    ),
+    bug(
+        "only trainable norms are checked",
+        "The check for batch norm skips frozen layers, as Opacus's validator does; they mix the batch all the same.",
+        _COUPLING,
+        "for name, layer in named_layers(module):\n",
+        "for name, layer in named_layers(module):\n"
+        "        if not any(p.requires_grad for p in layer.parameters(recurse=False)):\n            continue\n",
+        ENGINES + "test_layers_that_mix_images_are_refused_by_name",
+    ),
+    bug(
+        "frozen batch norm thaws",
+        "model.train() turns the statistics of the batch on again.",
+        "dptrain.layers:FrozenBatchNorm2d.forward",
+        "False, 0.0, self.eps", "self.training, 0.03, self.eps",
+        PAIRS, "tests/detection/test_model.py::test_train_never_turns_a_frozen_norm_back_on",
+    ),
+    bug(
+        "running statistics not watched",
+        "A layer that counts what it sees takes it into the weights file, and nothing noises it.",
+        "dptrain.training:PrivateTrainer._buffer_versions",
+        "{name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}", "{}",
+        "tests/test_training.py::test_a_layer_that_keeps_statistics_is_refused",
+    ),
+    # images
+    bug(
+        "mosaic",
+        "A quarter of the next image is pasted into each.",
+        "dptrain.detection.data:DetectionDataset.sample",
+        "image = read_image(self.image_files[index])",
+        "image = read_image(self.image_files[index]).copy()\n"
+        "    other = read_image(self.image_files[(index + 1) % len(self.image_files)])\n"
+        "    h, w = (max(1, min(a, b) // 2) for a, b in zip(image.shape[:2], other.shape[:2]))\n"
+        "    image[:h, :w] = other[:h, :w]",
+        PAIRS, DATA + "test_other_images_do_not_matter",
+    ),
+    bug(
+        "augmentation seeded by the picture",
+        "The seed is a sum of pixels: each image has the same augmentation in every step.",
+        "dptrain.detection.data:DetectionDataset.sample",
+        "np.random.default_rng([seed, index])", "np.random.default_rng([int(image.sum()), index])",
+        DATA + "test_row_and_seed_decide",
+    ),
+    bug(
+        "an image twice in a step",
+        "Two augmentations of an image, each clipped by itself: together they move the sum by 2C.",
+        "dptrain.detection.loader:StepLoader._chunks",
+        "np.asarray(draw.indices[start : start + self.physical_batch_size])",
+        "np.repeat(draw.indices[start : start + self.physical_batch_size], 2)",
+        PAIRS, SERVED + "test_every_unit_is_served_at_the_accounted_rate_and_at_most_once_a_step",
+    ),
+    bug(
+        "last physical batch dropped",
+        "drop_last=True: which images are left out depends on how many were drawn.",
+        "dptrain.detection.loader:StepLoader._chunks",
+        "range(0, len(draw.indices), self.physical_batch_size)",
+        "range(0, len(draw.indices) - self.physical_batch_size + 1, self.physical_batch_size)",
+        PAIRS, SERVED + "test_the_physical_batch_leaves_no_unit_out",
+    ),
+    bug(
+        "a step's rest enters the next",
+        "What a step did not take is left in the loader's queue.",
+        "dptrain.detection.loader:StepLoader._ahead",
+        "for _ in current:\n                pass", "pass",
+        "tests/detection/test_loader.py::test_what_is_left_of_a_step_does_not_leak_into_the_next",
+    ),
+    bug(
+        "validation images train",
+        "The training split is both splits: the images whose metrics are released have no guarantee.",
+        "dptrain.detection.sources:DataConfig.files",
+        "getattr(self, split)", "(*self.train, *self.val) if split == 'train' else getattr(self, split)",
+        PAIRS, SERVED + "test_a_run_samples_at_the_rate_of_its_event_however_many_images_there_are",
+    ),
+    bug(
+        "shared images let through",
+        "Nobody looks whether a validation image is a training image.",
+        "dptrain.detection.sources:refuse_overlap",
+        "train = {image.resolve(): image for image in data.train}", "return",
+        "tests/detection/test_sources.py::test_an_image_in_train_and_val_is_refused",
+    ),
+)  # fmt: skip

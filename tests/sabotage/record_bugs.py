@@ -1,0 +1,147 @@
+"""Bugs in what is claimed: the accountant, the ledger, the statement."""
+
+from __future__ import annotations
+
+from .edits import bug, bugs
+from .noise_bugs import WHOLE
+
+ACCOUNTANT = "tests/test_accounting.py::"
+LEDGER = "tests/ledger/test_ledger.py::"
+_GOLDENS = ACCOUNTANT + "test_goldens"
+_FAST = ACCOUNTANT + "test_fast_rdp_is_dp_accountings_own"
+_LEDGER = "dptrain.ledger.ledger:BudgetLedger."
+_EPSILON = "dptrain.accounting:dp_sgd_epsilon"
+
+RECORD_BUGS = (
+    # the accountant
+    bug(
+        "wrong rate accounted",
+        "The event has half the rate: as if an image could be drawn from one half of the data only.",
+        "dptrain.accounting:dp_sgd_event",
+        "PoissonSampledDpEvent(sample_rate,", "PoissonSampledDpEvent(sample_rate / 2,",
+        _GOLDENS, "tests/test_plan.py::test_parts_come_from_the_plan",
+    ),
+    bug(
+        "one step too few",
+        "The last step is not composed.",
+        _EPSILON, "steps * _rdp_of_one_step", "(steps - 1) * _rdp_of_one_step",
+        _GOLDENS, _FAST,
+    ),
+    bug(
+        "epsilon of one step",
+        "What a step costs is shown for the run.",
+        "dptrain.plan:PrivacyPlan.epsilon", "count = self._steps(steps)", "count = min(1, self._steps(steps))",
+        _GOLDENS, ACCOUNTANT + "test_epsilon_grows_with_steps_and_starts_at_zero",
+    ),
+    bug(
+        "delta ignored",
+        "Epsilon is converted at 1e-5 whatever was asked.",
+        _EPSILON,
+        "_of_one_step(sample_rate, noise_multiplier), delta", "_of_one_step(sample_rate, noise_multiplier), 1e-5",
+        _GOLDENS, _FAST,
+    ),
+    bug(
+        "variance taken for the deviation",
+        "The accountant is told sigma squared.",
+        "dptrain.accounting:dp_sgd_event", "GaussianDpEvent(noise_multiplier)", "GaussianDpEvent(noise_multiplier**2)",
+        _GOLDENS, "tests/test_plan.py::test_parts_come_from_the_plan",
+    ),
+    bug(
+        "epsilon rounded to the nearest",
+        "What is shown may be below what was spent.",
+        "dptrain.rounding:shown", "ROUND_CEILING", "'ROUND_HALF_EVEN'",
+        "tests/ledger/test_properties.py::test_what_is_written_with_decimals_is_rounded_up",
+    ),
+    bug(
+        "resume under another plan",
+        "The checkpoint of a run with more noise goes on with less, and is accounted by one of the two.",
+        "dptrain.checkpoint:load_checkpoint",
+        "for key, value in wanted.items():", "for key, value in ():",
+        "tests/test_checkpoint.py::test_another_plan_is_refused",
+    ),
+    # the ledger
+    bugs(
+        "refund",
+        "A run that was settled can be settled again at fewer steps.",
+        [
+            (_LEDGER + "settle", "if not row.is_open and charged <= row.charged:", "if False:"),
+            (_LEDGER + "settle", "if charged < row.settled:", "if False:"),
+        ],
+        LEDGER + "test_settling_frees_the_steps_that_were_not_started_and_never_more",
+    ),
+    bug(
+        "failed runs are free",
+        "A run that ends with an error is settled at no steps, though its checkpoints are there.",
+        "dptrain.run:Run._settle", "self.spending.settle(steps, reason)",
+        "self.spending.settle(0 if reason == 'failed' else steps, reason)",
+        "tests/privacy/test_spent_steps.py::test_a_run_that_fails_is_charged_the_steps_it_started",
+    ),
+    bug(
+        "ledger forgets earlier runs",
+        "A run is held against the budget by itself.",
+        "dptrain.ledger.admission:admit", "after = curves.add(before, request.curve, request.steps)",
+        "after = curves.add(curves.zero(store.orders), request.curve, request.steps)",
+        LEDGER + "test_a_run_of_exactly_the_budgets_epsilon_fits_and_a_second_does_not",
+    ),
+    bug(
+        "nothing reserved",
+        "A run is charged when it ends: two at once both fit, and a killed one costs nothing.",
+        _LEDGER + "reserve", "self._charge(connection, totals, curve, steps, delta)",
+        "self._charge(connection, totals, curve, 0, delta)",
+        LEDGER + "test_a_killed_run_keeps_its_reservation_and_resumes_without_a_new_one",
+    ),
+    bug(
+        "budget by path",
+        "A dataset is known by where its files are: a copy has a fresh budget.",
+        "dptrain.ledger.manifest:unit_hash", "return pixels_hash(key, read_image(file, strict=True))",
+        "return mac(key, 'unit', str(file).encode())",
+        "tests/ledger/test_manifest.py::test_renamed_copied_and_moved_files_are_the_same_dataset",
+    ),
+    bug(
+        "two copies of a folder go on",
+        "Whoever has the folder of a run may resume it: the same steps are taken twice on one charge.",
+        _LEDGER + "resume",
+        "if row.attempt not in [self._hashed(token) for token in attempts] or steps < row.settled:", "if False:",
+        LEDGER + "test_two_copies_of_a_runs_folder_cannot_both_go_on",
+        LEDGER + "test_a_folder_that_was_set_back_cannot_take_the_same_steps_twice",
+    ),
+    # what is claimed
+    bug(
+        "a winner for the price of one",
+        "The statement of the best of many runs claims what that run cost.",
+        "dptrain.statement.facts:claim_of", 'if not tuning or tuning.get("distribution") is None:', "if True:",
+        "tests/statement/test_check.py::test_the_winner_of_a_tuning_claims_what_the_tuning_costs",
+    ),
+    bug(
+        "a sweep for the price of one",
+        "The cost of having looked at all runs is that of the dearest.",
+        "dptrain.sweep.cost:compose", "for cost in costs]", "for cost in costs][-1:]",
+        "tests/sweep/test_sweep_record.py::test_the_composed_epsilon_counts_every_started_step_of_unfinished_jobs_too",
+    ),
+    bug(
+        "a seed hidden",
+        "A seeded run, whose noise anyone can subtract, states a guarantee.",
+        "dptrain.run:Run._write_statement", "secure=self.trainer.secure,", "secure=True,",
+        "tests/privacy/test_spent_steps.py::test_a_seeded_run_states_no_guarantee",
+    ),
+    bug(
+        "number of images told",
+        "The statement has the true size of the folder in place of the one that was declared.",
+        "dptrain.run:Run._write_statement", "self.config.privacy.dataset_size", "len(self.dataset)",
+        WHOLE,
+    ),
+    bug(
+        "number of images on the screen",
+        "The first lines of a run say how many images it found.",
+        "dptrain.run:Run._describe",
+        "parameters train, {self.device}", "parameters train on {len(self.dataset)} images, {self.device}",
+        WHOLE,
+    ),
+    bug(
+        "clean gradient in the checkpoint",
+        "The last sum is kept, to look at later.",
+        "dptrain.training:PrivateTrainer.state", '"step": self.step,',
+        '"step": self.step, "gradient": {name: p.grad for name, p in self.parameters.items()},',
+        WHOLE, "tests/privacy/test_spent_steps.py::test_a_run_that_fails_is_charged_the_steps_it_started",
+    ),
+)  # fmt: skip

@@ -1,0 +1,49 @@
+"""The list of bugs fits the code, and a few of them are planted here; ``make sabotage`` plants all."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from .bugs import BUGS, QUICK
+from .edits import Bug, Edit, Stale
+from .trial import ROOT, judge
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_every_bug_fits_the_code_and_names_tests_that_are_there(name: str) -> None:
+    bug = BUGS[name]
+    for edit in bug.edits:
+        assert edit.code() != edit.function().__code__
+    assert bug.caught_by
+    for test in bug.caught_by:
+        file, _, function = test.partition("::")
+        assert re.search(rf"^def {function}\b", (ROOT / file).read_text(), re.MULTILINE), test
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_bug_is_caught(name: str) -> None:
+    """Without the bug its tests pass: they are part of this suite."""
+    verdict = judge(BUGS[name], set(BUGS[name].caught_by))
+    assert verdict.sound, verdict.word
+
+
+def test_a_change_that_nobody_notices_is_told() -> None:
+    test = "tests/test_clipping.py::test_sensitivity"
+    same = Edit("dptrain.clipping:FlatClip.sensitivity", (("2.0 * self.clip_norm", "self.clip_norm * 2.0"),))
+    unnoticed = Bug("another order", "The factors are swapped.", (same,), (test,))
+    assert judge(unnoticed, {test}).word == "NOT caught by test_sensitivity"
+    assert "does not pass" in judge(unnoticed, set()).word
+
+
+def test_a_bug_that_no_longer_fits_is_stale() -> None:
+    with pytest.raises(Stale, match="0 times"):
+        Edit("dptrain.clipping:FlatClip.sensitivity", (("no such text", ""),)).code()
+    with pytest.raises(Stale, match="not there any more"):
+        Edit("dptrain.clipping:FlatClip.gone", ()).code()
+
+
+def test_the_page_lists_every_bug() -> None:
+    page = (ROOT / "docs" / "sabotage.md").read_text()
+    assert [name for name in BUGS if f"| {name} |" not in page] == []
