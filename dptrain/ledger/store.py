@@ -219,8 +219,8 @@ class Store:
         except _UNREADABLE as error:  # a value of the tables is not what the ledger writes there
             reason = str(error)[:200] if isinstance(error, ValueError) else type(error).__name__
             raise BudgetError(
-                f"the ledger {self.name} is damaged, or was changed by other ways ({reason}): see dptrain budget verify, "
-                "and restore a copy"
+                f"the ledger {self.name} is damaged, or was changed by other ways ({reason}): see dptrain budget "
+                "verify, and restore a copy"
             ) from error
 
     def append(self, connection: Connection, kind: str, payload: Mapping[str, Any], run: str | None = None) -> int:

@@ -209,7 +209,6 @@ def test_a_question_mark_in_a_name_belongs_to_the_name(tmp_path: Path) -> None:
         "UPDATE atoms SET total = 'x'",
         "UPDATE datasets SET epsilon = 'much'",
         "UPDATE datasets SET filter_order = 1.0001",
-        "UPDATE datasets SET delta = NULL, read_delta = NULL",
         "UPDATE runs SET charged = 'x'",
         "UPDATE entries SET payload = '['",
         "UPDATE alembic_version SET version_num = 7",
