@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError
+from .files import flatten
 from .schema import (
     CHECKPOINTS_PER_RUN,
     DEFAULT_EXPECTED_BATCH_SIZE,
@@ -97,6 +98,10 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
         config = _typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), kwargs))
     except OmegaConfBaseException as error:
         raise config_error(error) from error
+    except OverflowError as error:  # a whole number where a fraction belongs, too large to be made one
+        large = [key for key, value in flatten(kwargs).items() if isinstance(value, int) and abs(value) > _LARGEST]
+        name = large[0] if large else "a number"
+        raise ConfigError(f"{name} has too many digits: give at most {_LARGEST:g}") from error
     if plan is None:
         return config
     given = _given_keys(kwargs)

@@ -147,7 +147,7 @@ def run_hydra(
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except BaseException as error:
         cause = error.error if isinstance(error, SweepRefused) else error
-        if isinstance(cause, (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)):
+        if isinstance(cause, (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OverflowError)):
             cause = hydra_error(cause)
         sweep = SweepCallback.take()
         if sweep is not None:
@@ -236,6 +236,8 @@ def hydra_error(error: BaseException) -> ConfigError:
         )
     if isinstance(error, ConfigError):
         return error
+    if isinstance(error, OverflowError):
+        return ConfigError(f"a number has too many digits ({text})")
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException):
         described = config_error(cause)

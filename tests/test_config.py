@@ -46,6 +46,19 @@ def test_another_physical_batch_size_is_refused(value: object) -> None:
     assert "physical_batch_size=" in refusal(physical_batch_size=value)
 
 
+def test_numbers_that_overflow_are_refused_by_name() -> None:
+    assert refusal(steps=10**400).startswith("steps=1000")
+    assert "augment.translate has too many digits" in refusal(augment={"translate": 10**400})
+    assert "at most 1e+15" in refusal(privacy={"dataset_size": 10**16})
+    assert "at most 2147483648" in plan_refusal(steps=2**31 + 1, privacy={"noise_multiplier": 1.0, "dataset_size": 100})
+
+
+def test_what_is_no_setting_is_refused_without_pythons_objects() -> None:
+    for value in (object(), object, len):
+        assert "<" not in refusal(optimizer=value)
+        assert "<" not in refusal(imgsz=value)
+
+
 def test_the_defaults_are_accepted() -> None:
     config = resolved()
     assert config.imgsz == 640

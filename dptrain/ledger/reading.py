@@ -100,7 +100,8 @@ def _reading(store: Store, connection: Connection, row: Row) -> DatasetReading:
     inside = snapshots.dataset_atoms(connection, row.id)
     totals = set(connection.scalars(select(atoms.c.total).where(atoms.c.id.in_(inside))))
     touched = select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id.in_(inside))
-    count = select(func.count(), func.count().filter(runs.c.is_open)).where(runs.c.snapshot_id.in_(touched))
+    unsettled_too = func.count().filter(runs.c.is_open.is_not(False))
+    count = select(func.count(), unsettled_too).where(runs.c.snapshot_id.in_(touched))
     number, unsettled = connection.execute(count).one()
     used = None
     if row.filter_order is not None:

@@ -219,10 +219,10 @@ class Store:
         except DptrainError:
             raise
         except _UNREADABLE as error:  # a value of the tables is not what the ledger writes there
-            reason = " ".join(str(error).split())
+            reason = str(error)[:200] if isinstance(error, ValueError) else type(error).__name__
             raise BudgetError(
-                f"the ledger {self.name} is damaged, or was changed by other ways ({type(error).__name__}: "
-                f"{reason[:200]}): see dptrain budget verify, and restore a copy"
+                f"the ledger {self.name} is damaged, or was changed by other ways ({reason}): see dptrain budget "
+                "verify, and restore a copy"
             ) from error
 
     def append(self, connection: Connection, kind: str, payload: Mapping[str, Any], run: str | None = None) -> int:

@@ -51,9 +51,11 @@ def check_shape(statement: Mapping[str, Any], file: Path) -> None:
         if not (isinstance(item, dict) and isinstance(item.get("assumption"), str) and "holds" in item):
             raise PrivacyError(f"{file}: accounting.assumptions={item!r} is no assumption, so dptrain did not write it")
     try:
-        json.dumps(statement, ensure_ascii=False).encode()
+        json.dumps(statement, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise PrivacyError(f"{file} holds a character that no text can ({error.object[error.start]!r})") from error
+    except ValueError as error:
+        raise PrivacyError(f"{file} holds a number that is not finite, so dptrain did not write it") from error
 
 
 def is_number(value: Any) -> bool:

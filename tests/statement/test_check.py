@@ -120,6 +120,7 @@ def test_a_winner_cannot_pass_for_a_run_that_nobody_chose(tmp_path: Path, name: 
         ("audit", {"method": "x"}),
         ("accounting/assumptions", [1]),
         ("tuning/epsilon", "low"),
+        ("training", {"learning_rate": math.nan}),
     ],
 )
 def test_an_edited_field_is_refused_by_name_however_well_it_is_sealed(run: Path, name: str, value: Any) -> None:
@@ -128,7 +129,7 @@ def test_an_edited_field_is_refused_by_name_however_well_it_is_sealed(run: Path,
         report(run)
     said = str(error.value)
     wanted = {"mechanism/steps": "steps", "weights": "last.pt"}.get(name, name.rpartition("/")[2])
-    wanted = "no text can" if value == "\ud800" else wanted
+    wanted = {"validation": "no text can", "training": "not finite"}.get(name, wanted) if value else wanted
     assert wanted in said and "\n" not in said
 
 
