@@ -9,7 +9,7 @@ import torch
 from .errors import DptrainError
 
 # What torch, CUDA's libraries and oneDNN say where they raise nothing more telling than RuntimeError.
-_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc", "could not create a memory")
+_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc", "could not create a ")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

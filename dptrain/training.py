@@ -276,12 +276,7 @@ class PrivateTrainer:
             if part is not None:
                 yield part
                 continue
-            size = batch_size(piece)
-            if size <= 1:
-                raise ModelError(
-                    "out of memory with a single example: free memory, or use a device that has more (device=...)"
-                )
-            self._most_at_once = size // 2
+            self._most_at_once = batch_size(piece) // 2
             waiting.appendleft(piece)
 
     def _part(self, batch: Any) -> dict[str, Tensor] | None:
@@ -292,6 +287,11 @@ class PrivateTrainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if batch_size(batch) <= 1:
+                reason = " ".join(str(error).split())[:120]
+                raise ModelError(
+                    f"out of memory with a single example ({reason}): free memory, or use a device that has more"
+                ) from error
         give_back()
         return None
 

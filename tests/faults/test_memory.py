@@ -25,6 +25,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate "
                                 "memory: you tried to allocate 8589934592 bytes. Error code 12"),
     "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "onednn": lambda: RuntimeError("could not create a primitive"),
     "python": lambda: MemoryError(),
 }  # fmt: skip
 
