@@ -60,7 +60,8 @@ GRADIENT_BUGS = (
         "norms in single precision",
         "A long gradient's squares are added up in one float32 sum, which comes out short.",
         "dptrain.gradients.layers.base:block_norms",
-        "flat = gradients.flatten(1)", "flat = gradients.flatten(1)\n    return [flat.square().cumsum(1)[:, -1:].sqrt()]",
+        "flat = gradients.flatten(1)",
+        "flat = gradients.flatten(1)\n    return [flat.square().cumsum(1)[:, -1:].sqrt()]",
         LAYERS + "test_the_norm_of_a_long_row_is_right_in_single_precision",
     ),
     bug(
