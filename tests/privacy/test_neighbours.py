@@ -7,8 +7,8 @@ Which runs are compared: the sampler hands the coins of a step out in the order 
 comes last, every other image keeps its coin and its augmentation by itself. For one in the middle it would not, and
 need not: coins and augmentation seeds are independent and alike, so that handing them out in another order changes no
 probability. Both runs are then given the coupling in which every other image keeps its own
-(:class:`.recording.Coupled`), and everything else must be equal. Removing an image is adding it the other way round: distance and equality are
-symmetric.
+(:class:`.recording.Coupled`), and everything else must be equal. Removing an image is adding it the other way round:
+distance and equality are symmetric.
 """
 
 from __future__ import annotations
