@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from dptrain import clipping, noise, sampling
 from dptrain.audit import AuditResult, audit_training, default_plan
+from dptrain.audit.scenes import draw_scene, write_dataset
 from dptrain.errors import ConfigError
 from dptrain.sampling import Draw
 
@@ -112,6 +114,15 @@ def test_a_seed_repeats_an_audit_and_without_one_no_two_are_alike() -> None:
     first, again, other = (audit(seed=seed, steps=2, canaries=60) for seed in (3, 3, None))
     assert np.array_equal(first.scores, again.scores) and np.array_equal(first.included, again.included)
     assert not np.array_equal(first.scores, other.scores)
+
+
+def test_a_detector_on_public_images_is_audited(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = write_dataset(tmp_path / "open", [draw_scene(64, rng) for _ in range(3)], ["a", "b", "c"])
+    plan = default_plan(steps=2, canaries=60)
+    result = audit_training(plan, model="yolo26n.yaml", data=data, public=True, canaries=60, seed=0)
+    assert not result.violation and result.model == "yolo26n.yaml" and result.data == "data (declared public)"
+    assert result.measured is not None and result.measured.noise == pytest.approx(1, abs=0.4)
 
 
 @pytest.mark.parametrize(
