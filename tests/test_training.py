@@ -73,7 +73,7 @@ def test_one_step_is_noised_clipped_sum_over_the_expected_batch(monkeypatch: pyt
 
     monkeypatch.setattr(noise, "privatize", record)
     batches = Batches()
-    trainer = make(plan(), batches=batches, lr=0.1, seed=2)
+    trainer = make(plan(), batches=batches, lr=0.1, seed=3)
     before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
     next(trainer.run())
     drawn = batches.served[0]
