@@ -254,7 +254,8 @@ def _noise_for_order(epsilon_at: Callable[[float], float], target: float, low: f
             return math.inf
 
     def excess(log_noise: float) -> float:
-        return math.log(max(epsilon_at(math.exp(log_noise)), 1e-300) / target)
+        epsilon = epsilon_at(math.exp(log_noise))
+        return math.log(epsilon) - math.log(target) if epsilon > 0 else -1.0
 
     return math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-6))
 

@@ -57,9 +57,7 @@ class Small:
 
 
 def trainer(loss: Any, size: int, **options: Any) -> PrivateTrainer:
-    made = make(plan(sample_rate=1.0, steps=3), batches=Batches(size), **options)
-    made.loss_function = loss
-    return made
+    return make(plan(sample_rate=1.0, steps=3), batches=Batches(size), loss=loss, probe=False, **options)
 
 
 @pytest.mark.parametrize("kind", ERRORS)

@@ -113,7 +113,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
                     heard.folder,
                     plan=PLAN,
                     evaluate_every=2,
-                    tracking={"uri": "sqlite:///mlflow.db", "experiment": "test"},
+                    # in full: MLflow keeps the store of an address for as long as the process lives
+                    tracking={"uri": f"sqlite:///{heard.folder / 'here' / 'mlflow.db'}", "experiment": "test"},
                     public_images=str(public),
                 ),
             )

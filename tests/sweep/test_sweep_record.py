@@ -40,7 +40,9 @@ def run_folder(
         names = [f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")]
         with (folder / "results.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerows([["step", *names], [0, 0, 0, 0, 0], [steps, 0.6, 0.6, mAP, mAP / 2]])
+            spent = [["dp/epsilon", "dp/delta"], [0, delta], [1, delta]]
+            rows = [["step", *names], [0, 0, 0, 0, 0], [steps, 0.6, 0.6, mAP, mAP / 2]]
+            writer.writerows([*row, *more] for row, more in zip(rows, spent, strict=True))
 
 
 @pytest.fixture
