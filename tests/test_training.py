@@ -91,6 +91,19 @@ def test_one_step_is_noised_clipped_sum_over_the_expected_batch(monkeypatch: pyt
         assert torch.allclose(p, before[name] - 0.1 * total[name] / 6, atol=1e-6)
 
 
+def test_the_sum_over_physical_batches_is_kept_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In single precision its rounding would grow with the draw, past what the sensitivity has room for."""
+    kinds: set[torch.dtype] = set()
+
+    def note(value: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        kinds.update(tensor.dtype for tensor in value.values())
+        return value
+
+    monkeypatch.setattr(noise, "privatize", note)
+    next(make(plan()).run())
+    assert kinds == {torch.float64}
+
+
 def test_an_empty_draw_takes_a_noised_step() -> None:
     trainer = make(plan(sample_rate=1e-9, steps=3), on_release=(released := []).append)
     start = weights(trainer)
