@@ -110,8 +110,7 @@ def best_guesses(
         counts: Numbers of guesses, chosen before the scores were seen.
         delta, confidence: See :func:`epsilon_lower_bound`.
     """
-    if not len(counts):
-        raise ConfigError("guesses=[] holds no number of guesses: give one, such as 100")
+    check_counts(counts, len(scores))
     if scores.shape != included.shape or scores.ndim != 1:
         raise ConfigError(
             f"{scores.shape} scores for {included.shape} canaries: they must be two vectors of one length"
@@ -122,13 +121,20 @@ def best_guesses(
     order = included[np.argsort(scores, kind="stable")]
     found = []
     for count in counts:
-        if not 1 <= count <= len(scores):
-            raise ConfigError(f"guesses={count} must be from 1 to the number of canaries, {len(scores)}")
         top, bottom = order[len(order) - (count + 1) // 2 :], order[: count // 2]
         correct = int(top.sum() + (~bottom).sum())
         bound = epsilon_lower_bound(canaries=len(scores), guesses=count, correct=correct, delta=delta, confidence=each)
         found.append(Guesses(count, correct, bound, each))
     return max(found, key=lambda guess: guess.epsilon_lower_bound)
+
+
+def check_counts(counts: Sequence[int], canaries: int) -> None:
+    """Refuse numbers of guesses that cannot be made."""
+    if not len(counts):
+        raise ConfigError("guesses=[] holds no number of guesses: give one, such as 100")
+    for count in counts:
+        if not 1 <= count <= canaries:
+            raise ConfigError(f"guesses={count} must be from 1 to the number of canaries, {canaries}")
 
 
 def _check(canaries: int, guesses: int, correct: int, delta: float) -> None:

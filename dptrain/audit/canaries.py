@@ -154,10 +154,7 @@ def _weights_by_calling(layer: Any, entries: Tensor, rows: Tensor, count: int, l
         out, into = entries // layer.in_features, entries % layer.in_features
         probe = like.new_zeros((count, layer.in_features))
         probe[rows, into] = 1.0
-        output = layer(probe)
-        if layer.bias is not None:
-            output = output - layer(torch.zeros_like(probe))
-        return output[rows, out]
+        return _without_bias(layer, probe)[rows, out]
     shape = layer.weight.shape
     places = np.unravel_index(entries.cpu().numpy(), shape)
     out, channel, i, j = (torch.from_numpy(place).to(rows.device) for place in places)
@@ -168,7 +165,9 @@ def _weights_by_calling(layer: Any, entries: Tensor, rows: Tensor, count: int, l
     sides = [start + gap * (taps - 1) + 1 for start, gap, taps in zip(starts, layer.dilation, shape[2:], strict=True)]
     probe = like.new_zeros((count, layer.in_channels, *sides))
     probe[rows, channel, starts[0] + i * layer.dilation[0], starts[1] + j * layer.dilation[1]] = 1.0
+    return _without_bias(layer, probe)[rows, out, windows[0], windows[1]]
+
+
+def _without_bias(layer: Any, probe: Tensor) -> Tensor:
     output = layer(probe)
-    if layer.bias is not None:
-        output = output - layer(torch.zeros_like(probe))
-    return output[rows, out, windows[0], windows[1]]
+    return output if layer.bias is None else output - layer(torch.zeros_like(probe))

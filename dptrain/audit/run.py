@@ -12,7 +12,7 @@ import torch
 from ..errors import ConfigError
 from ..noise import NoiseStream
 from ..plan import PrivacyPlan
-from .bound import best_guesses
+from .bound import best_guesses, check_counts
 from .result import BLACK_BOX, THREATS, WHITE_BOX, AuditResult
 
 SAMPLE_RATE = {WHITE_BOX: 0.5, BLACK_BOX: 1.0}
@@ -207,11 +207,7 @@ def _numbers(guesses: int | Sequence[int] | None, canaries: int, default: int) -
     if guesses is None:
         return [default]
     numbers = sorted({guesses} if isinstance(guesses, int) else set(guesses))
-    if not numbers:
-        raise ConfigError("guesses=[] holds no number of guesses: give one, such as 100")
-    for number in numbers:
-        if not 1 <= number <= canaries:
-            raise ConfigError(f"guesses={number} must be from 1 to the number of canaries, {canaries}")
+    check_counts(numbers, canaries)
     return numbers
 
 

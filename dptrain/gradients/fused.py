@@ -141,18 +141,19 @@ def _weighted(records: dict[str, Record], n: int, weigh: Callable[[Tensor], Tens
 
 def _joined(records: dict[str, Record], n: int) -> dict[str | None, Record]:
     """Return the records by layer, without their small gradients, and those together, by ``None``."""
-    small: dict[str, Instantiated] = {}
+    small = Instantiated({})
     parts: dict[str | None, Record] = {}
     for layer_name, record in records.items():
         if isinstance(record, Instantiated):
             for rows in record.gradients.values():
                 _check_rows(layer_name, rows, n)
             record, few = record.parted()
-            small |= {_full(layer_name, name): one for name, one in few.items()}
+            small.gradients |= {_full(layer_name, name): rows for name, rows in few.gradients.items()}
+            small.arrange |= {_full(layer_name, name): arrange for name, arrange in few.arrange.items()}
             if not record.gradients:
                 continue
         parts[layer_name] = record
-    return {**parts, None: Joined(small)} if small else parts
+    return {**parts, None: Joined(small)} if small.gradients else parts
 
 
 def _squared_norms(parts: dict[str | None, Record], n: int) -> Tensor:

@@ -120,15 +120,11 @@ class Instantiated:
         known = (self._roots.get(name) or block_norms(g) for name, g in self.gradients.items())
         return [root for roots in known for root in roots]
 
-    def parted(self) -> tuple[Instantiated, dict[str, Instantiated]]:
-        """Return the larger gradients, and one record for each of the others."""
-        small = {
-            name: Instantiated({name: rows}, {name: self.arrange[name]} if name in self.arrange else None)
-            for name, rows in self.gradients.items()
-            if rows[0].numel() <= _FEW
-        }
+    def parted(self) -> tuple[Instantiated, Instantiated]:
+        """Return the larger gradients and the others."""
+        small = {name: rows for name, rows in self.gradients.items() if rows[0].numel() <= _FEW}
         large = {name: rows for name, rows in self.gradients.items() if name not in small}
-        return Instantiated(large, self.arrange, self._roots), small
+        return Instantiated(large, self.arrange, self._roots), Instantiated(small, self.arrange)
 
     def squared_norms(self) -> Tensor:
         return add_squares(self.roots())
@@ -152,13 +148,9 @@ class Joined:
     A detector has hundreds of them, and a handful of calls for each would cost more than the arithmetic.
     """
 
-    def __init__(self, parts: dict[str, Instantiated], rows: Tensor | None = None) -> None:
-        self.parts = parts
-        self.rows = (
-            torch.cat([g.flatten(1) for part in parts.values() for g in part.gradients.values()], 1)
-            if rows is None
-            else rows
-        )
+    def __init__(self, whole: Instantiated, rows: Tensor | None = None) -> None:
+        self.whole = whole
+        self.rows = torch.cat([g.flatten(1) for g in whole.gradients.values()], 1) if rows is None else rows
 
     def squared_norms(self) -> Tensor:
         return squared_norm(self.rows)
@@ -170,14 +162,13 @@ class Joined:
         return self._split(self.rows)
 
     def without(self, dropped: Tensor) -> Joined:
-        return Joined(self.parts, zero_rows(self.rows, dropped))
+        return Joined(self.whole, zero_rows(self.rows, dropped))
 
     def _split(self, rows: Tensor) -> dict[str, Tensor]:
-        first = {name: next(iter(part.gradients)) for name, part in self.parts.items()}
-        shapes = {name: part.gradients[first[name]].shape[1:] for name, part in self.parts.items()}
+        shapes = {name: gradient.shape[1:] for name, gradient in self.whole.gradients.items()}
         pieces = rows.split([shape.numel() for shape in shapes.values()], 1)
         return {
-            name: self.parts[name].arranged(first[name], piece.reshape(-1, *shape))
+            name: self.whole.arranged(name, piece.reshape(-1, *shape))
             for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
         }
 
