@@ -3,6 +3,7 @@
     make bench                                      # a few cases, minutes on two cores
     python -m benchmarks --full --name my_machine   # every case, hours on two cores
     python -m benchmarks --rows gradients,memory    # some rows only
+    python -m benchmarks --full --resume            # what latest.json lacks, where it was cut off
 
 Every case runs in a process of its own, and what is compared takes turns within every repeat. A ratio is of two times
 of the same repeat; a case counts with the median of its repeats. Threads: OMP_NUM_THREADS, or all cores.
@@ -80,6 +81,14 @@ def measure(case: Case) -> Record:
     return {"case": case.values(), "result": result}
 
 
+def kept(before: dict[str, Any], now: dict[str, Any], parser: argparse.ArgumentParser) -> list[Record]:
+    """Return the cases measured before, which must be of the same code on the same machine; skipped ones run again."""
+    for what in ("machine", "commit"):
+        if before[what] != now[what]:
+            parser.error(f"--resume: measured with {what} {before[what]}, and this is {now[what]}; use another --name")
+    return [record for record in before["records"] if "skipped" not in record]
+
+
 def main() -> None:
     """Measure, print the table of bars, write ``benchmarks/results/<name>.json`` and a picture beside it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
@@ -91,6 +100,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=0, help="in the place of each case's own number")
     parser.add_argument("--device", default="cuda", help="of the gpu row, which is skipped where there is none")
     parser.add_argument("--name", default="latest", help="of the files under benchmarks/results")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that the file of that name holds")
     options = parser.parse_args()
     rows = options.rows.split(",")
     unknown = [row for row in rows if row not in ROWS]
@@ -112,8 +122,13 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{options.name}.json"
+    if options.resume and file.exists():
+        results["records"] = kept(json.loads(file.read_text()), results, parser)
+    measured = [record["case"] for record in results["records"]]
     for row in rows:
         for case in cases(row, options.size, options.device, options.repeats):
+            if case.values() in measured:
+                continue
             results["records"].append(measure(case))
             results["bars"] = [bar.values() for bar in bars(results["records"])]
             file.write_text(json.dumps(results, indent=1) + "\n")  # after every case: a long run may be cut off
