@@ -124,6 +124,7 @@ def main() -> None:
     file = RESULTS / f"{options.name}.json"
     if options.resume and file.exists():
         results["records"] = kept(json.loads(file.read_text()), results, parser)
+    results["bars"] = [bar.values() for bar in bars(results["records"])]
     measured = [record["case"] for record in results["records"]]
     for row in rows:
         for case in cases(row, options.size, options.device, options.repeats):
