@@ -298,6 +298,8 @@ def _check_rest(config: TrainConfig) -> None:
     if config.imgsz % 32:
         below = max(32, config.imgsz // 32 * 32)
         raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
+    if config.noise.exact and config.device == "mps":
+        raise ConfigError("noise.exact=true needs double precision, which device=mps has not: take device=cpu")
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ConfigError(f"optimizer.betas={betas} must be two numbers in [0, 1), such as [0.9,0.999]")

@@ -6,11 +6,15 @@ checked by whole-number arithmetic, sums of them are exact, and the noise has ex
 (Canonne, Kamath and Steinke 2020).
 
 What is accounted stays the Gaussian mechanism. Let Y be Gaussian of variance s^2 - 16, rounded at random to a whole
-number X with chances proportional to exp(-(x - Y)^2 / 32). Then X has the law of the discrete Gaussian of parameter
-s^2, up to a factor within 1 +- 1e-130 (Peikert 2010, theorem 3.1: the sum of exp(-(x - y)^2 / 32) over whole x varies
-by 4 exp(-32 pi^2) with y), and moving Y by a whole number moves X by it. So adding this noise to whole numbers is a
-function of having added Gaussian noise of variance s^2 - 16, and every bound for that one holds: with Poisson sampling,
-by RDP at any order, by PLD. Hence ``variance`` adds 16.
+number X with chances proportional to exp(-(x - Y)^2 / 32). Moving Y by a whole number moves X by it, so adding X to
+whole numbers is a function of having added Y, and every bound for that holds: with Poisson sampling, by RDP at any
+order, by PLD. X is the discrete Gaussian of parameter s^2 but for one factor: its chances are the integral of
+exp(-y^2 / 2(s^2 - 16)) exp(-(x - y)^2 / 32) / n(y), with n(y) the sum of exp(-(x - y)^2 / 32) over whole x. Were n
+constant, that would be exp(-x^2 / 2 s^2) times a constant (a product of Gaussians). By Poisson summation n(y) is
+sqrt(32 pi) (1 + 2 exp(-32 pi^2) cos(2 pi y) + ...), constant to one part in 1e136. The chances of a vector of d
+coordinates are therefore off by a factor within 1 +- d 1e-136, and T steps add at most 2 T d 1e-136 to epsilon, and
+that part of delta to delta. Hence ``variance`` adds 16. To round a Gaussian at random for a discrete one is an idea of
+Peikert (2010), who bounds the statistical distance; a factor says more, so the argument is given here in full.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..noise import NoiseStream
 from ..plan import PrivacyPlan
 from .bound import best_guesses, check_counts
+from .public import refuse_charged
 from .result import BLACK_BOX, THREATS, WHITE_BOX, AuditResult
 
 SAMPLE_RATE = {WHITE_BOX: 0.5, BLACK_BOX: 1.0}
@@ -70,6 +71,8 @@ def audit_training(
     model: str | Path | None = None,
     data: str | Path | None = None,
     public: bool = False,
+    ledger: str | None = None,
+    ledger_key: str | None = None,
     canaries: int | None = None,
     guesses: int | Sequence[int] | None = None,
     confidence: float = 0.95,
@@ -97,6 +100,8 @@ def audit_training(
             yolo26n (black-box).
         data: A public ``data.yaml`` to train on besides the canaries; default synthetic scenes.
         public: Your declaration that ``data`` is public; without it they are refused.
+        ledger, ledger_key: A ledger that ``data`` must share no picture with; default that of the environment
+            (``DPTRAIN_BUDGET_URL``), else ``budget.db`` in the working directory, if it is there. Nothing is written.
         canaries: m, at least 20; default 6000 (white-box) or 100 (black-box), fewer where delta is above 1e-5.
         guesses: Their number, or several, for which the bound is then corrected; default 5 % of the canaries but
             at least 40 (white-box), half of them (black-box).
@@ -108,8 +113,13 @@ def audit_training(
 
     Raises:
         ConfigError, DataError, ModelError: Before training; data that were not declared public among them.
+        BudgetError: Before training; data declared public that the ledger has as private among them.
     """
     _check(threat, model, data, public, canaries, confidence, imgsz)
+    words = "synthetic scenes"
+    if data is not None:
+        compared = refuse_charged(Path(data), ledger, ledger_key)
+        words = f"{Path(data).stem} (declared public{'; no image of it is in the ledger' if compared else ''})"
     plan = plan or default_plan(threat, canaries=canaries)
     count = default_canaries(threat, plan.delta) if canaries is None else canaries
     counts = _numbers(guesses, count, max(round(_GUESSED[threat] * count), min(_FEWEST_GUESSES, count // 2)))
@@ -164,7 +174,7 @@ def audit_training(
         numbers_tried=len(counts),
         measured=measured,
         model="a small network" if name == SMALL_MODEL else Path(name).name,
-        data="synthetic scenes" if data is None else f"{Path(data).stem} (declared public)",
+        data=words,
         scores=scores,
         included=included,
     )

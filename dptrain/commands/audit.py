@@ -47,6 +47,8 @@ def register(commands: Commands) -> None:
     audit.add_argument("--model", help="a detector, such as yolo26n.yaml; default a small network (black-box yolo26n)")
     audit.add_argument("--data", type=Path, metavar="YAML", help="train on these public images; default synthetic ones")
     audit.add_argument("--public", action="store_true", help="declare that --data is public")
+    audit.add_argument("--url", help="a ledger that has none of these images; default $DPTRAIN_BUDGET_URL or budget.db")
+    audit.add_argument("--key", metavar="FILE", help="its key; default $DPTRAIN_BUDGET_KEY or beside an SQLite file")
     audit.add_argument("--imgsz", type=int, default=64, help="side of a detector's images; default %(default)s")
     audit.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1; default %(default)s")
     audit.add_argument("--json", action="store_true", help="print JSON")
@@ -107,6 +109,8 @@ def _result(options: argparse.Namespace) -> AuditResult:
             model=options.model,
             data=options.data,
             public=options.public,
+            ledger=options.url,
+            ledger_key=options.key,
             canaries=options.canaries,
             guesses=options.guesses,
             confidence=options.confidence,

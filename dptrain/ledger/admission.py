@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from sqlalchemy import Connection, Row, bindparam, select, update
 
 from ..errors import BudgetError
 from ..rounding import shown
-from . import curves, filters, snapshots
+from . import curves, filters, sealing, snapshots
 from .curves import Curve
 from .store import Store
 from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, mechanisms, runs
@@ -28,19 +29,22 @@ class Request:
     run: str
 
 
-def snapshot_atoms(connection: Connection, snapshot: int) -> dict[int, Curve]:
+def snapshot_atoms(store: Store, connection: Connection, snapshot: int) -> dict[int, Curve]:
     """Return the atoms of a snapshot with what is charged to each."""
-    query = select(atoms.c.id, atoms.c.total).join(atom_snapshots, atom_snapshots.c.atom_id == atoms.c.id)
-    rows = connection.execute(query.where(atom_snapshots.c.snapshot_id == snapshot))
-    return {number: curves.decode(total) for number, total in rows}
+    inside = select(atom_snapshots.c.atom_id).where(atom_snapshots.c.snapshot_id == snapshot)
+    return {number: curves.decode(total) for number, total in _totals(store, connection, inside).items()}
+
+
+def _totals(store: Store, connection: Connection, inside: Any) -> dict[int, str]:
+    rows = connection.execute(select(atoms).where(atoms.c.id.in_(inside)))
+    return {row.id: sealing.trusted(store, atoms, row).total for row in rows}
 
 
 def touched_datasets(connection: Connection, atom_ids: Collection[int]) -> dict[int, set[int]]:
     """Return the datasets that share any of the atoms, each with those it shares."""
-    joined = dataset_snapshots.join(atom_snapshots, atom_snapshots.c.snapshot_id == dataset_snapshots.c.snapshot_id)
-    query = select(dataset_snapshots.c.dataset_id, atom_snapshots.c.atom_id).select_from(joined).distinct()
+    query = snapshots.dataset_atom_pairs().where(atom_snapshots.c.atom_id.in_(list(atom_ids)))
     found: dict[int, set[int]] = {}
-    for dataset, atom in connection.execute(query.where(atom_snapshots.c.atom_id.in_(list(atom_ids)))):
+    for dataset, atom in connection.execute(query):
         found.setdefault(dataset, set()).add(atom)
     return found
 
@@ -69,7 +73,7 @@ def admit(
         found = budget_filter(store, connection, row, request)
         if _fits(found, after, store, row):
             continue
-        fresh = row.filter_order is None and not has_charges(connection, number)
+        fresh = row.filter_order is None and not has_charges(store, connection, number)
         refusals.append((row, None if fresh else found, before))
     if refusals:
         raise BudgetError(_refusal(store, connection, refusals, request))
@@ -89,7 +93,7 @@ def budget_filter(store: Store, connection: Connection, row: Row, request: Reque
     if row.filter_order is not None:
         index = store.orders.index(row.filter_order)
         return filters.Filter(index, row.filter_order, int(row.capacity, 16))
-    first = _first_charge(connection, row.id)
+    first = _first_charge(store, connection, row.id)
     if first is None:
         assert request is not None
         run, curve = request.run, curves.add(curves.zero(store.orders), request.curve, request.steps)
@@ -102,20 +106,38 @@ def budget_filter(store: Store, connection: Connection, row: Row, request: Reque
     return found
 
 
-def has_charges(connection: Connection, dataset: int) -> bool:
+def has_charges(store: Store, connection: Connection, dataset: int) -> bool:
     """Whether anything was ever charged to a unit of the dataset."""
-    return _first_charge(connection, dataset) is not None
+    return _first_charge(store, connection, dataset) is not None
 
 
-def _first_charge(connection: Connection, dataset: int) -> tuple[str, Curve] | None:
+def _first_charge(store: Store, connection: Connection, dataset: int) -> tuple[str, Curve] | None:
+    """Return the first run charged to a unit of the dataset, with the curve of its plan.
+
+    The runs are many and sealed one by one, so that one could be missing: they must add up to the totals.
+    """
     inside = snapshots.dataset_atoms(connection, dataset)
-    charged = select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id.in_(inside))
-    query = select(runs.c.id, runs.c.planned, mechanisms.c.curve).join(mechanisms).where(runs.c.charged > 0)
-    row = connection.execute(query.where(runs.c.snapshot_id.in_(charged)).order_by(runs.c.seq).limit(1)).one_or_none()
-    if row is None:
+    pairs = select(atom_snapshots.c.atom_id, atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id.in_(inside))
+    holders: dict[int, list[int]] = {}
+    for atom, snapshot in connection.execute(pairs):
+        holders.setdefault(snapshot, []).append(atom)
+    query = select(runs).where(runs.c.snapshot_id.in_(list(holders))).order_by(runs.c.seq)
+    charged = [row for row in connection.execute(query) if sealing.trusted(store, runs, row).charged > 0]
+    kinds = select(mechanisms).where(mechanisms.c.id.in_({row.mechanism_id for row in charged}))
+    steps = {row.id: curves.decode(sealing.trusted(store, mechanisms, row).curve) for row in connection.execute(kinds)}
+    tally: Counter[tuple[int, int]] = Counter()
+    for row in charged:
+        for atom in holders[row.snapshot_id]:
+            tally[atom, row.mechanism_id] += row.charged
+    sums = dict.fromkeys(inside, curves.zero(store.orders))
+    for (atom, kind), count in tally.items():
+        sums[atom] = curves.add(sums[atom], steps[kind], count)
+    if sums != {atom: curves.decode(total) for atom, total in _totals(store, connection, inside).items()}:
+        raise sealing.tampered(store, "its runs")
+    if not charged:
         return None
-    step = curves.decode(row.curve)
-    return row.id, tuple(row.planned * value for value in step)
+    first = charged[0]
+    return first.id, tuple(first.planned * value for value in steps[first.mechanism_id])
 
 
 def _refusal(
@@ -197,7 +219,7 @@ def _steps(count: int) -> str:
 
 def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:
     """Compute what the datasets have spent, so that whoever shows it needs no accountant."""
-    totals_of = dataset_totals(connection, numbers)
+    totals_of = dataset_totals(store, connection, numbers)
     changed: list[dict[str, Any]] = []
     spent_by: dict[tuple[str, float], float] = {}  # datasets share atoms
     for row in connection.execute(select(datasets).where(datasets.c.id.in_(list(numbers)))).all():
@@ -214,16 +236,14 @@ def refresh_readings(store: Store, connection: Connection, numbers: Collection[i
     connection.execute(query.values({column: bindparam(name) for column, name in columns.items()}), changed)
 
 
-def dataset_totals(connection: Connection, numbers: Collection[int]) -> dict[int, set[str]]:
+def dataset_totals(store: Store, connection: Connection, numbers: Collection[int]) -> dict[int, set[str]]:
     """Return what is charged to the atoms of some datasets, each different total once."""
-    joined = dataset_snapshots.join(
-        atom_snapshots, atom_snapshots.c.snapshot_id == dataset_snapshots.c.snapshot_id
-    ).join(atoms, atoms.c.id == atom_snapshots.c.atom_id)
-    query = select(dataset_snapshots.c.dataset_id, atoms.c.total).select_from(joined).distinct()
-    found: dict[int, set[str]] = {}
-    for dataset, total in connection.execute(query.where(dataset_snapshots.c.dataset_id.in_(list(numbers)))):
-        found.setdefault(dataset, set()).add(total)
-    return found
+    pairs = snapshots.dataset_atom_pairs().where(dataset_snapshots.c.dataset_id.in_(list(numbers)))
+    inside: dict[int, set[int]] = {}
+    for dataset, atom in connection.execute(pairs):
+        inside.setdefault(dataset, set()).add(atom)
+    totals = _totals(store, connection, set().union(*inside.values()))
+    return {dataset: {totals[atom] for atom in held} for dataset, held in inside.items()}
 
 
 def totals_digest(totals: Collection[str]) -> str:

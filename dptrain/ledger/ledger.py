@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, keys, naming, snapshots
+from . import admission, curves, keys, naming, sealing, snapshots
 from .admission import Request
 from .manifest import Manifest, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
@@ -125,14 +125,14 @@ class BudgetLedger:
         check_delta(delta)
         naming.check_unit(unit)
         self._own(manifest)
-        with self._store.write() as connection:
+        with self._store.change() as connection:
             number = naming.dataset_to_limit(connection, name, unit, manifest)
             snapshots.register(self._store, connection, number, name, manifest)
             connection.execute(update(datasets).where(datasets.c.id == number).values(epsilon=epsilon, delta=delta))
             limit = {"dataset": name, "epsilon": epsilon, "delta": delta, "unit": unit, "orders": self._store.orders}
             self._store.append(connection, "budget", limit)
             row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
-            if admission.has_charges(connection, number):
+            if admission.has_charges(self._store, connection, number):
                 admission.budget_filter(self._store, connection, row)
             admission.refresh_readings(self._store, connection, [number], delta)
         manifest.files.clear()  # remembered now
@@ -180,18 +180,19 @@ class BudgetLedger:
         if re.fullmatch(r"[0-9a-f]{32}", run) is None:
             raise BudgetError(f"run={run} is not 32 hexadecimal digits")
         curves.step_curve(text, self._store.orders)  # the costly part, outside the transaction that others wait for
-        with self._store.write() as connection:
+        with self._store.change() as connection:
             number, found, notes = naming.dataset_for(connection, manifest, dataset, data_name, unit)
             snapshot = snapshots.register(self._store, connection, number, found, manifest)
             mechanism, curve = self._mechanism(connection, text)
-            totals = admission.snapshot_atoms(connection, snapshot)
+            totals = admission.snapshot_atoms(self._store, connection, snapshot)
             admission.admit(self._store, connection, totals, Request(step, curve, steps, run), required)
             payload = {"event": text, "steps": steps, "snapshot": manifest.digest, "dataset": found, "name": name}
             payload |= {"delta": delta, "unit": unit, "attempt": self._hashed(attempt)}
             seq = self._store.append(connection, "reserve", payload, run)
             row = {"id": run, "seq": seq, "name": name[:200], "snapshot_id": snapshot, "mechanism_id": mechanism}
-            row |= {"delta": delta, "planned": steps, "charged": steps, "settled": 0, "is_open": True}
-            connection.execute(insert(runs).values(row | {"attempt": self._hashed(attempt)}))
+            row |= {"delta": float(delta), "planned": steps, "charged": steps, "settled": 0, "is_open": True}
+            row |= {"attempt": payload["attempt"]}
+            connection.execute(insert(runs).values(sealing.sealed(self._store, runs, row)))
             self._charge(connection, totals, curve, steps, delta)
         manifest.files.clear()  # remembered now
         if manifest.repeated:
@@ -216,7 +217,7 @@ class BudgetLedger:
         """
         self._own(manifest)
         attempt = attempt or secrets.token_hex(16)
-        with self._store.write() as connection:
+        with self._store.change() as connection:
             row = self._run(connection, run)
             self._refuse_other_images(connection, row, manifest)
             if row.attempt not in [self._hashed(token) for token in attempts] or steps < row.settled:
@@ -225,16 +226,16 @@ class BudgetLedger:
                     "twice on one charge; start a new run"
                 )
             more = max(0, row.planned - row.charged)
-            mechanism = connection.execute(select(mechanisms).where(mechanisms.c.id == row.mechanism_id)).one()
+            mechanism = self._kind(connection, row)
             curve = curves.decode(mechanism.curve)
-            totals = admission.snapshot_atoms(connection, row.snapshot_id)
+            totals = admission.snapshot_atoms(self._store, connection, row.snapshot_id)
             if more:
                 step = curves.event_from_json(mechanism.event)
                 admission.admit(self._store, connection, totals, Request(step, curve, more, run))
             payload = {"steps": more, "attempt": self._hashed(attempt)}
             self._store.append(connection, "resume", payload, run)
             values = {"charged": row.charged + more, "is_open": True, "attempt": payload["attempt"]}
-            connection.execute(update(runs).where(runs.c.id == run).values(values))
+            self._change_run(connection, row, values)
             if more:
                 self._charge(connection, totals, curve, more, row.delta)
             found = naming.dataset_of(connection, row.snapshot_id)
@@ -258,7 +259,7 @@ class BudgetLedger:
             raise BudgetError(f"reason={reason} is not one of {', '.join(RELEASED)}")
         if steps is not None and (isinstance(steps, bool) or steps < 0):
             raise BudgetError(f"steps={steps} must be 0 or more")
-        with self._store.write() as connection:
+        with self._store.change() as connection:
             row = self._run(connection, run)
             # More than reserved cannot happen in a sound run; if it did, it was released and so it is charged.
             charged = row.charged if steps is None else int(steps)
@@ -267,13 +268,11 @@ class BudgetLedger:
             if charged < row.settled:
                 raise BudgetError(f"run {run} was settled at {row.settled} steps, which {charged} would take back")
             self._store.append(connection, "settle", {"steps": charged, "reason": reason}, run)
-            values = {"charged": charged, "settled": charged, "is_open": False}
-            connection.execute(update(runs).where(runs.c.id == run).values(values))
+            self._change_run(connection, row, {"charged": charged, "settled": charged, "is_open": False})
             if charged != row.charged:
-                text = connection.scalar(select(mechanisms.c.curve).where(mechanisms.c.id == row.mechanism_id))
-                change = charged - row.charged
-                totals = admission.snapshot_atoms(connection, row.snapshot_id)
-                self._charge(connection, totals, curves.decode(str(text)), change, row.delta)
+                curve = curves.decode(self._kind(connection, row).curve)
+                totals = admission.snapshot_atoms(self._store, connection, row.snapshot_id)
+                self._charge(connection, totals, curve, charged - row.charged, row.delta)
 
     def show(self, name: str | None = None) -> list[DatasetReading]:
         """Return what the datasets have spent, one or all of them.
@@ -288,6 +287,20 @@ class BudgetLedger:
         """Return the charges of a dataset, or of all, in the order of their reservations; the ``last`` ones only."""
         with self._store.read() as connection:
             return read_movements(self._store, connection, name, last)
+
+    def holders(self, manifest: Manifest) -> list[str]:
+        """Return the names of the datasets that hold any of these pictures; nothing is written.
+
+        Raises:
+            BudgetError: The database was changed by other ways.
+        """
+        self._own(manifest)
+        with self._store.read() as connection:
+            sealing.check(self._store, connection)
+            sealing.check_units(self._store, connection)
+            shared = snapshots.shared_units(connection, manifest)
+            names = select(datasets.c.name).where(datasets.c.id.in_(list(shared))).order_by(datasets.c.name)
+            return list(connection.scalars(names))
 
     def refresh_pld(self, name: str) -> None:
         """Compute the tighter reading of a dataset where that is quick, and keep it for :meth:`show`."""
@@ -316,7 +329,15 @@ class BudgetLedger:
         row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
         if row is None:
             raise BudgetError(f"the ledger {self._store.name} has no run {run}: is it another ledger's?")
-        return row
+        return sealing.trusted(self._store, runs, row)
+
+    def _change_run(self, connection: Connection, row: Row, values: Mapping[str, Any]) -> None:
+        changed = sealing.sealed(self._store, runs, {**row._mapping, **values})
+        connection.execute(update(runs).where(runs.c.id == row.id).values(**values, seal=changed["seal"]))
+
+    def _kind(self, connection: Connection, run: Row) -> Row:
+        row = connection.execute(select(mechanisms).where(mechanisms.c.id == run.mechanism_id)).one()
+        return sealing.trusted(self._store, mechanisms, row)
 
     def _refuse_other_images(self, connection: Connection, row: Row, manifest: Manifest) -> None:
         if snapshots.find_snapshot(connection, manifest.digest) == row.snapshot_id:
@@ -334,20 +355,24 @@ class BudgetLedger:
     def _mechanism(self, connection: Connection, text: str) -> tuple[int, curves.Curve]:
         row = connection.execute(select(mechanisms).where(mechanisms.c.digest == _digest(text))).one_or_none()
         if row is not None:
-            return row.id, curves.decode(row.curve)
+            return row.id, curves.decode(sealing.trusted(self._store, mechanisms, row).curve)
         curve = curves.step_curve(text, self._store.orders)
         number = snapshots.next_id(connection, mechanisms)
         values = {"id": number, "digest": _digest(text), "event": text, "curve": curves.encode(curve)}
-        connection.execute(insert(mechanisms).values(values))
+        connection.execute(insert(mechanisms).values(sealing.sealed(self._store, mechanisms, values)))
         return number, curve
 
     def _charge(
         self, connection: Connection, totals: Mapping[int, curves.Curve], curve: curves.Curve, steps: int, delta: float
     ) -> None:
         """Add steps to the atoms that a run can draw from, or take them back."""
-        changed = [{"atom": n, "sum": curves.encode(curves.add(total, curve, steps))} for n, total in totals.items()]
-        query = update(atoms).where(atoms.c.id == bindparam("atom")).values(total=bindparam("sum"))
-        connection.execute(query, changed)
+        changed = []
+        for number, total in totals.items():
+            text = curves.encode(curves.add(total, curve, steps))
+            code = sealing.row_seal(self._store, atoms, {"id": number, "total": text})
+            changed.append({"atom": number, "sum": text, "code": code})
+        values = {"total": bindparam("sum"), "seal": bindparam("code")}
+        connection.execute(update(atoms).where(atoms.c.id == bindparam("atom")).values(values), changed)
         admission.refresh_readings(self._store, connection, admission.touched_datasets(connection, totals), delta)
 
     def _hashed(self, attempt: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from ..errors import BudgetError
-from . import curves, keys
+from . import curves, keys, sealing
 from .manifest import Manifest
 from .store import Store
 from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, files, members, snapshots, units
@@ -58,17 +58,19 @@ def shared_units(connection: Connection, manifest: Manifest) -> dict[int, int]:
         query = select(units.c.atom_id, func.count()).where(units.c.hash.in_(part)).group_by(units.c.atom_id)
         for atom, count in connection.execute(query):
             by_atom[atom] = by_atom.get(atom, 0) + count
-    for dataset, atom in connection.execute(_dataset_atoms().where(atom_snapshots.c.atom_id.in_(list(by_atom)))):
+    for dataset, atom in connection.execute(dataset_atom_pairs().where(atom_snapshots.c.atom_id.in_(list(by_atom)))):
         counts[dataset] = counts.get(dataset, 0) + by_atom[atom]
     return counts
 
 
 def dataset_atoms(connection: Connection, dataset: int) -> list[int]:
     """Return the atoms of all the snapshots a dataset ever had: who was taken out stays protected."""
-    return [atom for _, atom in connection.execute(_dataset_atoms().where(dataset_snapshots.c.dataset_id == dataset))]
+    query = dataset_atom_pairs().where(dataset_snapshots.c.dataset_id == dataset)
+    return [atom for _, atom in connection.execute(query)]
 
 
-def _dataset_atoms() -> Any:
+def dataset_atom_pairs() -> Any:
+    """The query of all datasets with the atoms of all snapshots they ever had."""
     joined = dataset_snapshots.join(atom_snapshots, atom_snapshots.c.snapshot_id == dataset_snapshots.c.snapshot_id)
     return select(dataset_snapshots.c.dataset_id, atom_snapshots.c.atom_id).select_from(joined).distinct()
 
@@ -89,13 +91,14 @@ def register(store: Store, connection: Connection, dataset: int, name: str, mani
 
 
 def _insert(store: Store, connection: Connection, manifest: Manifest) -> int:
+    sealing.check_units(store, connection)
     snapshot = next_id(connection, snapshots)
     connection.execute(insert(snapshots).values(id=snapshot, digest=manifest.digest))
     known = _unit_ids(connection, list(manifest.units))
     fresh = [unit for unit in manifest.units if unit not in known]
     if fresh:
         atom, first = next_id(connection, atoms), next_id(connection, units)
-        connection.execute(insert(atoms).values(id=atom, total=curves.encode(curves.zero(store.orders))))
+        _new_atom(store, connection, atom, curves.encode(curves.zero(store.orders)))
         connection.execute(insert(atom_snapshots).values(atom_id=atom, snapshot_id=snapshot))
         numbers = {unit: first + i for i, unit in enumerate(fresh)}
         connection.execute(insert(units), [{"id": n, "hash": unit, "atom_id": atom} for unit, n in numbers.items()])
@@ -106,11 +109,16 @@ def _insert(store: Store, connection: Connection, manifest: Manifest) -> int:
     )
     _add_files(store, connection, manifest, known)
     if len(fresh) < len(manifest.units):
-        _split(connection, snapshot)
+        _split(store, connection, snapshot)
+    sealing.seal_units(store, connection)
     return snapshot
 
 
-def _split(connection: Connection, snapshot: int) -> None:
+def _new_atom(store: Store, connection: Connection, atom: int, total: str) -> None:
+    connection.execute(insert(atoms).values(sealing.sealed(store, atoms, {"id": atom, "total": total})))
+
+
+def _split(store: Store, connection: Connection, snapshot: int) -> None:
     """Let the known atoms join the snapshot: whole where all their units are in it, else by the part that is."""
     inside = (
         select(units.c.atom_id, func.count())
@@ -125,8 +133,8 @@ def _split(connection: Connection, snapshot: int) -> None:
         size = connection.scalar(select(func.count()).select_from(units).where(units.c.atom_id == atom))
         if count < (size or 0):
             part = next_id(connection, atoms)
-            total = connection.scalar(select(atoms.c.total).where(atoms.c.id == atom))
-            connection.execute(insert(atoms).values(id=part, total=total))
+            whole = connection.execute(select(atoms).where(atoms.c.id == atom)).one()
+            _new_atom(store, connection, part, sealing.trusted(store, atoms, whole).total)
             before = connection.scalars(select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id == atom))
             connection.execute(insert(atom_snapshots), [{"atom_id": part, "snapshot_id": s} for s in before.all()])
             drawn = select(members.c.unit_id).where(members.c.snapshot_id == snapshot)

@@ -19,10 +19,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ..errors import BudgetError, DptrainError
-from . import keys
+from . import keys, sealing
 from .tables import entries, head, meta
 
-SCHEMA = "0001"  # the newest revision in migrations/versions
+SCHEMA = "0002"  # the newest revision in migrations/versions
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 GENESIS = "0" * 64
@@ -115,16 +115,23 @@ class Store:
                     connection.exec_driver_sql("COMMIT")
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             self._refuse_emptied(beside, create)
-            if self._revision() != SCHEMA:
+            revision = self._revision()
+            known = {} if revision is None else self._known()
+            if not known:  # new, or its making broke off
                 self._migrate()
-            with self.read() as connection:
-                known = dict(connection.execute(select(meta.c.name, meta.c.value)).all())
+                known = self._known()
             self.key = keys.find_key(key, beside, known.get("key"))
             if "key" not in known:
-                known = self._first(known)
-        self.orders = tuple(float(order) for order in json.loads(known["orders"]))
+                known = self._first()
+            self.orders = tuple(float(order) for order in json.loads(known["orders"]))
+            if revision not in (None, SCHEMA):
+                self._migrate()
 
-    def _first(self, known: dict[str, str]) -> dict[str, str]:
+    def _known(self) -> dict[str, str]:
+        with self.read() as connection:
+            return dict(connection.execute(select(meta.c.name, meta.c.value)).all())
+
+    def _first(self) -> dict[str, str]:
         from .. import accounting
 
         first = {"key": keys.fingerprint(self.key), "orders": json.dumps(accounting.ORDERS)}
@@ -136,6 +143,8 @@ class Store:
                 return found
             connection.execute(insert(meta), [{"name": name, "value": value} for name, value in first.items()])
             connection.execute(insert(head).values(id=1, count=0, mac=GENESIS, seal=self._seal(0, GENESIS)))
+            sealing.seal_units(self, connection)
+            sealing.seal(self, connection)
         return first
 
     @contextmanager
@@ -190,6 +199,7 @@ class Store:
         with self.write() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            sealing.adopt(self, connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -206,6 +216,18 @@ class Store:
             if self.file is None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
             yield connection
+
+    @contextmanager
+    def change(self) -> Iterator[Connection]:
+        """A write transaction that believes no table without its seal, and seals what it leaves.
+
+        Raises:
+            BudgetError: The database was changed by other ways.
+        """
+        with self.write() as connection:
+            sealing.check(self, connection)
+            yield connection
+            sealing.seal(self, connection)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -258,14 +280,20 @@ class Store:
         row = connection.execute(select(head.c.count, head.c.mac, head.c.seal)).one_or_none()
         count, last, seal = row if row is not None else (0, "", "")
         if not hmac.compare_digest(seal, self._seal(count, last)):
-            raise BudgetError(f"the ledger {self.name} has been tampered with (its head): see dptrain budget verify")
+            raise sealing.tampered(self, "its head")
         end = connection.execute(select(entries.c.seq, entries.c.mac).order_by(entries.c.seq.desc()).limit(1)).first()
         if (tuple(end) if end is not None else (0, GENESIS)) != (count, last):
-            raise BudgetError(f"the ledger {self.name} has been tampered with (its end): see dptrain budget verify")
+            raise sealing.tampered(self, "its end")
         return count, last
 
     def _seal(self, count: int, last: str) -> str:
         return keys.mac(self.key, "head", str(count).encode(), last.encode()).hex()
+
+
+def is_there(url: str) -> bool:
+    """Whether an SQLite address has a file; of a server, only opening it tells."""
+    parsed = _parse(url)
+    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()
 
 
 def _address(file: Path) -> URL:

@@ -29,6 +29,11 @@ metadata = MetaData(
 )
 
 
+def _seal(name: str = "seal") -> Column:
+    """A code under the ledger's key: see :mod:`dptrain.ledger.sealing`."""
+    return Column(name, String(64), nullable=False, server_default="")
+
+
 def _link(name: str, target: str, primary_key: bool = False, index: bool | None = None) -> Column:
     return Column(name, ForeignKey(f"{target}.id"), nullable=False, primary_key=primary_key, index=index)
 
@@ -54,6 +59,8 @@ head = Table(
     Column("count", Integer, nullable=False),
     Column("mac", String(64), nullable=False),
     Column("seal", String(64), nullable=False),
+    _seal("state"),  # of the small tables
+    _seal("units"),  # of which unit is in which atom
 )
 
 # A dataset is a name for one or more snapshots; with a limit it is a budget.
@@ -93,6 +100,7 @@ atoms = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("total", Text, nullable=False),
+    _seal(),
 )
 atom_snapshots = Table(
     "atom_snapshots",
@@ -130,6 +138,7 @@ mechanisms = Table(
     Column("digest", String(64), nullable=False, unique=True),
     Column("event", Text, nullable=False),
     Column("curve", Text, nullable=False),
+    _seal(),
 )
 runs = Table(
     "runs",
@@ -145,4 +154,5 @@ runs = Table(
     Column("settled", BigInteger, nullable=False),  # steps known to have started, at the last settlement
     Column("is_open", Boolean, nullable=False, index=True),
     Column("attempt", String(64), nullable=False),  # keyed hash of the token that may go on with the run
+    _seal(),
 )

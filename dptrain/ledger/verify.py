@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, text
 
 from ..errors import BudgetError
-from . import curves, snapshots
+from . import curves, sealing, snapshots
 from .filters import Filter
 from .manifest import digest_of
 from .reading import read_datasets
@@ -99,11 +99,18 @@ class _Record:
 def verify(store: Store, expect: str | None = None) -> Verification:
     """Check everything; ``expect`` is a head noted earlier, which the record must still contain."""
     with store.read() as connection:
-        findings, record, last, count = _chain(store, connection, expect)
-        findings += _head(store, connection)
-        for check in (_datasets, _runs, _mechanisms, _totals, _contents, _files, _foreign_keys):
-            findings += check(store, connection, record)
+        findings, last, count = examine(store, connection, expect)
+        findings += sealing.broken(store, connection)
     return Verification(count, f"{count}:{last[:32]}", tuple(findings))
+
+
+def examine(store: Store, connection: Connection, expect: str | None = None) -> tuple[list[str], str, int]:
+    """Check the chain and that the tables follow from it, but for their seals: findings, last mac, entries."""
+    findings, record, last, count = _chain(store, connection, expect)
+    findings += _head(store, connection)
+    for check in (_datasets, _runs, _mechanisms, _totals, _contents, _files, _foreign_keys):
+        findings += check(store, connection, record)
+    return findings, last, count
 
 
 def _chain(store: Store, connection: Connection, expect: str | None) -> tuple[list[str], _Record, str, int]:

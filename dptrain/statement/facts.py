@@ -37,7 +37,10 @@ ASSUMPTIONS = (
     "One person's data is in one unit: a person in several images has a guarantee that weakens with their number.",
     "The adversary sees everything released and every iterate, and not the memory, the timing or the crashes of the "
     "training machine.",
-    "The noise is Gaussian up to the rounding of floating-point numbers; with exact_noise, without any.",
+)
+ROUNDED = "The noise is Gaussian up to the rounding of floating-point numbers (noise.exact was off)."
+EXACT = (
+    "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."
 )
 NOT_COVERED = (
     "other runs on the same images, unless the tuning and dataset sections below count them",
@@ -144,7 +147,7 @@ def make_statement(
         "dataset_budget": None if dataset_budget is None else dict(dataset_budget),
         "audit": None if audit is None else dict(audit),
         "released": list(RELEASED),
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": [*ASSUMPTIONS, EXACT if (training or {}).get("exact_noise") else ROUNDED],
         "not_covered": list(NOT_COVERED),
         "deviations": [*(() if secure else (VOID,)), *_weak_delta(plan, dataset), *deviations],
         "versions": {**{name: package_version(name) for name in _PACKAGES}, "python": platform.python_version()},

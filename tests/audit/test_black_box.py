@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
+from dptrain import BudgetLedger
 from dptrain.audit import audit_training, black_box, default_plan
+from dptrain.audit.public import refuse_charged
 from dptrain.audit.scenes import CLASSES, draw_canary, draw_scene, open_dataset, write_dataset
-from dptrain.errors import ConfigError
+from dptrain.detection.sources import load_data
+from dptrain.errors import BudgetError, ConfigError
 
 
 def test_a_dataset_of_scenes_is_read_back_as_it_was_drawn(tmp_path: Path) -> None:
@@ -58,6 +61,33 @@ def test_public_images_are_trained_on_and_the_ledger_hears_nothing(
     assert {file.name for file in tmp_path.iterdir()} == before
     assert result.measured is None and np.isfinite(result.scores).all() and result.numbers_tried == 2
     assert result.data == "data (declared public)" and "black-box" in result.threat_model
+
+
+@pytest.mark.parametrize("place", ["argument", "environment", "working directory"])
+def test_images_that_a_ledger_has_as_private_are_refused_whatever_is_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Under another name and folder, saved anew; the refusal names the dataset, and leaves the ledger as it was."""
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(64, rng) for _ in range(3)]
+    private = write_dataset(tmp_path / "private", scenes[:2], CLASSES)
+    url = f"sqlite:///{tmp_path / 'budget.db'}"
+    ledger = BudgetLedger(url)
+    ledger.create("pets", epsilon=8.0, delta=1e-5, manifest=ledger.manifest(load_data(private).train))
+    copy = write_dataset(tmp_path / "copy", [draw_scene(64, rng), scenes[1]], CLASSES)
+    other = write_dataset(tmp_path / "other", scenes[2:], CLASSES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DPTRAIN_BUDGET_URL")
+    if place == "environment":
+        monkeypatch.setenv("DPTRAIN_BUDGET_URL", url)
+        monkeypatch.chdir(tmp_path / "copy")
+    before = ledger.export(), sorted(tmp_path.iterdir())
+    given = url if place == "argument" else None
+    with pytest.raises(BudgetError, match=r"declared public, and the ledger .*budget\.db has .* in pets:") as caught:
+        audit_training(model="yolo26n.yaml", data=copy, public=True, ledger=given)
+    assert "\n" not in str(caught.value) and "00000" not in str(caught.value), "no file of the images is named"
+    assert refuse_charged(other, given), "images that it does not hold are asked about, and let through"
+    assert (ledger.export(), sorted(tmp_path.iterdir())) == before and ledger.verify().sound
 
 
 def test_private_images_are_refused(tmp_path: Path) -> None:

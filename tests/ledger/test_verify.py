@@ -80,7 +80,7 @@ TAMPERINGS = {
     "renamed": ["UPDATE datasets SET name = 'x' WHERE name = 'pets'"],
     "reading": ["UPDATE datasets SET read_epsilon = 0.1 WHERE name = 'pets'"],
     "snapshot unlinked": ["DELETE FROM dataset_snapshots WHERE dataset_id = 1"],
-    "unit in a fresh atom": ["INSERT INTO atoms VALUES (99, '0')", "UPDATE units SET atom_id = 99 WHERE id = 1"],
+    "unit in a fresh atom": ["INSERT INTO atoms VALUES (99, '0', '')", "UPDATE units SET atom_id = 99 WHERE id = 1"],
     "unit of another picture": ["UPDATE units SET hash = zeroblob(32) WHERE id = 1"],
     "member taken out": ["DELETE FROM members WHERE unit_id = 1"],
     "labels": ["UPDATE members SET labels = zeroblob(32) WHERE unit_id = 1"],

@@ -1,0 +1,168 @@
+"""What admission reads, sealed with the ledger's key, so that nothing is admitted on tables that somebody changed.
+
+The chain of entries is the record, and all else follows from it; but a run cannot wait until ten thousand charges are
+summed again. So every transaction that charges begins by checking seals and ends by making them:
+
+* a total, a kind of step and a run carry a seal over their own row;
+* the head carries one over the small tables (limits, snapshots, who is in which, the seals of the totals and of the
+  runs at work), bound to the last entry: a row that was deleted, exchanged or taken from an earlier copy does not fit;
+* and one over which picture is in which atom, which is looked at before new pictures are registered.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Row, Table, select, text, update
+
+from ..errors import BudgetError
+from .keys import mac
+from .tables import (
+    atom_snapshots,
+    atoms,
+    dataset_snapshots,
+    datasets,
+    head,
+    mechanisms,
+    meta,
+    runs,
+    snapshots,
+    units,
+)
+
+if TYPE_CHECKING:
+    from .store import Store
+
+_PAIR = struct.Struct(">qq")
+_LIMITS = ("id", "name", "unit", "epsilon", "delta", "filter_order", "capacity")
+# As text, once: they are asked four times a run.
+_STATE = tuple(
+    str(query)
+    for query in (
+        select(meta.c.name, meta.c.value),
+        select(*(datasets.c[name] for name in _LIMITS)),
+        select(snapshots.c.id, snapshots.c.digest),
+        select(dataset_snapshots.c.dataset_id, dataset_snapshots.c.snapshot_id),
+        select(atoms.c.id, atoms.c.seal),
+        select(atom_snapshots.c.atom_id, atom_snapshots.c.snapshot_id),
+        text("SELECT id, seal FROM runs WHERE is_open = TRUE"),
+    )
+)
+_UNITS = str(select(units.c.hash, units.c.id, units.c.atom_id).order_by(units.c.hash))
+
+
+def tampered(store: Store, what: str) -> BudgetError:
+    """Return the error for a part of the ledger that the ledger did not write."""
+    return BudgetError(f"the ledger {store.name} has been tampered with ({what}): see dptrain budget verify")
+
+
+def row_seal(store: Store, table: Table, row: Mapping[str, Any]) -> str:
+    """Return the seal over all other columns of a row."""
+    values = [row[column.name] for column in table.c if column.name != "seal"]
+    return mac(store.key, f"row of {table.name}", json.dumps(values).encode()).hex()
+
+
+def sealed(store: Store, table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its seal."""
+    return {**row, "seal": row_seal(store, table, row)}
+
+
+def trusted(store: Store, table: Table, row: Row) -> Row:
+    """Return a row that was read, if its seal fits.
+
+    Raises:
+        BudgetError: It does not.
+    """
+    if not hmac.compare_digest(row.seal, row_seal(store, table, row._mapping)):
+        raise tampered(store, f"a row of {table.name}")
+    return row
+
+
+def check(store: Store, connection: Connection) -> None:
+    """Refuse to go on where the tables are not what the last transaction left.
+
+    Raises:
+        BudgetError: The head, the end of the record, or a table was changed by other ways.
+    """
+    store.head(connection)
+    if not _holds(store, connection):
+        raise tampered(store, "its tables")
+
+
+def seal(store: Store, connection: Connection) -> None:
+    """Seal what the transaction leaves."""
+    connection.execute(update(head).values(state=_state(store, connection, _head(connection))))
+
+
+def check_units(store: Store, connection: Connection) -> None:
+    """Refuse to register pictures where those that are known were changed.
+
+    Raises:
+        BudgetError: They were.
+    """
+    if _head(connection).units != _units(store, connection):
+        raise tampered(store, "its pictures")
+
+
+def seal_units(store: Store, connection: Connection) -> None:
+    """Seal which picture is in which atom; the head's seal then has to follow."""
+    connection.execute(update(head).values(units=_units(store, connection)))
+
+
+def adopt(store: Store, connection: Connection) -> None:
+    """Seal the tables of a ledger from before they were sealed, if all of them follow from its record.
+
+    Otherwise they stay without a seal: they can be looked at, and nothing more is charged on them.
+    """
+    from .verify import examine
+
+    row = connection.execute(select(head.c.state)).one_or_none()
+    if row is None or row.state or examine(store, connection)[0]:
+        return
+    for table in (atoms, mechanisms, runs):
+        for found in connection.execute(select(table)).all():
+            values = {"seal": row_seal(store, table, found._mapping)}
+            connection.execute(update(table).where(table.c.id == found.id).values(values))
+    seal_units(store, connection)
+    seal(store, connection)
+
+
+def broken(store: Store, connection: Connection) -> Iterator[str]:
+    """Yield what does not fit its seal, a line each."""
+    row = connection.execute(select(head)).one_or_none()
+    if row is None:  # which is a finding already
+        return
+    if not row.state:
+        yield "the tables are not sealed: they did not follow from the record when this ledger was brought up to date"
+        return
+    for table in (atoms, mechanisms, runs):
+        for found in connection.execute(select(table)):
+            if found.seal != row_seal(store, table, found._mapping):
+                yield f"{table.name.removesuffix('s')} {found.id}: its seal does not fit"
+    if not _holds(store, connection):
+        yield "the limits, snapshots or totals are not those of the last entry: their seal does not fit"
+    if row.units != _units(store, connection):
+        yield "the known pictures are not those of the last entry: their seal does not fit"
+
+
+def _holds(store: Store, connection: Connection) -> bool:
+    row = _head(connection)
+    return hmac.compare_digest(row.state, _state(store, connection, row))
+
+
+def _head(connection: Connection) -> Row:
+    return connection.execute(select(head)).one()
+
+
+def _state(store: Store, connection: Connection, row: Row) -> str:
+    tables = [sorted(map(tuple, connection.exec_driver_sql(query))) for query in _STATE]
+    return mac(store.key, "state", json.dumps([row.count, row.mac, row.units, *tables]).encode()).hex()
+
+
+def _units(store: Store, connection: Connection) -> str:
+    rows = connection.exec_driver_sql(_UNITS)
+    return mac(store.key, "units", b"".join(bytes(unit) + _PAIR.pack(*pair) for unit, *pair in rows)).hex()
