@@ -170,7 +170,7 @@ def test_no_way_of_calling_takes_more_steps_than_planned() -> None:
     state = trainer.state()
     one, other = trainer.run(), trainer.run()
     with pytest.raises(PrivacyError, match="accounts for 8"):
-        while True:
+        for _ in range(8):
             next(one)
             next(other)
     with pytest.raises(PrivacyError, match="has taken 8 steps"):

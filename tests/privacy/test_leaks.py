@@ -84,7 +84,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
     for number, file in enumerate(sorted((data.parent / "images/train").iterdir())):
         label = data.parent / "labels/train" / f"{file.stem}.txt"
         if number == 4:
-            label.write_text("1 .5 .5 .2 .3\n" * 350)
+            # Each once: a repeated line is one box.
+            label.write_text("".join(f"1 .5 .5 .2 {0.1 + box / 1000:.3f}\n" for box in range(350)))
         file.rename(file.with_stem(f"{TELLING}-{file.stem}"))
         label.rename(label.with_stem(f"{TELLING}-{label.stem}"))
     public = dataset_maker(heard.folder / "public")(train=2, seed=9).parent / "images"
