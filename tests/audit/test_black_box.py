@@ -84,7 +84,9 @@ def test_images_that_a_ledger_has_as_private_are_refused_whatever_is_declared(
     before = ledger.export(), sorted(tmp_path.iterdir())
     given = url if place == "argument" else None
     with pytest.raises(BudgetError, match=r"declared public, and the ledger .*budget\.db has .* in pets:") as caught:
-        audit_training(model="yolo26n.yaml", data=copy, public=True, ledger=given)
+        audit_training(
+            default_plan(steps=1, canaries=20), model="yolo26n.yaml", data=copy, public=True, ledger=given, canaries=20
+        )
     assert "\n" not in str(caught.value) and "00000" not in str(caught.value), "no file of the images is named"
     assert refuse_charged(other, given), "images that it does not hold are asked about, and let through"
     assert (ledger.export(), sorted(tmp_path.iterdir())) == before and ledger.verify().sound
