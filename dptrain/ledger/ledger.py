@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, keys, naming, snapshots
+from . import admission, curves, keys, naming, roles, snapshots
 from .admission import Request
 from .manifest import Manifest, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
@@ -300,6 +300,17 @@ class BudgetLedger:
     def export(self) -> dict[str, Any]:
         """Return the whole record as plain data, with its head."""
         return export(self._store)
+
+    def grant_roles(self) -> list[str]:
+        """Make the roles of a ledger on a PostgreSQL server: who may read, spend, set limits (:mod:`.roles`).
+
+        Returns:
+            The SQL that was run.
+
+        Raises:
+            BudgetError: The ledger is a file, or this user may not make roles there.
+        """
+        return roles.grant(self._store)
 
     def find_run(self, run: str) -> Row | None:
         """Return the row of a run by its identifier, or by the start of it; ``None`` where no run or several have it.

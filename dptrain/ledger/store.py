@@ -25,6 +25,7 @@ from .tables import entries, head, meta
 SCHEMA = "0001"  # the newest revision in migrations/versions
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
+_NOT_ALLOWED = "42501"  # PostgreSQL: insufficient privilege
 GENESIS = "0" * 64
 _LEAST_BYTES = 512  # of an SQLite database
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
@@ -213,6 +214,11 @@ class Store:
             yield
         except SQLAlchemyError as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())
+            if getattr(getattr(error, "orig", None), "sqlstate", None) == _NOT_ALLOWED:
+                raise BudgetError(
+                    f"{self.url.username or 'this user'} may not do that in the ledger {self.name} ({reason[:100]}): "
+                    "ask who keeps it for a role that may; see dptrain budget roles"
+                ) from error
             if "database is locked" in reason:
                 reason = f"locked: another process has been writing to it for {_BUSY_SECONDS:g} s; try again after it"
             raise BudgetError(f"the ledger {self.name} cannot be used: {reason[:300]}") from error
