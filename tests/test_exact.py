@@ -129,6 +129,14 @@ def test_a_gradient_that_is_too_long_or_not_finite_becomes_zero(bad: float) -> N
     assert all(tensor.dtype == torch.int64 and not tensor.any() for tensor in whole.values())
 
 
+@pytest.mark.parametrize("length", [1.0001, 1.2, 1.41])
+def test_a_gradient_a_little_too_long_becomes_zero_and_one_that_fits_is_kept(length: float) -> None:
+    """Whole numbers decide, from the first length that the clip should never have let through."""
+    gradient = torch.full((4,), length / 2, dtype=torch.float64)
+    assert not to_grid({"a": gradient}, 1.0)["a"].any()
+    assert to_grid({"a": gradient / length}, 1.0)["a"].all()
+
+
 class Rows(Batches):
     """Serves the rows that are there, whatever is drawn."""
 

@@ -60,6 +60,11 @@ def register(commands: Commands) -> None:
     _common(export)
     export.set_defaults(command=_export)
 
+    roles = actions.add_parser("roles", help="on a PostgreSQL server: who may read, who may spend, who may set limits")
+    roles.add_argument("--apply", action="store_true", help="make them; without it the SQL is printed")
+    _common(roles)
+    roles.set_defaults(command=_roles)
+
     settle = actions.add_parser("settle", help="charge a run that died with what it started")
     settle.add_argument("folder", nargs="?", metavar="RUN_DIR", help="its folder: charges the steps in its journal")
     settle.add_argument(
@@ -195,6 +200,19 @@ def _export(options: argparse.Namespace) -> int:
         print(text)
         return 0
     write_text(Path(options.output), text + "\n")
+    return 0
+
+
+def _roles(options: argparse.Namespace) -> int:
+    from ..ledger import roles
+
+    commands = _open(options).grant_roles() if options.apply else roles.statements()
+    if options.json:
+        print(json.dumps({"applied": options.apply, "statements": commands}))
+    elif options.apply:
+        print(f"the server now has {', '.join(roles.ROLES)}; give one to a user: GRANT {roles.SPENDER} TO anna")
+    else:
+        print("\n".join(f"{command};" for command in commands))
     return 0
 
 

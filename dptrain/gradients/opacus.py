@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,15 +64,25 @@ def _as_opacus_needs_it(module: nn.Module) -> Iterator[None]:
             p.__dict__.pop("_forward_counter", None)
 
 
-def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
-    """Return every example's gradient, {parameter name: (n, *shape)}."""
+def _grad_sample_module() -> Any:
+    """Import Opacus, which at that gives the root logger a handler: whether there is one is the program's to say."""
+    root = logging.getLogger()
+    before = list(root.handlers)
     from opacus.grad_sample import GradSampleModule
 
-    GradSampleModule.GRAD_SAMPLERS.setdefault(FrozenBatchNorm2d, _frozen_batch_norm_rule)
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+    return GradSampleModule
+
+
+def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
+    """Return every example's gradient, {parameter name: (n, *shape)}."""
+    grad_sample_module = _grad_sample_module()
+    grad_sample_module.GRAD_SAMPLERS.setdefault(FrozenBatchNorm2d, _frozen_batch_norm_rule)
     parameters = trainable_parameters(module)
     with _as_opacus_needs_it(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = GradSampleModule(module, loss_reduction="sum", strict=False)
+        wrapped = grad_sample_module(module, loss_reduction="sum", strict=False)
         try:
             with _watching(module, parameters) as outputs:
                 losses = loss_function(module, batch)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, keys, naming, sealing, snapshots
+from . import admission, curves, keys, naming, roles, sealing, snapshots
 from .admission import Request
 from .manifest import Manifest, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
@@ -314,6 +314,17 @@ class BudgetLedger:
         """Return the whole record as plain data, with its head."""
         return export(self._store)
 
+    def grant_roles(self) -> list[str]:
+        """Make the roles of a ledger on a PostgreSQL server: who may read, spend, set limits (:mod:`.roles`).
+
+        Returns:
+            The SQL that was run.
+
+        Raises:
+            BudgetError: The ledger is a file, or this user may not make roles there.
+        """
+        return roles.grant(self._store)
+
     def find_run(self, run: str) -> Row | None:
         """Return the row of a run by its identifier, or by the start of it; ``None`` where no run or several have it.
 
@@ -371,7 +382,7 @@ class BudgetLedger:
             text = curves.encode(curves.add(total, curve, steps))
             code = sealing.row_seal(self._store, atoms, {"id": number, "total": text})
             changed.append({"atom": number, "sum": text, "code": code})
-        values = {"total": bindparam("sum"), "seal": bindparam("code")}
+        values: dict[str, Any] = {"total": bindparam("sum"), "seal": bindparam("code")}
         connection.execute(update(atoms).where(atoms.c.id == bindparam("atom")).values(values), changed)
         admission.refresh_readings(self._store, connection, admission.touched_datasets(connection, totals), delta)
 

@@ -25,7 +25,10 @@ from .tables import entries, head, meta
 SCHEMA = "0002"  # the newest revision in migrations/versions
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
+_NOT_ALLOWED = "42501"  # PostgreSQL: insufficient privilege
 GENESIS = "0" * 64
+_HEAD = "SELECT count, mac, seal FROM head"
+_END = "SELECT seq, mac FROM entries ORDER BY seq DESC LIMIT 1"
 _LEAST_BYTES = 512  # of an SQLite database
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 SYNCHRONOUS = "FULL"  # a reservation is on the disk before the first step, whatever happens to the machine
@@ -123,7 +126,7 @@ class Store:
             self.key = keys.find_key(key, beside, known.get("key"))
             if "key" not in known:
                 known = self._first()
-            self.orders = tuple(float(order) for order in json.loads(known["orders"]))
+            self.orders = _orders(known)
             if revision not in (None, SCHEMA):
                 self._migrate()
 
@@ -143,6 +146,7 @@ class Store:
                 return found
             connection.execute(insert(meta), [{"name": name, "value": value} for name, value in first.items()])
             connection.execute(insert(head).values(id=1, count=0, mac=GENESIS, seal=self._seal(0, GENESIS)))
+            self.orders = _orders(first)
             sealing.seal_units(self, connection)
             sealing.seal(self, connection)
         return first
@@ -235,6 +239,11 @@ class Store:
             yield
         except SQLAlchemyError as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())
+            if getattr(getattr(error, "orig", None), "sqlstate", None) == _NOT_ALLOWED:
+                raise BudgetError(
+                    f"{self.url.username or 'this user'} may not do that in the ledger {self.name} ({reason[:100]}): "
+                    "ask who keeps it for a role that may; see dptrain budget roles"
+                ) from error
             if "database is locked" in reason:
                 reason = f"locked: another process has been writing to it for {_BUSY_SECONDS:g} s; try again after it"
             raise BudgetError(f"the ledger {self.name} cannot be used: {reason[:300]}") from error
@@ -248,12 +257,8 @@ class Store:
             ) from error
 
     def append(self, connection: Connection, kind: str, payload: Mapping[str, Any], run: str | None = None) -> int:
-        """Add an entry to the chain, in the caller's write transaction; return its number.
-
-        Raises:
-            BudgetError: The head does not fit the entries: someone changed the database by other ways.
-        """
-        count, last = self.head(connection)
+        """Add an entry to the chain, within :meth:`change`, which has looked at its head; return its number."""
+        ((count, last, _),) = sealing.rows_of(connection, _HEAD)
         row = {
             "seq": count + 1,
             "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -277,17 +282,21 @@ class Store:
         Raises:
             BudgetError: The head is missing or forged, or the last entry is not the one it names.
         """
-        row = connection.execute(select(head.c.count, head.c.mac, head.c.seal)).one_or_none()
-        count, last, seal = row if row is not None else (0, "", "")
+        found = sealing.rows_of(connection, _HEAD)
+        count, last, seal = found[0] if found else (0, "", "")
         if not hmac.compare_digest(seal, self._seal(count, last)):
             raise sealing.tampered(self, "its head")
-        end = connection.execute(select(entries.c.seq, entries.c.mac).order_by(entries.c.seq.desc()).limit(1)).first()
-        if (tuple(end) if end is not None else (0, GENESIS)) != (count, last):
+        end = sealing.rows_of(connection, _END)
+        if (end[0] if end else (0, GENESIS)) != (count, last):
             raise sealing.tampered(self, "its end")
         return count, last
 
     def _seal(self, count: int, last: str) -> str:
         return keys.mac(self.key, "head", str(count).encode(), last.encode()).hex()
+
+
+def _orders(known: Mapping[str, str]) -> tuple[float, ...]:
+    return tuple(float(order) for order in json.loads(known["orders"]))
 
 
 def is_there(url: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -609,3 +611,13 @@ def test_padding_modes_are_right_or_refused(mode: str, method: str) -> None:
         assert method == "opacus" and "'0.weight'" in str(error)
     else:
         assert_same(got, wanted, 1e-9, 1e-12)
+
+
+def test_importing_opacus_leaves_the_programs_log_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import gives the root logger a handler, and ``logging.basicConfig`` does nothing from then on."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opacus"]:
+        monkeypatch.delitem(sys.modules, name)
+    model = nn.Linear(3, 2)
+    dptrain.per_sample_gradients(model, lambda module, x: module(x).sum(1), torch.ones(2, 3), method="opacus")
+    assert "opacus" in sys.modules and logging.getLogger().handlers == []

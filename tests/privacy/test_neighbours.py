@@ -163,12 +163,13 @@ def run_on(
     sums: list[dict[str, torch.Tensor]] = []
     synced: list[int] = []
     real_fsync = os.fsync
-    patch.setattr(os, "fsync", lambda handle: (synced.append(handle), real_fsync(handle))[1])
+    patch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), real_fsync(handle))[1])
 
     def door(value: dict[str, torch.Tensor], **how: Any) -> dict[str, torch.Tensor]:
         sums.append({name: tensor.double().clone() for name, tensor in value.items()})
-        assert (where / "out" / "steps.journal").stat().st_size == len(sums), "noise before the step was counted"
-        assert synced, "the step was counted, and not brought to the disk"
+        journal = (where / "out" / "steps.journal").stat()
+        assert journal.st_size == len(sums), "noise before the step was counted"
+        assert journal.st_ino in synced, "the step was counted, and not brought to the disk"
         synced.clear()
         generator = torch.Generator().manual_seed(len(sums))
         return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in value.items()}

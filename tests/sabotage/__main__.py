@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bugs import BUGS
-from .trial import Verdict, green, judge
+from .trial import Verdict, broken, judge
 
 
 def main() -> int:
@@ -29,10 +29,10 @@ def main() -> int:
     console = Console(stderr=True)
     began = time.monotonic()
     console.print(f"the tests of {len(chosen)} bugs without any of them ...")
-    passing = green(test for bug in chosen for test in bug.caught_by)
+    red = broken(test for bug in chosen for test in bug.caught_by)
     verdicts: list[Verdict] = []
     for number, bug in enumerate(chosen, 1):
-        verdicts.append(judge(bug, passing))
+        verdicts.append(judge(bug, red))
         console.print(
             f"{number:>3}/{len(chosen)} {bug.name}: {verdicts[-1].word}, {verdicts[-1].seconds:.0f} s", markup=False
         )

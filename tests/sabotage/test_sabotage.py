@@ -25,7 +25,7 @@ def test_every_bug_fits_the_code_and_names_tests_that_are_there(name: str) -> No
 @pytest.mark.parametrize("name", QUICK)
 def test_a_planted_bug_is_caught(name: str) -> None:
     """Without the bug its tests pass: they are part of this suite."""
-    verdict = judge(BUGS[name], set(BUGS[name].caught_by))
+    verdict = judge(BUGS[name], {})
     assert verdict.sound, verdict.word
 
 
@@ -33,8 +33,8 @@ def test_a_change_that_nobody_notices_is_told() -> None:
     test = "tests/test_clipping.py::test_sensitivity"
     same = Edit("dptrain.clipping:FlatClip.sensitivity", (("2.0 * self.clip_norm", "self.clip_norm * 2.0"),))
     unnoticed = Bug("another order", "The factors are swapped.", (same,), (test,))
-    assert judge(unnoticed, {test}).word == "NOT caught by test_sensitivity"
-    assert "does not pass" in judge(unnoticed, set()).word
+    assert judge(unnoticed, {}).word == "NOT caught by test_sensitivity"
+    assert judge(unnoticed, {test: "why"}).word == "without the bug, test_sensitivity does not pass: why"
 
 
 def test_a_bug_that_no_longer_fits_is_stale() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ Outcomes = dict[str, dict[str, list[str]]]
 
 
 class Notes:
-    """A pytest plugin that notes the outcomes and the errors of every test, by its name without parameters."""
+    """A pytest plugin that notes the outcomes and the errors of every test, by its name without parameters.
+
+    ``errors`` are their types, ``words`` the first line of each.
+    """
 
     def __init__(self) -> None:
         self.seen: Outcomes = {}
@@ -46,15 +50,17 @@ class Notes:
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:
         report: pytest.TestReport = yield  # type: ignore[misc]
         if report.when == "call" or report.outcome != "passed":
-            notes = self.seen.setdefault(item.nodeid.partition("[")[0], {"outcomes": [], "errors": []})
+            notes = self.seen.setdefault(item.nodeid.partition("[")[0], {"outcomes": [], "errors": [], "words": []})
             notes["outcomes"].append(report.outcome)
             if call.excinfo is not None and report.outcome == "failed":
                 notes["errors"].append(call.excinfo.typename)
+                notes["words"].append(call.excinfo.exconly().partition("\n")[0])
         return report  # type: ignore[return-value]
 
 
 def _run(tests: list[str], bug: Bug | None, report: Path) -> None:
     os.chdir(ROOT)
+    logging.getLogger().handlers.clear()  # Opacus puts one there when it is imported, which prints the time
     notes, screen = Notes(), io.StringIO()
     with redirect_stdout(screen), redirect_stderr(screen), bug.planted() if bug else nullcontext():
         pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", *tests], plugins=[notes])
@@ -96,17 +102,24 @@ class Verdict:
     seconds: float
 
 
-def green(tests: Iterable[str]) -> set[str]:
-    """Return those of the tests that pass as things are."""
-    found = outcomes(sorted(set(tests)))
-    return {test for test, notes in found.items() if set(notes["outcomes"]) == {"passed"}}
+def broken(tests: Iterable[str]) -> dict[str, str]:
+    """Return those of the tests that do not pass as things are, and why."""
+    wanted = sorted(set(tests))
+    found = outcomes(wanted)
+    nothing: dict[str, list[str]] = {"outcomes": ["not run"], "words": []}
+    noted = {test: found.get(test, nothing) for test in wanted}
+    return {
+        test: (notes["words"] or notes["outcomes"])[0]
+        for test, notes in noted.items()
+        if set(notes["outcomes"]) != {"passed"}
+    }
 
 
-def judge(bug: Bug, passing: set[str]) -> Verdict:
-    """Plant a bug and see which of its tests notice; ``passing`` are those that pass without it."""
-    red = [test for test in bug.caught_by if test not in passing]
+def judge(bug: Bug, broken: Mapping[str, str]) -> Verdict:
+    """Plant a bug and see which of its tests notice; ``broken`` are those that do not pass without it, and why."""
+    red = [test for test in bug.caught_by if test in broken]
     if red:
-        return Verdict(bug, False, f"without the bug, {_short(red[0])} does not pass", 0.0)
+        return Verdict(bug, False, f"without the bug, {_short(red[0])} does not pass: {broken[red[0]]}", 0.0)
     began = time.monotonic()
     found = outcomes(bug.caught_by, bug)
     seconds = time.monotonic() - began
