@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import re
+import struct
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,16 @@ GENESIS = "0" * 64
 _HEAD = "SELECT count, mac, seal FROM head"
 _END = "SELECT seq, mac FROM entries ORDER BY seq DESC LIMIT 1"
 _LEAST_BYTES = 512  # of an SQLite database
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
+_UNREADABLE = (
+    struct.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+)
 SYNCHRONOUS = "FULL"  # a reservation is on the disk before the first step, whatever happens to the machine
 
 
