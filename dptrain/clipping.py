@@ -1,8 +1,8 @@
 """Clip rules: how much of each unit's gradient enters the sum, and the sensitivity that follows.
 
-A plan holds a :class:`~dptrain.Clipping`, which names the rule; :meth:`~dptrain.Clipping.rule` makes it for the
-parameters at hand. Every rule takes the squared norms of the units' gradients, one column a group of parameters, and is a function of one unit at
-a time.
+A plan holds a :class:`~dptrain.Clipping`, which names the rule and makes it for the parameters at hand. Every rule
+takes the squared norms of the units' gradients, one column a group of parameters, and is a function of one unit at a
+time.
 """
 
 from __future__ import annotations
@@ -168,9 +168,9 @@ class AdaptiveClip(FlatClip):
     Beside the clipped gradients, the units drawn that needed no clipping are counted, by b_i = 1/2 for a gradient
     shorter than C and -1/2 for a longer one (0 if it is not finite). Within 5 % of C it goes from one to the other in a
     straight line: a norm can differ in its last digits with what shares a batch, and a jump would make a whole count of
-    that. The step's sum gets one more entry, :data:`COUNT`, the sum of w C b_i with w = ``count_weight``, and noise like
-    all others. After the step C moves to C exp(-0.2 (p - quantile)), where p is the share unclipped as estimated from
-    the noised entry: 1/2 + entry / (w C B) with the expected batch size B. It is a function of what is released.
+    that. The step's sum gets one more entry, :data:`COUNT`, the sum of w C b_i with w = ``count_weight``, and noise as
+    all others do. After the step C moves to C exp(-0.2 (p - quantile)), where p is the share unclipped as estimated
+    from the noised entry: 1/2 + entry / (w C B) with the expected batch size B. It is a function of what is released.
 
     Formal guarantee: adding a unit moves the gradients by at most C, and the entry by at most w C / 2, since |b| <= 1/2
     and the other units' b stay what they are (with 0 and 1 it would be twice that). So the whole vector moves by at
@@ -195,7 +195,7 @@ class AdaptiveClip(FlatClip):
 
     def sensitivity(self, relation: str = "add_or_remove_one") -> float:
         """C sqrt(1 + w^2 / 4) for ``add_or_remove_one``, over gradients and count; twice that for ``replace_one``."""
-        return super().sensitivity(relation) * math.hypot(1.0, self.count_weight / 2)
+        return FlatClip(self.clip_norm).sensitivity(relation) * math.hypot(1.0, self.count_weight / 2)
 
     def next_norm(self, noised: float) -> float:
         """Return the next step's clip norm; ``noised`` is the noised entry, divided by the expected batch size."""
