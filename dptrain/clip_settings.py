@@ -72,7 +72,7 @@ class Clipping:
             return cls()
         names = [item.name for item in fields(cls)]
         if not isinstance(values, Mapping) or sorted(map(str, values)) != sorted(names):
-            raise ConfigError(f"a clip rule has {', '.join(names)}, and this is {values!r}")
+            raise ConfigError(f"clip_rule={values!r} is not made of {', '.join(names)}")
         groups = values["groups"]
         return cls(**{**values, "groups": tuple(groups) if isinstance(groups, list) else groups})
 
@@ -155,7 +155,7 @@ class Clipping:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 FLAT = Clipping()

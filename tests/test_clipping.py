@@ -198,6 +198,7 @@ def test_the_clip_norm_follows_the_quantile() -> None:
         ({"quantile": 0.3}, "clip_quantile means nothing"),
         ({"name": "adaptive", "count_noise": 0.0}, "clip_count_noise=0.0"),
         ({"name": "adaptive", "count_noise": math.nan}, "clip_count_noise=nan"),
+        ({"name": "adaptive", "quantile": 10**400}, "clip_quantile=1000"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:
