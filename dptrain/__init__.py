@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import detection
     from .audit import AuditResult, audit_training
+    from .clip_settings import Clipping
     from .clipping import FlatClip
     from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
     from .gradients import check_independence, clipped_gradient_sum, per_sample_gradients
@@ -22,6 +23,7 @@ _HOME = {
     "AuditResult": "audit",
     "BudgetError": "errors",
     "BudgetLedger": "ledger",
+    "Clipping": "clip_settings",
     "ConfigError": "errors",
     "DataError": "errors",
     "DptrainError": "errors",
@@ -44,6 +46,7 @@ __all__ = [
     "AuditResult",
     "BudgetError",
     "BudgetLedger",
+    "Clipping",
     "ConfigError",
     "DataError",
     "DptrainError",

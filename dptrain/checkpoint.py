@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import PrivacyError
-from .files import sync_folder, write_atomically
+from .files import flatten, sync_folder, write_atomically
 
 if TYPE_CHECKING:
     from .plan import PrivacyPlan
@@ -63,8 +64,8 @@ class StepJournal:
 
 
 # Everything a checkpoint may hold. All of it is noised or public.
-CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "seed")
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "clip_norm", "seed")
+CHECKPOINT_FORMAT = 2
 
 
 def save_checkpoint(file: Path, state: dict[str, Any], plan: PrivacyPlan, seed: int | None) -> None:
@@ -73,7 +74,7 @@ def save_checkpoint(file: Path, state: dict[str, Any], plan: PrivacyPlan, seed: 
     Raises:
         PrivacyError: The state has a key that is not on the whitelist.
     """
-    payload = {"format": CHECKPOINT_FORMAT, "plan": dataclasses.asdict(plan), "seed": seed, **state}
+    payload = {"format": CHECKPOINT_FORMAT, "plan": plan_values(plan), "seed": seed, **state}
     unknown = set(payload) - set(CHECKPOINT_KEYS)
     if unknown:
         raise PrivacyError(f"a checkpoint may not hold {sorted(unknown)}: only {', '.join(CHECKPOINT_KEYS)}")
@@ -101,7 +102,7 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
         )
     if not isinstance(written, dict) or missing:
         raise PrivacyError(f"{file} is damaged: {missing[0] if missing else 'plan'} is not in it")
-    wanted = {**dataclasses.asdict(plan), "seed": seed}
+    wanted = {**plan_values(plan), "seed": seed}
     for key, value in wanted.items():
         was = {**written, "seed": seeded}.get(key)
         if not isinstance(was, int | float | str | None) or isinstance(was, bool) or was != value:
@@ -112,7 +113,13 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
     damage = _damage(payload, plan)
     if damage is not None:
         raise PrivacyError(f"{file} is damaged: {damage}")
-    return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer")}
+    return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer", "clip_norm")}
+
+
+def plan_values(plan: PrivacyPlan) -> dict[str, Any]:
+    """Every number and text of a plan, by a dotted name."""
+    values = flatten(dataclasses.asdict(plan))
+    return {name: str(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def refuse_damage(file: Path) -> None:
@@ -134,6 +141,10 @@ def _damage(payload: dict[str, Any], plan: PrivacyPlan) -> str | None:
     step = payload["step"]
     if type(step) is not int or not 0 <= step <= plan.steps:
         return f"step={step!r} is not a whole number from 0 to {plan.steps}"
+    norm = payload["clip_norm"]
+    adapts = plan.clipping.name == "adaptive"
+    if type(norm) is not float or not 0.0 < norm < math.inf or (norm != plan.clip_norm and not adapts):
+        return f"clip_norm={norm!r} is none that the plan can have come to"
     for name in ("parameters", "frozen", "average"):
         table = payload[name]
         if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .clip_settings import CLIPPINGS, Clipping
 from .errors import ConfigError
 from .files import flatten
 from .schema import (
@@ -61,6 +62,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TuningConfig",
+    "clipping_of",
     "default_output_dir",
     "from_kwargs",
     "from_omegaconf",
@@ -244,6 +246,7 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
         "delta": delta,
         "expected_batch_size": batch_size,
         "unit": privacy.unit,
+        "clipping": clipping_of(privacy),
     }
     if privacy.epsilon is None:
         assert privacy.noise_multiplier is not None
@@ -251,6 +254,24 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
     if privacy.noise_multiplier is None:
         return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=settled, **common)
     return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
+
+
+def clipping_of(privacy: PrivacyConfig) -> Clipping:
+    """Return the clip rule that the settings ask for.
+
+    Raises:
+        ConfigError: An option is out of range, or belongs to another rule.
+    """
+    try:
+        return Clipping(
+            privacy.clipping,
+            tuple(privacy.clip_groups),
+            privacy.clip_split,
+            privacy.clip_quantile,
+            privacy.clip_count_noise,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"privacy.{error}") from error
 
 
 def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
@@ -303,6 +324,11 @@ def _check_rest(config: TrainConfig) -> None:
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ConfigError(f"optimizer.betas={betas} must be two numbers in [0, 1), such as [0.9,0.999]")
+    clipping = clipping_of(config.privacy)
+    if clipping.name == "adaptive" and config.noise.exact:
+        raise ConfigError(
+            "noise.exact=true has no grid for privacy.clipping=adaptive, which moves the clip norm: take another rule"
+        )
     if config.steps is not None and config.schedule.warmup_steps > config.steps:
         warmup = config.schedule.warmup_steps
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
@@ -381,7 +407,13 @@ def from_omegaconf(node: Any) -> TrainConfig:
 
 def _plan_values(plan: PrivacyPlan) -> dict[str, Any]:
     fields = ("noise_multiplier", "sample_rate", "expected_batch_size", "clip_norm", "delta", "unit")
-    return {"steps": plan.steps, **{f"privacy.{name}": getattr(plan, name) for name in fields}}
+    rule = plan.clipping.facts()
+    return {
+        "steps": plan.steps,
+        **{f"privacy.{name}": getattr(plan, name) for name in fields},
+        "privacy.clipping": rule.pop("name"),
+        **{f"privacy.clip_{name}": value for name, value in rule.items()},
+    }
 
 
 def _given_keys(kwargs: Mapping[str, Any]) -> set[str]:
@@ -410,6 +442,7 @@ _CHOICES = {
     "engine": ENGINES,
     "validation": VALIDATIONS,
     "optimizer.name": OPTIMIZERS,
+    "privacy.clipping": CLIPPINGS,
     "schedule.name": SCHEDULES,
 }
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -425,7 +458,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ),
     ("imgsz", lambda v: v >= 32, "32 or more, a multiple of 32"),
     ("workers seed schedule.warmup_steps optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
-    ("optimizer.lr", lambda v: v > 0, "more than 0 and finite"),
+    ("optimizer.lr optimizer.floor", lambda v: v > 0, "more than 0 and finite"),
     ("optimizer.momentum ema.decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("schedule.final", lambda v: 0 <= v <= 1, "in [0, 1]: a fraction of optimizer.lr"),
     ("augment.fliplr augment.flipud", lambda v: 0 <= v <= 1, "a chance in [0, 1]"),

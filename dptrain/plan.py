@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import accounting
-from .clipping import check_clip_norm
+from .clip_settings import FLAT, Clipping
+from .clipping import COUNT, AdaptiveClip, ClipRule
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MOST_UNITS = 10**15  # of a batch or a dataset; beyond, floating-point numbers n
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """DP-SGD with Poisson sampling, flat clipping and Gaussian noise, as one unchangeable whole.
+    """DP-SGD with Poisson sampling, clipping and Gaussian noise, as one unchangeable whole.
 
     Formal guarantee: training by this plan's sampler, clip and noise for at most ``steps`` steps is
     (``epsilon()``, ``delta``)-differentially private for adding or removing one privacy unit, towards anyone who sees
@@ -35,11 +36,12 @@ class PrivacyPlan:
     Attributes:
         sample_rate: Chance q that one unit is in one step's draw, in (0, 1].
         steps: Number T of noised steps, at least 1.
-        noise_multiplier: Standard deviation of the noise in units of the clip norm; above 0.
-        clip_norm: Largest norm C of one unit's gradient; finite and above 0.
+        noise_multiplier: Standard deviation of the noise in units of the sensitivity, that of the clip rule; above 0.
+        clip_norm: Largest norm C of one unit's gradient; finite and above 0. The first one, where it adapts.
         delta: In (0, 1); should be well below one over the number of units.
         expected_batch_size: Public constant that the noisy sum is divided by; never the true size of a draw.
         unit: What one person's data is: ``image``.
+        clipping: The clip rule, see :class:`~dptrain.Clipping`; its sensitivity is what the noise is scaled to.
     """
 
     sample_rate: float
@@ -49,6 +51,7 @@ class PrivacyPlan:
     delta: float
     expected_batch_size: int
     unit: str = "image"
+    clipping: Clipping = FLAT
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sample_rate <= 1.0:
@@ -59,7 +62,7 @@ class PrivacyPlan:
                 raise ConfigError(f"{name}={value} must be a whole number, at least 1 and at most {most}")
         if not 1e-3 <= self.noise_multiplier <= 1e6:
             raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be above 0, from 0.001 to 1,000,000")
-        check_clip_norm(self.clip_norm)
+        self.clipping.check(self.clip_norm, self.noise_multiplier)
         accounting.check_delta(self.delta)
         if self.unit not in UNITS:
             raise ConfigError(f"unit={self.unit!r} is not one of {', '.join(UNITS)}")
@@ -75,11 +78,12 @@ class PrivacyPlan:
         expected_batch_size: int,
         clip_norm: float = 1.0,
         unit: str = "image",
+        clipping: Clipping = FLAT,
     ) -> PrivacyPlan:
         """Return the plan with the least noise whose RDP epsilon is at most ``epsilon``."""
         draft = cls(sample_rate, steps, 1.0, clip_norm, delta, expected_batch_size, unit)  # checks the rest
         noise = accounting.calibrate_noise(epsilon, delta, draft.sample_rate, draft.steps)
-        return cls(sample_rate, steps, noise, clip_norm, delta, expected_batch_size, unit)
+        return cls(sample_rate, steps, noise, clip_norm, delta, expected_batch_size, unit, clipping)
 
     @classmethod
     def steps_for(
@@ -92,11 +96,12 @@ class PrivacyPlan:
         expected_batch_size: int,
         clip_norm: float = 1.0,
         unit: str = "image",
+        clipping: Clipping = FLAT,
     ) -> PrivacyPlan:
         """Return the plan with the most steps whose RDP epsilon is at most ``epsilon``."""
-        draft = cls(sample_rate, 1, noise_multiplier, clip_norm, delta, expected_batch_size, unit)
+        draft = cls(sample_rate, 1, noise_multiplier, clip_norm, delta, expected_batch_size, unit, clipping)
         steps = accounting.calibrate_steps(epsilon, delta, draft.sample_rate, draft.noise_multiplier)
-        return cls(sample_rate, steps, noise_multiplier, clip_norm, delta, expected_batch_size, unit)
+        return replace(draft, steps=steps)
 
     def event(self, steps: int | None = None) -> DpEvent:
         """Return what is accounted for ``steps`` steps, all of them by default."""
@@ -121,6 +126,7 @@ class PrivacyPlan:
 
     # The three parts, for a training loop of one's own. The order of use is then the caller's duty:
     # sampler -> clipped sum over exactly the units drawn -> noise -> anything else.
+    # With adaptive clipping a step's sum and noise are given one clip norm, and `next_clip_norm` makes the next step's.
 
     def sampler(self, num_units: int, stream: NoiseStream) -> PoissonSampler:
         """Return the Poisson sampler of this plan over ``num_units`` units."""
@@ -128,16 +134,42 @@ class PrivacyPlan:
 
         return PoissonSampler(num_units, self.sample_rate, stream)
 
-    def clipped_sum(
-        self, module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused"
-    ) -> dict[str, Tensor]:
-        """Return the sum of the units' gradients, each clipped to this plan's norm."""
-        from .gradients import clipped_gradient_sum
+    def clip_rule(self, parameters: Mapping[str, Tensor], clip_norm: float | None = None) -> ClipRule:
+        """Return the clip rule of a step, for parameters (or sums of gradients) by name.
 
-        return clipped_gradient_sum(module, loss_function, batch, self.clip_norm, method)
+        Args:
+            clip_norm: The norm that adaptive clipping has come to; by default the plan's.
+
+        Raises:
+            ConfigError: The rule does not fit the parameters, or the clip norm is another though it does not adapt.
+        """
+        norm = self.clip_norm if clip_norm is None else clip_norm
+        if norm != self.clip_norm and self.clipping.name != "adaptive":
+            raise ConfigError(f"clip_norm={norm} is not the plan's, {self.clip_norm}, which does not adapt")
+        sizes = {name: tensor.numel() for name, tensor in parameters.items()}
+        return self.clipping.rule(norm, sizes, self.noise_multiplier, self.expected_batch_size)
+
+    def clipped_sum(
+        self,
+        module: nn.Module,
+        loss_function: LossFunction,
+        batch: Any,
+        method: str = "fused",
+        clip_norm: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the sum of the units' gradients, each clipped by this plan's rule; see :meth:`clip_rule`."""
+        from .gradients import clipped_gradient_sum, trainable_parameters
+
+        rule = self.clip_rule(trainable_parameters(module), clip_norm)
+        return clipped_gradient_sum(module, loss_function, batch, rule, method)
 
     def clipped_on_grid(
-        self, module: nn.Module, loss_function: LossFunction, unit: Any, method: str = "fused"
+        self,
+        module: nn.Module,
+        loss_function: LossFunction,
+        unit: Any,
+        method: str = "fused",
+        clip_norm: float | None = None,
     ) -> dict[str, Tensor]:
         """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.exact`.
 
@@ -146,29 +178,53 @@ class PrivacyPlan:
         from .exact import to_grid
         from .gradients.batches import batch_size
 
+        self.refuse_exact()
         if batch_size(unit) > 1:
             raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
-        return to_grid(self.clipped_sum(module, loss_function, unit, method), self.clip_norm)
+        clipped = self.clipped_sum(module, loss_function, unit, method, clip_norm)
+        return to_grid(clipped, self.clip_rule(clipped, clip_norm).sensitivity())
 
-    def noise(self, total: Mapping[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
+    def refuse_exact(self) -> None:
+        """Refuse a clip rule that has no whole-number form."""
+        if self.clipping.name == "adaptive":
+            raise ConfigError(
+                "clipping=adaptive has no exact noise: its grid would move with the norm; take a fixed one"
+            )
+
+    def noise(
+        self, total: Mapping[str, Tensor], stream: NoiseStream, clip_norm: float | None = None
+    ) -> dict[str, Tensor]:
         """Return the noised sum divided by the expected batch size: the gradient of one step.
 
         ``total`` is the clipped sum over *all* the units of one draw; noise is added once a step. A sum of
-        :meth:`clipped_on_grid` gets exact noise.
+        :meth:`clipped_on_grid` gets exact noise. ``clip_norm`` is that of the sum.
         """
         import torch
 
         from . import noise as door
-        from .clipping import FlatClip
         from .exact import SENSITIVITY
 
+        sensitivity = self.clip_rule(total, clip_norm).sensitivity()
         on_grid = all(tensor.dtype == torch.int64 for tensor in total.values())
         noised = door.privatize(
             total,
-            sensitivity=SENSITIVITY if on_grid else FlatClip(self.clip_norm).sensitivity(),
+            sensitivity=SENSITIVITY if on_grid else sensitivity,
             noise_multiplier=self.noise_multiplier,
             stream=stream,
         )
         if on_grid:
-            noised = {name: tensor.double() * (self.clip_norm / SENSITIVITY) for name, tensor in noised.items()}
+            noised = {name: tensor.double() * (sensitivity / SENSITIVITY) for name, tensor in noised.items()}
         return {name: tensor / self.expected_batch_size for name, tensor in noised.items()}
+
+    def noise_deviation(self, parameters: Mapping[str, Tensor], clip_norm: float | None = None) -> float:
+        """Return the standard deviation of the noise on every entry of what :meth:`noise` returns; it is public."""
+        sensitivity = self.clip_rule(parameters, clip_norm).sensitivity()
+        return self.noise_multiplier * sensitivity / self.expected_batch_size
+
+    def next_clip_norm(self, gradient: Mapping[str, Tensor], clip_norm: float) -> float:
+        """Return the clip norm of the step after the one whose noised gradient this is; the same, if none adapts."""
+        if self.clipping.name != "adaptive":
+            return clip_norm
+        rule = self.clip_rule(gradient, clip_norm)
+        assert isinstance(rule, AdaptiveClip)
+        return rule.next_norm(float(gradient[COUNT]))

@@ -195,6 +195,7 @@ class Run:
 
     def _describe(self, data: DataConfig) -> None:
         plan, say = self.plan, self._say
+        rule = "" if plan.clipping.name == "flat" else f" ({plan.clipping.name})"
         trainable = sum(p.numel() for p in self.trainer.parameters.values())
         total = sum(p.numel() for p in self.model.parameters())
         say(
@@ -204,7 +205,7 @@ class Run:
         say(
             f"epsilon {shown(plan.epsilon())} (RDP; PLD {shown(plan.epsilon('pld'))}), delta {plan.delta:.3g}, "
             f"unit {plan.unit}: {plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, "
-            f"clip norm {plan.clip_norm:g}, sample rate {plan.sample_rate:.4g}, "
+            f"clip norm {plan.clip_norm:g}{rule}, sample rate {plan.sample_rate:.4g}, "
             f"expected batch {plan.expected_batch_size} ({self.physical_batch_size} at a time)"
         )
         if self.evaluates:

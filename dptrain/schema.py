@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import MISSING
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from .clip_settings import CLIPPINGS, SPLITS
 from .errors import ConfigError
 
 DEFAULT_STEPS = 1000
@@ -35,7 +36,9 @@ TUNINGS = ("none", "random_stopping")
 MOST_MEAN_RUNS = 500
 STOPPINGS = ("geometric", "poisson", "logarithmic")
 SCHEDULES = ("constant", "cosine", "linear")
-OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd")
+OPTIMIZERS = (
+    "sgd", "adam", "dp_adam_bc", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd",
+)  # fmt: skip
 
 _MIXES = "one image would then enter the gradients of several others, and clipping no longer bounds what it changes"
 REFUSED_AUGMENTATIONS = {
@@ -69,17 +72,25 @@ class PrivacyConfig:
     expected_batch_size: int | None = _key(None, "public constant that divides the noisy sum; default 256")
     dataset_size: int | None = _key(None, "declared, public number of units (never counted in the folder)")
     unit: str = _key("image", "what one record is: image")
+    clipping: str = _key("flat", f"clip rule, one of {', '.join(CLIPPINGS)}; see docs/recipe.md")
+    clip_groups: list[str] = _key([], "of clipping=groups: patterns on layer names, one a group, such as [model.23.*]")
+    clip_split: str = _key("equal", f"how per_layer and groups share clip_norm out, one of {', '.join(SPLITS)}")
+    clip_quantile: float = _key(0.5, "of clipping=adaptive: share of units that stay unclipped")
+    clip_count_noise: float | None = _key(
+        None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"
+    )
 
 
 @dataclass
 class OptimizerConfig:
-    """Any torch.optim optimizer of :data:`OPTIMIZERS`; it sees noisy gradients only."""
+    """An optimizer of :data:`OPTIMIZERS`; it sees noisy gradients only."""
 
     name: str = _key("adamw", f"one of {', '.join(OPTIMIZERS)}")
     lr: float = _key(1e-3, "learning rate")
     momentum: float = _key(0.0, "momentum (sgd, rmsprop)")
     weight_decay: float = _key(0.0, "weight decay")
     betas: list[float] = _key([0.9, 0.999], "decay rates of the Adam family")
+    floor: float = _key(0.1, "least second moment of dp_adam_bc, in parts of the noise's variance")
 
 
 @dataclass
@@ -249,4 +260,5 @@ def _without_objects(text: str) -> str:
 def _type_in_words(annotation: str) -> str:
     kind = annotation.split(" ")[0]
     words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
-    return words.get(kind, "a list of numbers such as [0.9,0.999]")
+    lists = {"list[str]": "a list of texts such as [model.23.*]"}
+    return {**words, **lists}.get(kind, "a list of numbers such as [0.9,0.999]")

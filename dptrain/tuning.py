@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SEARCHED = ("model", "imgsz", "trainable", "norm", "optimizer", "schedule", "ema", "augment", "privacy.clip_norm")
+_SEARCHED = (
+    "model", "imgsz", "trainable", "norm", "optimizer", "schedule", "ema", "augment", "privacy.clip_norm",
+    "privacy.clipping",
+)  # fmt: skip
 _PARTIAL = "tuning.partial"  # in output_dir, while runs go on; holds the best so far and the one at work
 
 
@@ -57,7 +60,7 @@ class Tuning:
 
     Attributes:
         candidates: Equally likely; each run draws one of them afresh.
-        plan: What every run follows, but for its clip norm.
+        plan: What every run follows, but for its clip norm and its clip rule.
         distribution: Of the number of runs.
         mean: Of that number.
         epsilon: RDP, at the plan's delta.
@@ -332,7 +335,9 @@ def _best_of(
 
 
 def _plan_of(candidate: TrainConfig, tuning: Tuning) -> PrivacyPlan:
-    return replace(tuning.plan, clip_norm=candidate.privacy.clip_norm)
+    """The plan of a candidate; no clip rule changes what a step costs."""
+    privacy = candidate.privacy
+    return replace(tuning.plan, clip_norm=privacy.clip_norm, clipping=settings.clipping_of(privacy))
 
 
 def _private(candidate: TrainConfig, folder: Path) -> TrainConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dptrain import Clipping
 from dptrain import config as settings
 from dptrain.errors import ConfigError
 from dptrain.plan import PrivacyPlan
@@ -208,6 +209,39 @@ def test_units_of_several_images_come_later() -> None:
 
 def test_warmup_longer_than_the_run_is_refused() -> None:
     assert "schedule.warmup_steps=20" in refusal(steps=10, schedule={"warmup_steps": 20})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"privacy": {"clipping": "perlayer"}}, "privacy.clipping=perlayer is not one of .*did you mean per_layer"),
+        ({"privacy": {"clipping": "groups"}}, "privacy.clipping=groups needs clip_groups"),
+        ({"privacy": {"clip_quantile": 0.4}}, "privacy.clip_quantile means nothing with clipping=flat"),
+        ({"privacy": {"clip_groups": "head"}}, "privacy.clip_groups"),
+        ({"privacy": {"clipping": "adaptive"}, "noise": {"exact": True}}, "noise.exact=true has no grid"),
+        ({"optimizer": {"name": "dp_adam_bc", "floor": 0.0}}, "optimizer.floor=0.0"),
+    ],
+)
+def test_clip_rules_and_their_options_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        resolved(**changes)
+
+
+def test_the_clip_rule_of_the_settings_is_the_plans_and_back() -> None:
+    privacy = {
+        **PUBLIC,
+        "noise_multiplier": 1.1,
+        "clipping": "groups",
+        "clip_groups": ["a.*", "b"],
+        "clip_split": "size",
+    }
+    plan = settings.make_plan(resolved(steps=10, privacy=privacy))
+    assert plan.clipping == Clipping("groups", ("a.*", "b"), "size")
+    settled = settings.with_plan(settings.from_kwargs(**BASE), plan)
+    assert settings.make_plan(settled) == plan
+    assert settings.from_kwargs(**BASE, plan=plan).privacy.clip_groups == ["a.*", "b"]
+    with pytest.raises(ConfigError, match=r"privacy\.clipping=flat contradicts the plan"):
+        settings.from_kwargs(**BASE, plan=plan, privacy={"clipping": "flat"})
 
 
 # The plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,8 +21,9 @@ from mlflow.tracking import MlflowClient
 
 import dptrain
 import dptrain.run
-from dptrain import ConfigError, DataError, PrivacyPlan, TrackingError
+from dptrain import Clipping, ConfigError, DataError, PrivacyPlan, TrackingError
 from dptrain.checkpoint import CHECKPOINT_KEYS
+from dptrain.statement import report
 
 from .conftest import MakeDataset, run_options
 
@@ -114,6 +116,32 @@ def test_results_and_mlflow_hold_the_same_public_numbers(finished: tuple[dptrain
         "config.yaml", "epsilon_vs_map.png", "per_class.csv", "results.csv", "statement.html", "statement.json",
         "statement.md", "weights",
     }  # fmt: skip
+
+
+def test_an_adaptive_clip_norm_is_stated_kept_and_resumed(tmp_path: Path) -> None:
+    """Stopped half-way, the run goes on at the clip norm that it had come to; the price is that of its plan."""
+    data = make_dataset_at(tmp_path / "data")()
+    plan = dataclasses.replace(PLAN, clipping=Clipping("adaptive", quantile=0.7))
+    without = {"tracking": {"enabled": False}, "budget": {"url": None}, "validation": "off"}
+    given = options(tmp_path, plan=plan, optimizer={"name": "dp_adam_bc", "lr": 1e-4}, **without)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dptrain.run.Run, "_write_statement", fails_at(2))
+        with pytest.raises(RuntimeError, match="step 2"):
+            dptrain.train(data=data, **given)
+    kept = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 2 and kept["clip_norm"] not in (0.0, 1.0)
+    result = dptrain.train(data=data, **given, resume=True)
+    mechanism = result.statement["mechanism"]
+    assert result.epsilon == PLAN.epsilon() and mechanism["clip_norm"] == 1.0
+    assert mechanism["clip_rule"]["name"] == "adaptive" and "0.7 quantile" in mechanism["clipping"]
+    assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
+
+
+def fails_at(step: int) -> Any:
+    def write(run: dptrain.run.Run, status: str) -> None:
+        raise RuntimeError(f"step {run.trainer.step}")
+
+    return write
 
 
 def test_nothing_written_tells_the_number_of_training_images(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dptrain import ConfigError, ModelError, PrivacyError, PrivacyPlan, noise
+from dptrain import Clipping, ConfigError, ModelError, PrivacyError, PrivacyPlan, noise
+from dptrain.clip_settings import CLIPPINGS
+from dptrain.clipping import COUNT
 from dptrain.sampling import Draw
 from dptrain.training import MovingAverage, PrivateTrainer, learning_rate
 
@@ -39,12 +41,19 @@ def losses(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def make(
-    plan: PrivacyPlan, *, batches: Batches | None = None, lr: float = 0.1, loss: Any = losses, **options: Any
+    plan: PrivacyPlan,
+    *,
+    batches: Batches | None = None,
+    lr: float = 0.1,
+    loss: Any = losses,
+    optimizer: Any = torch.optim.SGD,
+    **options: Any,
 ) -> PrivateTrainer:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 2))
-    optimizer = torch.optim.SGD(module.parameters(), lr=lr)
-    return PrivateTrainer(module, loss, plan, optimizer, batches or Batches(), 20, **options)
+    return PrivateTrainer(
+        module, loss, plan, optimizer(module.parameters(), lr=lr), batches or Batches(), 20, **options
+    )
 
 
 def plan(**changes: Any) -> PrivacyPlan:
@@ -102,6 +111,39 @@ def test_the_sum_over_physical_batches_is_kept_in_double_precision(monkeypatch: 
     monkeypatch.setattr(noise, "privatize", note)
     next(make(plan()).run())
     assert kinds == {torch.float64}
+
+
+def test_the_adaptive_clip_norm_follows_the_noised_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the sums are, the same outputs of the door give the same clip norms; the count is in the one sum."""
+
+    def door(value: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        assert list(value)[-1] == COUNT and value[COUNT].shape == (1,)
+        return {name: torch.full_like(tensor, 0.1 * len(value)) for name, tensor in value.items()}
+
+    monkeypatch.setattr(noise, "privatize", door)
+    norms = []
+    for rate in (1e-9, 1.0):
+        trainer = make(plan(sample_rate=rate, clipping=Clipping("adaptive")))
+        norms.append([trainer.clip_norm for _ in trainer.run()])
+    assert norms[0] == norms[1] and len(set(norms[0])) == 8
+
+
+@pytest.mark.parametrize("name", [name for name in CLIPPINGS if name != "flat"])
+def test_the_physical_batch_changes_nothing_but_rounding_by_any_clip_rule(name: str) -> None:
+    clipping = Clipping(name, groups=("0",) if name == "groups" else ())
+    how = plan(clipping=clipping, clip_norm=1.0 if name == "automatic" else 0.5)
+    one, other = make(how, batches=Batches(20), seed=5), make(how, batches=Batches(3), seed=5)
+    list(one.run())
+    list(other.run())
+    assert torch.allclose(weights(one), weights(other), atol=1e-5)
+    assert one.clip_norm == pytest.approx(other.clip_norm, rel=1e-9)
+
+
+def test_an_adaptive_clip_norm_has_no_exact_noise() -> None:
+    with pytest.raises(ConfigError, match="no exact noise"):
+        make(plan(clipping=Clipping("adaptive")), exact=True)
+    trainer = make(plan(clipping=Clipping("per_layer")), exact=True)
+    assert next(trainer.run()) == 1
 
 
 def test_an_empty_draw_takes_a_noised_step() -> None:

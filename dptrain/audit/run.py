@@ -121,6 +121,8 @@ def audit_training(
         compared = refuse_charged(Path(data), ledger, ledger_key)
         words = f"{Path(data).stem} (declared public{'; no image of it is in the ledger' if compared else ''})"
     plan = plan or default_plan(threat, canaries=canaries)
+    if plan.clipping.name != "flat":
+        raise ConfigError(f"clipping={plan.clipping.name} cannot be audited: canaries are made for flat clipping")
     count = default_canaries(threat, plan.delta) if canaries is None else canaries
     counts = _numbers(guesses, count, max(round(_GUESSED[threat] * count), min(_FEWEST_GUESSES, count // 2)))
     included = NoiseStream(seed, "canaries").uniform(count) < 0.5

@@ -122,6 +122,7 @@ def _result(options: argparse.Namespace) -> AuditResult:
 
 def _plan(options: argparse.Namespace) -> PrivacyPlan:
     from ..audit import default_plan
+    from ..clip_settings import Clipping
     from ..plan import PrivacyPlan
 
     if options.run is None:
@@ -134,4 +135,8 @@ def _plan(options: argparse.Namespace) -> PrivacyPlan:
     if mechanism["steps"] < 1:
         raise ConfigError(f"{options.run}: the run took no step, so there is nothing to audit")
     names = ("sample_rate", "steps", "noise_multiplier", "clip_norm", "expected_batch_size")
-    return PrivacyPlan(delta=statement["guarantee"]["delta"], **{name: mechanism[name] for name in names})
+    return PrivacyPlan(
+        delta=statement["guarantee"]["delta"],
+        clipping=Clipping.read(mechanism.get("clip_rule")),
+        **{name: mechanism[name] for name in names},
+    )

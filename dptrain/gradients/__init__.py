@@ -9,9 +9,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..clipping import FlatClip
+from ..clipping import COUNT, AdaptiveClip, ClipRule, FlatClip
 from ..errors import ConfigError
 from . import fused, independence, microbatch
 from . import opacus as opacus_engine
@@ -61,18 +62,29 @@ def per_sample_gradients(
 
 
 def clipped_gradient_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, clip_norm: float | FlatClip, method: str = "fused"
+    module: nn.Module, loss_function: LossFunction, batch: Any, clip_norm: float | ClipRule, method: str = "fused"
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of each example's gradient, scaled to norm at most ``clip_norm``.
+    """Return the sum over examples of each example's gradient, scaled to norm at most ``clip_norm``, or by a clip rule.
 
-    Formal guarantee: adding or removing one example changes the result by at most ``clip_norm`` in Euclidean norm over
-    all parameters together (``FlatClip.sensitivity``), provided loss i depends on example i only. An example whose
-    gradient is not finite contributes zero; an empty batch gives zeros. The module's ``.grad`` is left alone.
+    Formal guarantee: adding or removing one example changes the result by at most the rule's ``sensitivity()`` in
+    Euclidean norm over all entries together (of a number, :class:`~dptrain.FlatClip`: the number), provided loss i
+    depends on example i only. An example whose gradient is not finite contributes zero; an empty batch gives zeros. The
+    module's ``.grad`` is left alone.
 
-    Arguments and errors are those of :func:`per_sample_gradients`; the result is ``{parameter name: tensor}``.
+    Arguments and errors are those of :func:`per_sample_gradients`; the result is ``{parameter name: tensor}``, and with
+    adaptive clipping one entry more.
     """
-    clip = clip_norm if isinstance(clip_norm, FlatClip) else FlatClip(clip_norm)
-    return _engine(method, module).clipped_sum(module, loss_function, batch, clip.weights)
+    rule = FlatClip(clip_norm) if isinstance(clip_norm, int | float) else clip_norm
+    engine = _engine(method, module)
+    if not isinstance(rule, AdaptiveClip):
+        return engine.clipped_sum(module, loss_function, batch, rule.weights, rule.groups)
+    count = next(iter(trainable_parameters(module).values())).new_zeros(1, dtype=torch.float64)
+
+    def weigh(squared_norms: Tensor) -> Tensor:
+        count.add_(rule.count(squared_norms))
+        return rule.weights(squared_norms)
+
+    return {**engine.clipped_sum(module, loss_function, batch, weigh), COUNT: count}
 
 
 def check_independence(module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused") -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Container
+
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -81,7 +83,7 @@ def refuse_unsupported(module: nn.Module) -> None:
         raise ModelError("no parameter is trainable, so there is nothing to learn: set requires_grad or `trainable`")
 
 
-def refuse_missing(names: dict[str, nn.Parameter], found: dict[str, Tensor]) -> None:
+def refuse_missing(names: dict[str, nn.Parameter], found: Container[str]) -> None:
     """Refuse a pass in which a trainable parameter got no gradient.
 
     Raises:

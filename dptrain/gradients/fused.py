@@ -9,7 +9,7 @@ one-to-one head of YOLO26 is fed detached features) is recorded all the same.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,9 @@ from .layers import Record, Tape, rule_for
 from .layers.base import Instantiated, Joined, add_squares, without_autocast
 
 LossFunction = Callable[[Any, Any], Tensor]
+# Makes the weights of a clipped sum, (n, groups), from the squared norms of every example's parts, (n, groups).
+Weigh = Callable[[Tensor], Tensor]
+Groups = Mapping[str, int]  # the group of every trainable parameter, from 0; without any, all are of group 0
 
 
 @contextmanager
@@ -109,34 +112,47 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Callable[[Tensor], Tensor]
+    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Weigh, groups: Groups | None = None
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i]`` times gradient i, {parameter name: shape}.
+    """Return the sum over examples of ``weigh(squared norms)[i, k]`` times the part of gradient i that is of group k.
 
-    An example whose gradient is not finite is left out: its weight must be zero, and zero times infinity is not.
+    An example with a part that is not finite is left out: its weights must be zero, and zero times infinity is not.
     """
     parameters = trainable_parameters(module)
     n, records = run(module, loss_function, batch, parameters, clips=True)
     if n == 0:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
+    refuse_missing(parameters, {name for name in parameters if name.rpartition(".")[0] in records})
     with without_autocast(next(iter(parameters.values()))):
-        found = _weighted(records, n, weigh)
+        found = _weighted(records, n, weigh, groups)
     refuse_missing(parameters, found)
     return {name: found[name] for name in parameters}
 
 
-def _weighted(records: dict[str, Record], n: int, weigh: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    parts = _joined(records, n)
-    squared = _squared_norms(parts, n)
+def _weighted(records: dict[str, Record], n: int, weigh: Weigh, groups: Groups | None = None) -> dict[str, Tensor]:
+    parts = [_joined(group, n) for group in _grouped(records, groups)]
+    squared = torch.stack([_squared_norms(part, n) for part in parts], 1)
     weights = weigh(squared)
-    finite = torch.isfinite(squared)
+    finite = torch.isfinite(squared).all(1)
     if not bool(finite.all()):
-        parts = {layer_name: part.without(~finite) for layer_name, part in parts.items()}
+        parts = [{layer_name: piece.without(~finite) for layer_name, piece in part.items()} for part in parts]
     return {
         _full(layer_name, name): total
-        for layer_name, part in parts.items()
-        for name, total in part.weighted_sum(weights).items()
+        for k, part in enumerate(parts)
+        for layer_name, piece in part.items()
+        for name, total in piece.weighted_sum(weights[:, k]).items()
     }
+
+
+def _grouped(records: dict[str, Record], groups: Groups | None) -> list[dict[str, Record]]:
+    """Return the records of every group; all parameters of a layer must be in one."""
+    if groups is None:
+        return [records]
+    of_layer = {name.rpartition(".")[0]: group for name, group in groups.items()}
+    found: list[dict[str, Record]] = [{} for _ in range(max(groups.values()) + 1)]
+    for layer_name, record in records.items():
+        found[of_layer[layer_name]][layer_name] = record
+    return found
 
 
 def _joined(records: dict[str, Record], n: int) -> dict[str | None, Record]:

@@ -93,10 +93,10 @@ class _Trial:
 
         def weigh(squared_norms: Tensor) -> Tensor:
             nonlocal norms
-            norms = squared_norms.sqrt()
+            norms = squared_norms.squeeze(1).sqrt()
             weights = torch.zeros_like(norms)
             weights[[index for index in kept if index < len(norms)]] = 1.0
-            return torch.where(torch.isfinite(norms), weights, torch.zeros_like(norms))
+            return torch.where(torch.isfinite(norms), weights, torch.zeros_like(norms)).unsqueeze(1)
 
         torch.manual_seed(0)
         total = self.engine.clipped_sum(self.module, note, join_examples(examples, self.batch), weigh)

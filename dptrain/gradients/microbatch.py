@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .batches import batch_size, take_examples
 from .checks import refuse_missing, trainable_parameters
-from .fused import LossFunction
+from .fused import Groups, LossFunction, Weigh
 
 
 def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> Iterator[dict[str, Tensor]]:
@@ -39,14 +39,20 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Callable[[Tensor], Tensor]
+    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Weigh, groups: Groups | None = None
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i]`` times gradient i, in the memory of one gradient."""
+    """Return the sum over examples of ``weigh(squared norms)[i, k]`` times the part of gradient i that is of group k.
+
+    It takes the memory of one gradient.
+    """
     total = {name: torch.zeros_like(p) for name, p in trainable_parameters(module).items()}
     for gradients in example_gradients(module, loss_function, batch):
-        squared = torch.stack([g.double().square().sum() for g in gradients.values()]).sum().view(1)
-        weight = float(weigh(squared))
-        if weight > 0.0:  # a gradient that is not finite has weight zero, and zero times infinity is not
-            for name, gradient in gradients.items():
+        parts: dict[int, list[Tensor]] = {}
+        for name, gradient in gradients.items():
+            parts.setdefault(groups[name] if groups else 0, []).append(gradient.double().square().sum())
+        (weights,) = weigh(torch.stack([torch.stack(parts[k]).sum() for k in sorted(parts)]).view(1, -1)).tolist()
+        for name, gradient in gradients.items():
+            weight = weights[groups[name] if groups else 0]
+            if weight > 0.0:  # a gradient that is not finite has weight zero, and zero times infinity is not
                 total[name].add_(gradient, alpha=weight)
     return total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import ModelError
 from ..layers import FrozenBatchNorm2d
 from .checks import refuse_missing, trainable_parameters
-from .fused import LossFunction, _check_losses, _check_rows
+from .fused import Groups, LossFunction, Weigh, _check_losses, _check_rows
 
 
 def _frozen_batch_norm_rule(
@@ -143,12 +143,24 @@ def _check_total(name: str, rows: Tensor, total: Tensor | None) -> None:
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Callable[[Tensor], Tensor]
+    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Weigh, groups: Groups | None = None
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i]`` times gradient i."""
+    """Return the sum over examples of ``weigh(squared norms)[i, k]`` times the part of gradient i in group k."""
     gradients = per_sample_gradients(module, loss_function, batch)
-    squared = torch.stack([g.flatten(1).double().square().sum(1) for g in gradients.values()]).sum(0)
+    squared = squared_norms(gradients, groups)
     weights = weigh(squared)
-    dropped = ~torch.isfinite(squared)
-    kept = {name: g.flatten(1).masked_fill(dropped.view(-1, 1), 0.0) for name, g in gradients.items()}
-    return {name: (weights.to(g.dtype) @ g).view(gradients[name].shape[1:]) for name, g in kept.items()}
+    dropped = ~torch.isfinite(squared).all(1)
+    total: dict[str, Tensor] = {}
+    for name, gradient in gradients.items():
+        kept = gradient.flatten(1).masked_fill(dropped.view(-1, 1), 0.0)
+        own = weights[:, groups[name] if groups else 0].to(gradient.dtype)
+        total[name] = (own @ kept).view(gradient.shape[1:])
+    return total
+
+
+def squared_norms(gradients: dict[str, Tensor], groups: Groups | None) -> Tensor:
+    """Return the squared norm of every example's part in every group, (n, groups), in double precision."""
+    parts: dict[int, list[Tensor]] = {}
+    for name, gradient in gradients.items():
+        parts.setdefault(groups[name] if groups else 0, []).append(gradient.flatten(1).double().square().sum(1))
+    return torch.stack([torch.stack(parts[k]).sum(0) for k in sorted(parts)], 1)

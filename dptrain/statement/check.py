@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import accounting
+from ..clip_settings import Clipping
 from ..errors import ConfigError, PrivacyError
 from ..files import JOURNAL, file_hash
 from ..plan import PrivacyPlan
@@ -28,6 +29,11 @@ _SETTLED = {
     "mechanism.planned_steps": "steps",
     "mechanism.noise_multiplier": "privacy.noise_multiplier",
     "mechanism.clip_norm": "privacy.clip_norm",
+    "mechanism.clip_rule.name": "privacy.clipping",
+    "mechanism.clip_rule.groups": "privacy.clip_groups",
+    "mechanism.clip_rule.split": "privacy.clip_split",
+    "mechanism.clip_rule.quantile": "privacy.clip_quantile",
+    "mechanism.clip_rule.count_noise": "privacy.clip_count_noise",
     "mechanism.expected_batch_size": "privacy.expected_batch_size",
     "guarantee.delta": "privacy.delta",
     "guarantee.unit": "privacy.unit",
@@ -161,6 +167,7 @@ def _mechanism(statement: Mapping[str, Any], file: Path) -> tuple[PrivacyPlan, i
             delta=real("guarantee.delta"),
             expected_batch_size=whole("mechanism.expected_batch_size"),
             unit=str(get(statement, "guarantee.unit")),
+            clipping=Clipping.read(get(statement, "mechanism.clip_rule")),
         )
     except ConfigError as error:
         raise PrivacyError(f"{file}: {error}") from error

@@ -120,7 +120,8 @@ def make_statement(
             "steps": steps,
             "planned_steps": plan.steps,
             "noise_multiplier": plan.noise_multiplier,
-            "clipping": "flat, on the whole gradient of a unit",
+            "clipping": plan.clipping.words(),
+            "clip_rule": plan.clipping.facts(),
             "clip_norm": plan.clip_norm,
             "expected_batch_size": plan.expected_batch_size,
             "rng_mode": "secure" if secure else "seeded",
@@ -206,7 +207,7 @@ def _accounting_assumptions(secure: bool) -> list[dict[str, Any]]:
     """What the accountant takes for granted, and whether the run did so."""
     return [
         {"assumption": "each unit is in each step's draw with the sample rate, independently (Poisson)", "holds": True},
-        {"assumption": "each unit adds at most the clip norm to the sum of a step", "holds": True},
+        {"assumption": "each unit moves the sum of a step by at most what the noise is scaled to", "holds": True},
         {"assumption": "Gaussian noise once a step, also where nothing was drawn", "holds": True},
         {"assumption": "every step that was started is counted, also those that a crash lost", "holds": True},
         {"assumption": "noise and draws that nobody can predict", "holds": secure},

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dptrain import ModelError, PrivacyError, PrivacyPlan
-from dptrain.checkpoint import load_checkpoint, save_checkpoint
+from dptrain.checkpoint import load_checkpoint, plan_values, save_checkpoint
 from dptrain.detection.model import load_model, save_weights
 
 from .harness import answer, cases, contents, damaged
@@ -35,7 +35,10 @@ def _state() -> dict[str, Any]:
     plain = {name: p.detach().clone() for name, p in parameters.items()}
     average = {name: p / 2 for name, p in plain.items()}
     frozen = {"mean": torch.zeros(2), "count": torch.tensor(3)}
-    return {"step": 3, "parameters": plain, "frozen": frozen, "average": average, "optimizer": optimizer.state_dict()}
+    return {
+        "step": 3, "parameters": plain, "frozen": frozen, "average": average, "optimizer": optimizer.state_dict(),
+        "clip_norm": 1.0,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +104,7 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
 
 def _whole() -> bytes:
     stream = io.BytesIO()
-    import dataclasses
-
-    torch.save({"format": 1, "plan": dataclasses.asdict(PLAN), "seed": None, **_state()}, stream)
+    torch.save({"format": 2, "plan": plan_values(PLAN), "seed": None, **_state()}, stream)
     return stream.getvalue()
 
 
@@ -115,7 +116,7 @@ def test_a_checkpoint_of_other_parts_fits_a_run_or_is_refused(folder: Path, payl
     found, _ = answer(lambda: load_checkpoint(file, PLAN, None), file)
     if found is None:
         return
-    assert payload["format"] == 1 and payload["seed"] is None
+    assert payload["format"] == 2 and payload["seed"] is None
     assert type(found["step"]) is int and 0 <= found["step"] <= PLAN.steps
     assert found["average"].keys() == found["parameters"].keys()
     for name in ("parameters", "average"):

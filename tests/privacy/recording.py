@@ -22,7 +22,9 @@ from dptrain import PrivacyPlan, noise
 from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, collate, load_data, to_device
 from dptrain.detection.loss import PerImageLoss
 from dptrain.noise import NoiseStream
+from dptrain.optimizers import make_optimizer
 from dptrain.sampling import PoissonSampler
+from dptrain.schema import OptimizerConfig
 from dptrain.training import PrivateTrainer
 
 from .datasets import AFTER_AUGMENTATION, DETECTORS, SIZE, Neighbours, detector
@@ -83,6 +85,7 @@ class Settings:
     augmented: bool = True
     double: bool = True
     seed: int = 0
+    optimizer: str = "sgd"
 
 
 def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Path) -> Recorded:
@@ -107,7 +110,7 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
         seen.events.append(("release", steps))
         if seen.newcomer[-1]:  # the weights are still those of the sum
             alone = to_device(collate(seen.newcomer[-1]), "cpu")
-            seen.own.append(settings.plan.clipped_sum(model, loss, alone, settings.engine))
+            seen.own.append(settings.plan.clipped_sum(model, loss, alone, settings.engine, trainer.clip_norm))
         else:
             seen.own.append({})
 
@@ -125,7 +128,10 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
             model,
             loss,
             settings.plan,
-            torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9),
+            make_optimizer(
+                OptimizerConfig(settings.optimizer, lr=0.05, momentum=0.9),
+                [p for p in model.parameters() if p.requires_grad],
+            ),
             StepLoader(dataset, settings.physical_batch_size),
             units,
             seed=settings.seed,
@@ -141,10 +147,14 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
             seen.events.append(("yielded", step))
     assert _generators() == before, "a generator of the whole process was drawn from"
     state = trainer.state()
-    momenta = {str(k): v["momentum_buffer"] for k, v in state["optimizer"]["state"].items()}
+    momenta = {f"{k}.{name}": v for k, kept in state["optimizer"]["state"].items() for name, v in kept.items()}
     for part, tensors in (("weights", state["parameters"]), ("frozen", state["frozen"]), ("average", state["average"]),
                           ("momentum", momenta)):  # fmt: skip
         seen.state[part] = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
+    seen.state["clip norm"] = repr(state["clip_norm"]).encode()
+    seen.state["optimizer's numbers"] = repr(
+        [{k: v for k, v in group.items() if k != "params"} for group in state["optimizer"]["param_groups"]]
+    ).encode()
     return seen
 
 

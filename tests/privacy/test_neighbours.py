@@ -14,8 +14,10 @@ distance and equality are symmetric.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import dptrain
-from dptrain import PrivacyPlan, noise
+from dptrain import Clipping, PrivacyPlan, noise
+from dptrain.clip_settings import CLIPPINGS
 from dptrain.detection.model import save_weights
 from dptrain.gradients import ENGINES
 
@@ -62,13 +65,15 @@ PAIRS = st.fixed_dictionaries(
 
 
 def compare(pair: dict[str, Any], folder: Path, models: Path) -> tuple[float, bool]:
-    """Train on both datasets; return the largest distance of two sums over the clip norm, and if any was drawn."""
+    """Train on both datasets; return the largest distance of two sums over the sensitivity, and if any was drawn."""
     place = min(pair["place"], len(pair["kinds"]))
     neighbours = write_neighbours(folder, pair["kinds"], pair["newcomer"], place, pair["seed"])
-    plan = PrivacyPlan(pair["rate"], pair["steps"], 1.3, pair["clip_norm"], 1e-3, 4)
+    clipping = pair.get("clipping", Clipping())
+    plan = PrivacyPlan(pair["rate"], pair["steps"], 1.3, pair["clip_norm"], 1e-3, 4, clipping=clipping)
     how = Settings(
         plan,
         **{name: pair[name] for name in ("detector", "engine", "physical_batch_size", "augmented", "double", "seed")},
+        optimizer=pair.get("optimizer", "sgd"),
     )
     one, other = (record(neighbours, larger, how, models) for larger in (False, True))
 
@@ -77,7 +82,10 @@ def compare(pair: dict[str, Any], folder: Path, models: Path) -> tuple[float, bo
     assert names.count("door") == names.count("optimizer") == plan.steps, "not one noised step a draw"
     assert names.index("release") < names.index("door") < names.index("gaussian") < names.index("optimizer")
     doors = [event for event in one.events if event[0] == "door"]
-    assert all(event[2:] == (plan.clip_norm, plan.noise_multiplier) for event in doors)
+    assert all(event[3] == plan.noise_multiplier for event in doors)
+    stated = [event[2] for event in doors]
+    assert stated[0] == pytest.approx(PROMISED[clipping.name](plan.clip_norm), rel=1e-12)
+    assert len(set(stated)) == 1 or clipping.name == "adaptive"
 
     assert one.served == other.served, "another image was drawn, loaded or augmented otherwise"
     for step in one.served:
@@ -90,16 +98,27 @@ def compare(pair: dict[str, Any], folder: Path, models: Path) -> tuple[float, bo
     # In double precision little is left to rounding: the assigner's targets are in single precision all the same.
     rounding = 1e-6 if how.double else ROUNDING
     largest = 0.0
-    for value, other_value, own in zip(one.sums, other.sums, other.own, strict=True):
+    for value, other_value, own, sensitivity in zip(one.sums, other.sums, other.own, stated, strict=True):
         assert all(tensor.dtype is torch.float64 for tensor in other_value.values()), "a sum in less than double"
-        distance = length(difference(other_value, value)) / plan.clip_norm
+        distance = length(difference(other_value, value)) / sensitivity
         assert distance <= (1.0 if how.double else 1.0 + ROUNDING)
-        assert length(own) <= plan.clip_norm
+        assert length(own) <= sensitivity
         rest = length(difference(difference(other_value, own), value))
         assert rest <= rounding * (length(other_value) + length(own)), "the newcomer changed another image's gradient"
         largest = max(largest, distance)
     return largest, any(other.newcomer)
 
+
+# The sensitivity of a step by clip rule, from the clip norm; the count's part at noise multiplier 1.3, batch 4: its own
+# noise is then 1.3, and its weight 1.3 / sqrt(1.3^2 - 1.3^2 / 4) = sqrt(4 / 3).
+PROMISED: dict[str, Callable[[float], float]] = {
+    "flat": lambda norm: norm,
+    "rescaled": lambda norm: 1.0,
+    "automatic": lambda norm: 1.0,
+    "per_layer": lambda norm: norm,
+    "groups": lambda norm: norm,
+    "adaptive": lambda norm: norm * math.sqrt(4 / 3),
+}
 
 SEEN: dict[str, Counter[Any]] = {name: Counter() for name in ("engine", "detector", "place", "newcomer", "tight")}
 
@@ -132,6 +151,28 @@ def test_the_pairs_were_not_dull() -> None:
     assert set(SEEN["detector"]) == set(DETECTORS) and set(SEEN["place"]) == set(range(5))
     assert set(SEEN["engine"]) == set(ENGINES) and min(SEEN["tight"].values()) > 0
     assert SEEN["tight"].total() > 0.2 * SEEN["engine"].total()
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("rule", [rule for rule in CLIPPINGS if rule != "flat"])
+def test_every_clip_rule_on_every_engine_holds_its_own_sensitivity(
+    rule: str, engine: str, models: Path, tmp_path: Path
+) -> None:
+    """With the optimizer that is told of the noise: what it is told must be public, too."""
+    options: dict[str, Any] = {"groups": ("model.0*|model.1*", "model.2*")} if rule == "groups" else {}
+    clipping = Clipping(rule, split="size" if rule == "per_layer" else "equal", **options)
+    norms = [1.0] if rule == "automatic" else [1e-2, 0.1]
+    tight = []
+
+    @settings(MANY, max_examples=(_PAIRS or 15) // 15)
+    @given(PAIRS, st.sampled_from(NEWCOMERS[:6]), st.sampled_from(norms))
+    def holds(pair: dict[str, Any], newcomer: str, clip_norm: float) -> None:
+        given_ = {"newcomer": newcomer, "clip_norm": clip_norm, "engine": engine, "steps": 2, "rate": 1.0}
+        more = {"clipping": clipping, "optimizer": "dp_adam_bc"}
+        tight.append(compare({**pair, **given_, **more}, tmp_path / str(next(_NUMBERS)), models)[0])
+
+    seed(CLIPPINGS.index(rule))(holds)()
+    assert max(tight) > 0.5
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,9 @@ SERVED = "tests/privacy/test_served_units.py::"
 ENGINES = "tests/gradients/test_engines.py::"
 LAYERS = "tests/gradients/test_layers.py::"
 DATA = "tests/detection/test_data.py::"
+CLIPS = "tests/test_clipping.py::"
+GROUPS = "tests/gradients/test_clip_rules.py::test_one_example_moves_the_sum_by_at_most_the_sensitivity"
+RULES = "tests/privacy/test_neighbours.py::test_every_clip_rule_on_every_engine_holds_its_own_sensitivity"
 
 _FACTORS = "(self.clip_norm * _ROUNDING / norms).clamp(max=1.0)"
 _WEIGHTS = "dptrain.clipping:FlatClip.weights"
@@ -28,17 +31,17 @@ GRADIENT_BUGS = (
         "clip after the sum",
         "The sum of a physical batch is clipped, not each image's gradient.",
         "dptrain.gradients:clipped_gradient_sum",
-        "return _engine(method, module).clipped_sum(module, loss_function, batch, clip.weights)",
-        "total = _engine(method, module).clipped_sum(module, loss_function, batch, lambda s: (s == s).double())\n"
-        "    norm = sum(float(t.double().square().sum()) for t in total.values()) ** 0.5\n"
-        "    return {name: t * min(1.0, clip.clip_norm / max(norm, 1e-30)) for name, t in total.items()}",
+        "return engine.clipped_sum(module, loss_function, batch, rule.weights, rule.groups)",
+        "total = engine.clipped_sum(module, loss_function, batch, lambda s: (s == s).double())\n"
+        "        norm = sum(float(t.double().square().sum()) for t in total.values()) ** 0.5\n"
+        "        return {name: t * min(1.0, rule.sensitivity() / max(norm, 1e-30)) for name, t in total.items()}",
         PAIRS, ENGINES + "test_networks_that_are_no_detectors",
     ),
     bug(
         "every layer clipped by itself",
         "Each layer's part is scaled to the clip norm, so that the whole is the root of the number of layers too long.",
         "dptrain.gradients.fused:_weighted",
-        "part.weighted_sum(weights)", "part.weighted_sum(weigh(part.squared_norms()))",
+        "piece.weighted_sum(weights[:, k])", "piece.weighted_sum(weigh(piece.squared_norms()))",
         _LARGEST, ENGINES + "test_networks_that_are_no_detectors",
     ),
     bug(
@@ -52,8 +55,8 @@ GRADIENT_BUGS = (
         "one head unclipped",
         "YOLO26's second head goes into the sum at full length.",
         "dptrain.gradients.fused:_weighted",
-        "part.weighted_sum(weights)",
-        "part.weighted_sum(torch.ones_like(weights) if 'one2one' in (layer_name or '') else weights)",
+        "piece.weighted_sum(weights[:, k])",
+        "piece.weighted_sum(weights[:, k] if 'one2one' not in (layer_name or '') else torch.ones_like(weights[:, k]))",
         _LARGEST,
     ),
     bug(
@@ -89,6 +92,47 @@ GRADIENT_BUGS = (
         "dptrain.clipping:FlatClip.sensitivity", "return self.clip_norm\n", "return self.clip_norm / 2\n",
         PAIRS, "tests/test_clipping.py::test_sensitivity",
     ),
+    bugs(
+        "every layer clipped to the whole norm",
+        "Each of K layers gets all of C, and the noise is scaled to C: a unit adds up to C times the root of K.",
+        [
+            ("dptrain.clip_settings:Clipping._shares", "[1.0 / len(total)] * len(total)", "[1.0] * len(total)"),
+            ("dptrain.clipping:GroupClip.sensitivity", "math.hypot(*self.norms)", "self.norms[0]"),
+        ],
+        RULES, GROUPS, CLIPS + "test_no_unit_passes_the_sensitivity_of_any_rule",
+    ),
+    bug(
+        "a group kept where another is infinite",
+        "A broken image drops out of the groups that are broken, and stays in the others; the engine zeroes all.",
+        "dptrain.clipping:GroupClip.weights",
+        "factors.masked_fill(~(factors > 0).all(1, keepdim=True), 0.0)", "factors",
+        CLIPS + "test_a_gradient_that_is_not_finite_counts_as_zero_in_every_group",
+    ),
+    bug(
+        "rescaled with the unscaled sensitivity",
+        "The clipped gradients are divided by C, and the noise is still that of C: too little wherever C is below 1.",
+        "dptrain.clipping:RescaledClip.sensitivity", "FlatClip(1.0)", "FlatClip(self.clip_norm)",
+        RULES, CLIPS + "test_no_unit_passes_the_sensitivity_of_any_rule",
+    ),
+    bug(
+        "automatic clipping without its gamma outside",
+        "g over its norm, plus gamma g, as a slip of the brackets makes of it: long gradients are not bounded.",
+        "dptrain.clipping:AutomaticClip.weights",
+        "_ROUNDING / (squared_norms.double().sqrt() + GAMMA)", "_ROUNDING / squared_norms.double().sqrt() + GAMMA",
+        RULES, CLIPS + "test_automatic_clipping_is_the_papers",
+    ),
+    bug(
+        "the count is not in the sensitivity",
+        "The noise is scaled to the gradients, and one unit moves the count on top.",
+        "dptrain.clipping:AdaptiveClip.sensitivity", "* math.hypot(1.0, self.count_weight / 2)", "* 1.0",
+        RULES, CLIPS + "test_the_accounted_multiplier_is_that_of_gradient_and_count_together",
+    ),
+    bug(
+        "indicators of 0 and 1",
+        "The count is not centred: a unit moves it by the whole weight, and the sensitivity has half.",
+        "dptrain.clipping:AdaptiveClip.count", ".clamp(-0.5, 0.5)", ".clamp(-0.5, 0.5) + 0.5",
+        CLIPS + "test_no_unit_passes_the_sensitivity_of_any_rule",
+    ),
     # gradients that are not finite
     bug(
         "zero times NaN",
@@ -99,7 +143,7 @@ GRADIENT_BUGS = (
     bug(
         "NaN passes the clip",
         "A norm that is NaN compares false with everything, and so it is never too long.",
-        _WEIGHTS, "kept = torch.isfinite(squared_norms) & (factors > _LEAST_FACTOR)", "kept = ~(factors < 0)",
+        _WEIGHTS, "return _kept(factors, squared_norms)", "return factors",
         PAIRS, "tests/test_clipping.py::test_edge_table",
     ),
     # layers and losses

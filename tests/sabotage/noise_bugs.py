@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .edits import bug, bugs
-from .gradient_bugs import PAIRS, SERVED
+from .gradient_bugs import PAIRS, RULES, SERVED
 
 ADDED = "tests/privacy/test_added_noise.py::"
 NOISE = "tests/test_noise.py::"
@@ -24,7 +24,7 @@ _SUM = "dptrain.training:PrivateTrainer._clipped_sum"
 _STREAM = "dptrain.noise:NoiseStream."
 _FORKED = "if self.secure and self._process != os.getpid():"
 _COUNT = "counts.append(len(batch['img'] if isinstance(batch, dict) else batch[0]))"
-_NOISED = "gradient = self.plan.noise(total, self.noise_stream.at(self.step))"
+_NOISED = "gradient = self.plan.noise(total, self.noise_stream.at(self.step), self.clip_norm)"
 _COUNTED = "if self._on_release is not None:\n        self._on_release(self.step + 1)"
 
 NOISE_BUGS = (
@@ -199,6 +199,33 @@ NOISE_BUGS = (
         "for group in self.optimizer.param_groups:\n"
         "        group['lr'] *= 1.0 + float(sum(value.square().sum() for value in total.values()))\n    " + _NOISED,
         PAIRS, WHOLE,
+    ),
+    bugs(
+        "count without noise",
+        "The clip norm follows the number of unclipped images as it is, not as it was noised.",
+        [
+            (_STEP, "del total\n", "gradient['<unclipped>'] = total['<unclipped>'] / self.plan.expected_batch_size "
+                                   "if '<unclipped>' in total else None\n"),
+        ],
+        RULES, LOOP + "test_the_adaptive_clip_norm_follows_the_noised_count_alone",
+    ),
+    bugs(
+        "noise of the true batch taken off",
+        "The optimizer subtracts the variance of a mean over the images drawn: their number gets into the weights.",
+        [
+            (_SUM, "for batch in batches:", "counts = []\n        for batch in batches:\n            " + _COUNT),
+            (_SUM, "return total", "self.__dict__['_drawn'] = max(1, sum(counts))\n    return total"),
+            ("dptrain.training:PrivateTrainer._tell_noise",
+             "self.plan.noise_deviation(self.parameters, self.clip_norm)",
+             "self.plan.noise_deviation(self.parameters, self.clip_norm) * 6 / self._drawn"),
+        ],
+        RULES, "tests/test_optimizers.py::test_the_trainer_tells_the_noise_of_the_plan_whatever_was_drawn",
+    ),
+    bug(
+        "clip norm not resumed",
+        "A resumed run starts again at the first clip norm, and no longer follows what it has released.",
+        "dptrain.training:PrivateTrainer.restore", 'self.clip_norm = state["clip_norm"]', "pass",
+        "tests/test_optimizers.py::test_a_run_that_is_cut_goes_on_with_its_clip_norm_and_its_moments",
     ),
     bugs(
         "stale sum after an error",

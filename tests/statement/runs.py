@@ -33,7 +33,12 @@ def settings(seed: int | None = None) -> dict[str, Any]:
         "seed": seed,
         "trainable": "all",
         "start_sha256": "ab" * 32,
-        "privacy": {**{name: getattr(PLAN, name) for name in names}, "dataset_size": 1000},
+        "privacy": {
+            **{name: getattr(PLAN, name) for name in names},
+            "dataset_size": 1000,
+            "clipping": PLAN.clipping.name,
+            **{f"clip_{name}": value for name, value in PLAN.clipping.facts().items() if name != "name"},
+        },
     }
 
 

@@ -1,0 +1,116 @@
+"""Every clip rule on every engine: the sum is that of plain autograd, and one example moves it by the sensitivity."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import dptrain
+from dptrain import Clipping
+from dptrain.clip_settings import CLIPPINGS
+from dptrain.clipping import COUNT, AdaptiveClip, ClipRule
+from dptrain.gradients import ENGINES, trainable_parameters
+
+from .oracle import one_at_a_time, projected_losses
+from .test_engines import Cnn, images, seeded
+
+losses = projected_losses()
+RULES = [Clipping(name, groups=("body.[03]", "head.*") if name == "groups" else ()) for name in CLIPPINGS]
+RULES += [Clipping("per_layer", split="size")]
+
+
+def rule_for(clipping: Clipping, module: nn.Module, clip_norm: float) -> ClipRule:
+    sizes = {name: p.numel() for name, p in trainable_parameters(module).items()}
+    return clipping.rule(clip_norm, sizes, 1.1, 8)
+
+
+def total(rule: ClipRule, module: nn.Module, x: Tensor, method: str) -> dict[str, Tensor]:
+    return dptrain.clipped_gradient_sum(module, losses, x, rule, method)
+
+
+@pytest.mark.parametrize("method", list(ENGINES))
+@pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: f"{clipping.name}-{clipping.split}")
+def test_the_sum_is_that_of_plain_autograd_one_example_at_a_time(clipping: Clipping, method: str) -> None:
+    module, x = seeded(Cnn), images(3)
+    gradients = one_at_a_time(module, losses, x)
+    for clip_norm in (1.0,) if clipping.name == "automatic" else (1e-3, 2.0, 1e6):
+        rule = rule_for(clipping, module, clip_norm)
+        of = rule.groups or dict.fromkeys(gradients, 0)
+        squared = torch.zeros(3, max(of.values()) + 1, dtype=torch.float64)
+        for name, rows in gradients.items():
+            squared[:, of[name]] += rows.flatten(1).square().sum(1)
+        weights = rule.weights(squared)
+        got = total(rule, module, x, method)
+        for name, rows in gradients.items():
+            wanted = torch.einsum("n,n...->...", weights[:, of[name]], rows)
+            torch.testing.assert_close(got[name], wanted, rtol=1e-6, atol=1e-8 * rule.sensitivity(), msg=name)
+        if isinstance(rule, AdaptiveClip):
+            assert list(got) == [*gradients, COUNT]
+            torch.testing.assert_close(got[COUNT], rule.count(squared.sum(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("method", list(ENGINES))
+@pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: f"{clipping.name}-{clipping.split}")
+def test_one_example_moves_the_sum_by_at_most_the_sensitivity(clipping: Clipping, method: str) -> None:
+    """Ordinary ones, huge and tiny ones, one that is not finite, and one whose layers differ by orders of magnitude."""
+    module = seeded(Cnn)
+    largest = 0.0
+
+    @settings(max_examples=4, database=None, deadline=None, derandomize=True)
+    @given(
+        st.integers(0, 3),
+        st.sampled_from([1e-8, 1.0, 1e4, math.inf, math.nan]),
+        st.sampled_from([1e-3, 1.0, 50.0]),
+        st.integers(0, 99),
+    )
+    def holds(others: int, scale: float, clip_norm: float, seed: int) -> None:
+        nonlocal largest
+        rule = rule_for(clipping, module, 1.0 if clipping.name == "automatic" else clip_norm)
+        x = images(others + 1, seed=seed)
+        x[-1] *= scale
+        both, without = total(rule, module, x, method), total(rule, module, x[:-1], method)
+        moved = torch.cat([(both[name] - without[name]).flatten() for name in both]).norm()
+        assert float(moved) <= rule.sensitivity() * (1 + 1e-9)
+        if not math.isfinite(scale):
+            assert float(moved) <= 1e-9 * rule.sensitivity()
+        largest = max(largest, float(moved) / rule.sensitivity())
+
+    holds()
+    assert largest > 0.2, "nothing came near the bound"
+
+
+@pytest.mark.parametrize("method", list(ENGINES))
+def test_a_layer_that_the_loss_does_not_reach_is_named_also_where_it_is_a_group(method: str) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(3, 4), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    module = Half()
+    with pytest.raises(dptrain.ModelError, match=r"'idle\.weight' got no gradient"):
+        total(rule_for(Clipping("per_layer"), module, 1.0), module, torch.randn(2, 3), method)
+
+
+@pytest.mark.parametrize("clipping", [c for c in RULES if c.name != "adaptive"], ids=lambda c: f"{c.name}-{c.split}")
+def test_whole_numbers_of_every_rule_stay_within_their_grid(clipping: Clipping) -> None:
+    from dptrain.exact import SENSITIVITY
+
+    module: Any = seeded(Cnn)
+    norm = 1.0 if clipping.name == "automatic" else 0.1
+    plan = dptrain.PrivacyPlan(0.5, 2, 1.1, norm, 1e-5, 8, clipping=clipping)
+    one = plan.clipped_on_grid(module, losses, 100.0 * images(1))
+    length = math.sqrt(sum(int(entry) ** 2 for tensor in one.values() for entry in tensor.flatten()))
+    assert 0.9 * SENSITIVITY < length <= SENSITIVITY
+    clipped = plan.clipped_sum(module, losses, 100.0 * images(1))
+    scale = plan.clip_rule(clipped).sensitivity() / SENSITIVITY
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor.double() * scale, clipped[name], rtol=1e-4, atol=1e-6)
