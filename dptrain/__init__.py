@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .audit import AuditResult, audit_training
     from .clipping import FlatClip
     from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
-    from .gradients import check_independence, clipped_gradient_sum, per_sample_gradients
+    from .gradients import UnitBatch, check_independence, clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
     from .plan import PrivacyPlan
     from .planning import plan_grid
@@ -31,6 +31,7 @@ _HOME = {
     "PrivacyPlan": "plan",
     "TrackingError": "errors",
     "TrainResult": "run",
+    "UnitBatch": "gradients",
     "audit_training": "audit",
     "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
@@ -53,6 +54,7 @@ __all__ = [
     "PrivacyPlan",
     "TrackingError",
     "TrainResult",
+    "UnitBatch",
     "audit_training",
     "check_independence",
     "clipped_gradient_sum",

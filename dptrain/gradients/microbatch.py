@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ..errors import ModelError
 from .batches import batch_size, take_examples
 from .checks import refuse_missing, trainable_parameters
 from .fused import LossFunction
+from .units import Units
 
 
 def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> Iterator[dict[str, Tensor]]:
@@ -29,9 +30,26 @@ def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any
         yield found
 
 
-def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
-    """Return every example's gradient, {parameter name: (n, *shape)}."""
-    rows = list(example_gradients(module, loss_function, batch))
+def unit_gradients(
+    module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the mean gradient of one unit after the other; without ``units`` every example is one."""
+    rows = example_gradients(module, loss_function, batch)
+    if units is None:
+        yield from rows
+        return
+    if batch_size(batch) != units.rows:
+        raise ModelError(f"{batch_size(batch)} examples for {units.rows} rows of units: give the unit of every example")
+    for count in units.counts.tolist():
+        own = [next(rows) for _ in range(count)]
+        yield {name: sum((row[name] for row in own[1:]), own[0][name]) / count for name in own[0]}
+
+
+def per_sample_gradients(
+    module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None = None
+) -> dict[str, Tensor]:
+    """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
+    rows = list(unit_gradients(module, loss_function, batch, units))
     return {
         name: torch.stack([row[name] for row in rows]) if rows else p.new_zeros((0, *p.shape))
         for name, p in trainable_parameters(module).items()
@@ -39,11 +57,22 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Callable[[Tensor], Tensor]
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    weigh: Callable[[Tensor], Tensor],
+    units: Units | None = None,
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i]`` times gradient i, in the memory of one gradient."""
+    """Return the sum over units (without ``units``, examples) of ``weigh(squared norms)[i]`` times gradient i."""
+    return weighted_sum(module, unit_gradients(module, loss_function, batch, units), weigh)
+
+
+def weighted_sum(
+    module: nn.Module, gradients_of_units: Iterable[dict[str, Tensor]], weigh: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return the sum of gradients that come one after the other, each by the weight of its own squared norm."""
     total = {name: torch.zeros_like(p) for name, p in trainable_parameters(module).items()}
-    for gradients in example_gradients(module, loss_function, batch):
+    for gradients in gradients_of_units:
         squared = torch.stack([g.double().square().sum() for g in gradients.values()]).sum().view(1)
         weight = float(weigh(squared))
         if weight > 0.0:  # a gradient that is not finite has weight zero, and zero times infinity is not

@@ -16,6 +16,7 @@ from ..errors import ModelError
 from ..layers import FrozenBatchNorm2d
 from .checks import refuse_missing, trainable_parameters
 from .fused import LossFunction, _check_losses, _check_rows
+from .units import Units
 
 
 def _frozen_batch_norm_rule(
@@ -63,8 +64,10 @@ def _as_opacus_needs_it(module: nn.Module) -> Iterator[None]:
             p.__dict__.pop("_forward_counter", None)
 
 
-def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
-    """Return every example's gradient, {parameter name: (n, *shape)}."""
+def per_sample_gradients(
+    module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None = None
+) -> dict[str, Tensor]:
+    """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
     from opacus.grad_sample import GradSampleModule
 
     GradSampleModule.GRAD_SAMPLERS.setdefault(FrozenBatchNorm2d, _frozen_batch_norm_rule)
@@ -75,7 +78,7 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
         try:
             with _watching(module, parameters) as outputs:
                 losses = loss_function(module, batch)
-            _check_losses(losses)
+            _check_losses(losses, units)
             for layer_name, rows in outputs:
                 _check_rows(layer_name, rows, len(losses))
             if len(losses) == 0:
@@ -97,7 +100,7 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
             for layer in module.modules():  # Opacus leaves the examples' activations there
                 for leftover in ("activations", "max_batch_len", "ddp_hooks", "autograd_grad_sample_hooks"):
                     layer.__dict__.pop(leftover, None)
-    return found
+    return found if units is None else {name: units.means(rows) for name, rows in found.items()}
 
 
 @contextmanager
@@ -132,10 +135,14 @@ def _check_total(name: str, rows: Tensor, total: Tensor | None) -> None:
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Callable[[Tensor], Tensor]
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    weigh: Callable[[Tensor], Tensor],
+    units: Units | None = None,
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i]`` times gradient i."""
-    gradients = per_sample_gradients(module, loss_function, batch)
+    """Return the sum over units (without ``units``, examples) of ``weigh(squared norms)[i]`` times gradient i."""
+    gradients = per_sample_gradients(module, loss_function, batch, units)
     squared = torch.stack([g.flatten(1).double().square().sum(1) for g in gradients.values()]).sum(0)
     weights = weigh(squared)
     dropped = ~torch.isfinite(squared)

@@ -28,8 +28,8 @@ GRADIENT_BUGS = (
         "clip after the sum",
         "The sum of a physical batch is clipped, not each image's gradient.",
         "dptrain.gradients:clipped_gradient_sum",
-        "return _engine(method, module).clipped_sum(module, loss_function, batch, clip.weights)",
-        "total = _engine(method, module).clipped_sum(module, loss_function, batch, lambda s: (s == s).double())\n"
+        "return engine.clipped_sum(module, loss_function, batch, clip.weights, own)",
+        "total = engine.clipped_sum(module, loss_function, batch, lambda s: (s == s).double(), own)\n"
         "    norm = sum(float(t.double().square().sum()) for t in total.values()) ** 0.5\n"
         "    return {name: t * min(1.0, clip.clip_norm / max(norm, 1e-30)) for name, t in total.items()}",
         PAIRS, ENGINES + "test_networks_that_are_no_detectors",
@@ -122,7 +122,8 @@ GRADIENT_BUGS = (
         "timed on the batch",
         "The fastest way is found with the images at hand: the choice, and the time, tell of them.",
         "dptrain.gradients.layers.conv:choose",
-        "a, g = _random((n, *x.shape[1:]), x), _random((n, *b.shape[1:]), b)", "a, g = x[:n], b[:n]",
+        "a, g = _random((n * rows, *x.shape[1:]), x), _random((n * rows, *b.shape[1:]), b)",
+        "a, g = x[: n * rows], b[: n * rows]",
         LAYERS + "test_what_is_timed_is_not_the_batch",
     ),
     bug(
