@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import accounting
 from .clipping import check_clip_norm
 from .errors import ConfigError
+from .schema import UNITS
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .noise import NoiseStream
     from .sampling import PoissonSampler
 
-UNITS = ("image",)
 MOST_UNITS = 10**15  # of a batch or a dataset; beyond, floating-point numbers no longer count
 
 
@@ -39,7 +39,7 @@ class PrivacyPlan:
         clip_norm: Largest norm C of one unit's gradient; finite and above 0.
         delta: In (0, 1); should be well below one over the number of units.
         expected_batch_size: Public constant that the noisy sum is divided by; never the true size of a draw.
-        unit: What one person's data is: ``image``.
+        unit: What one person's data is: an ``image``, or a ``group`` of images such as a patient's.
     """
 
     sample_rate: float
@@ -129,15 +129,31 @@ class PrivacyPlan:
         return PoissonSampler(num_units, self.sample_rate, stream)
 
     def clipped_sum(
-        self, module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused"
+        self,
+        module: nn.Module,
+        loss_function: LossFunction,
+        batch: Any,
+        method: str = "fused",
+        rows_at_once: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return the sum of the units' gradients, each clipped to this plan's norm."""
-        from .gradients import clipped_gradient_sum
+        """Return the sum of the units' gradients, each clipped to this plan's norm.
 
-        return clipped_gradient_sum(module, loss_function, batch, self.clip_norm, method)
+        Every example of ``batch`` is a unit, unless it is a ``dptrain.UnitBatch``: then the gradients of a unit's rows
+        are averaged first, and one unit of more than ``rows_at_once`` rows goes through in pieces.
+        """
+        from .gradients import clipped_gradient_sum
+        from .gradients.batches import UnitBatch
+
+        rows, units = (batch.rows, batch.units) if isinstance(batch, UnitBatch) else (batch, None)
+        return clipped_gradient_sum(module, loss_function, rows, self.clip_norm, method, units, rows_at_once)
 
     def clipped_on_grid(
-        self, module: nn.Module, loss_function: LossFunction, unit: Any, method: str = "fused"
+        self,
+        module: nn.Module,
+        loss_function: LossFunction,
+        unit: Any,
+        method: str = "fused",
+        rows_at_once: int | None = None,
     ) -> dict[str, Tensor]:
         """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.exact`.
 
@@ -148,7 +164,7 @@ class PrivacyPlan:
 
         if batch_size(unit) > 1:
             raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
-        return to_grid(self.clipped_sum(module, loss_function, unit, method), self.clip_norm)
+        return to_grid(self.clipped_sum(module, loss_function, unit, method, rows_at_once), self.clip_norm)
 
     def noise(self, total: Mapping[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
         """Return the noised sum divided by the expected batch size: the gradient of one step.

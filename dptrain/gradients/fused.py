@@ -140,7 +140,8 @@ def clipped_sum(
 ) -> dict[str, Tensor]:
     """Return the sum over units of ``weigh(squared norms)[i]`` times mean gradient i, {parameter name: shape}.
 
-    Without ``units`` every example is one. A unit whose gradient is not finite is left out: its weight must be zero, and zero times infinity is not.
+    Without ``units`` every example is one. A unit whose gradient is not finite is left out: its weight must be zero, and
+    zero times infinity is not.
     """
     parameters = trainable_parameters(module)
     n, records = run(module, loss_function, batch, parameters, clips=True, units=units)

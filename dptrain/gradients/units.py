@@ -1,7 +1,7 @@
 """Privacy units of several rows: the gradients of a unit's rows are averaged, and then clipped once.
 
 A row is what the model sees: one augmentation of one image. A unit is what the guarantee is for: an image with all its
-augmentations, or all images of a patient. Clipping rows one by one would let a unit of r rows add r times the clip norm.
+augmentations, or all images of a patient. Were rows clipped one by one, a unit of r rows could add r clip norms.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Units:
     def __init__(self, of_row: Tensor) -> None:
         of_row = torch.as_tensor(of_row, device="cpu")
         if of_row.dim() != 1 or of_row.is_floating_point() or of_row.dtype == torch.bool:
-            raise ModelError(f"units of shape {tuple(of_row.shape)} and {of_row.dtype}: give a whole number a row, (n,)")
+            raise ModelError(
+                f"units of shape {tuple(of_row.shape)} and {of_row.dtype}: give a whole number a row, (n,)"
+            )
         of_row = of_row.long()
         steps = of_row.diff()
         if len(of_row) and (int(of_row[0]) != 0 or bool(((steps != 0) & (steps != 1)).any())):

@@ -34,9 +34,7 @@ def total_norm(gradients: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [Cnn, Vit])
 @pytest.mark.parametrize("units", UNITS.values(), ids=UNITS)
-def test_a_units_gradient_is_the_mean_of_its_rows(
-    kind: Callable[[], nn.Module], method: str, units: list[int]
-) -> None:
+def test_a_units_gradient_is_the_mean_of_its_rows(kind: Callable[[], nn.Module], method: str, units: list[int]) -> None:
     module = seeded(kind)
     wanted = of_units(one_at_a_time(module, losses, images(6)), units)
     got = dptrain.per_sample_gradients(module, losses, images(6), method, torch.tensor(units))
@@ -82,9 +80,7 @@ def test_equal_rows_are_one_of_them(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("kind", [Cnn, Vit])
-def test_one_bad_row_makes_its_unit_zero_and_no_other(
-    kind: Callable[[], nn.Module], bad: float, method: str
-) -> None:
+def test_one_bad_row_makes_its_unit_zero_and_no_other(kind: Callable[[], nn.Module], bad: float, method: str) -> None:
     module = kind().float()
     x = images(6).float()
     x[3] = bad
@@ -143,7 +139,7 @@ def test_units_that_could_mean_something_else_are_refused(units: list[Any]) -> N
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_row_needs_a_unit(method: str) -> None:
-    with pytest.raises(ModelError, match="4 .* 3 rows of units"):
+    with pytest.raises(ModelError, match=r"4 .* 3 rows of units"):
         dptrain.clipped_gradient_sum(seeded(Vit), losses, images(4), 1.0, method, torch.tensor([0, 0, 1]))
     with pytest.raises(ModelError, match="pieces"):
         dptrain.clipped_gradient_sum(seeded(Vit), losses, images(4), 1.0, method, torch.zeros(5).long(), rows_at_once=2)

@@ -182,7 +182,7 @@ GRADIENT_BUGS = (
     bug(
         "mosaic",
         "A quarter of the next image is pasted into each.",
-        "dptrain.detection.data:DetectionDataset.sample",
+        "dptrain.detection.data:DetectionDataset.samples",
         "image = read_image(self.image_files[index])",
         "image = read_image(self.image_files[index]).copy()\n"
         "    other = read_image(self.image_files[(index + 1) % len(self.image_files)])\n"
@@ -193,24 +193,24 @@ GRADIENT_BUGS = (
     bug(
         "augmentation seeded by the picture",
         "The seed is a sum of pixels: each image has the same augmentation in every step.",
-        "dptrain.detection.data:DetectionDataset.sample",
-        "np.random.default_rng([seed, index])", "np.random.default_rng([int(image.sum()), index])",
+        "dptrain.detection.data:DetectionDataset._sample",
+        "np.random.default_rng(key if key[2] else key[:2])", "np.random.default_rng([int(image.sum()), *key[1:2]])",
         DATA + "test_row_and_seed_decide",
     ),
     bug(
         "an image twice in a step",
         "Two augmentations of an image, each clipped by itself: together they move the sum by 2C.",
         "dptrain.detection.loader:StepLoader._chunks",
-        "np.asarray(draw.indices[start : start + self.physical_batch_size])",
-        "np.repeat(draw.indices[start : start + self.physical_batch_size], 2)",
+        "np.asarray(draw.indices[start : start + self._units_at_once])",
+        "np.repeat(draw.indices[start : start + self._units_at_once], 2)",
         PAIRS, SERVED + "test_every_unit_is_served_at_the_accounted_rate_and_at_most_once_a_step",
     ),
     bug(
         "last physical batch dropped",
         "drop_last=True: which images are left out depends on how many were drawn.",
         "dptrain.detection.loader:StepLoader._chunks",
-        "range(0, len(draw.indices), self.physical_batch_size)",
-        "range(0, len(draw.indices) - self.physical_batch_size + 1, self.physical_batch_size)",
+        "range(0, len(draw.indices), self._units_at_once)",
+        "range(0, len(draw.indices) - self._units_at_once + 1, self._units_at_once)",
         PAIRS, SERVED + "test_the_physical_batch_leaves_no_unit_out",
     ),
     bug(

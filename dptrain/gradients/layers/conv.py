@@ -6,6 +6,7 @@ never on what the batch holds.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -114,17 +115,21 @@ def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tens
 
 def choose(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, may_hold: bool = True) -> str:
     """Choose one of ``METHODS`` for a layer: the fastest of those that its memory allows."""
-    positions, rows = b.shape[2:].numel(), geometry.rows
+    positions = b.shape[2:].numel()
+    # Draws of groups have units of many sizes; what was timed for a power of two serves those up to the next.
+    rows = tuning.power_of_two(geometry.rows)
+    timed = copy.copy(geometry)
+    timed.rows = rows
 
     def ways(n: int) -> Mapping[str, Callable[[], object]]:
         a, g = _random((n * rows, *x.shape[1:]), x), _random((n * rows, *b.shape[1:]), b)
         factors = torch.ones(n, device=x.device)
-        allowed = feasible(geometry, x.shape, positions, may_hold)
-        return {method: _timed(geometry, a, g, weight, factors, method) for method in allowed}
+        allowed = feasible(timed, x.shape, positions, may_hold)
+        return {method: _timed(timed, a, g, weight, factors, method) for method in allowed}
 
-    key = (geometry.key, *x.shape[1:], *weight.shape, x.dtype, may_hold)
+    key = (geometry.key, rows, *x.shape[1:], *weight.shape, x.dtype, may_hold)
     by_rule = lambda: rule(geometry, x.shape, positions, weight.shape, may_hold)  # noqa: E731
-    return _fastest(key, len(x) // rows, ways, by_rule, x.device)
+    return _fastest(key, len(x) // geometry.rows, ways, by_rule, x.device)
 
 
 def _timed(

@@ -48,7 +48,7 @@ class Geometry:
         # Whether U is one matrix an example, and whether that is the input as it is.
         self.dense = self.groups == 1 and not self.transposed
         self.pointwise = self.dense and (self.kernel, self.stride, self.padding) == ([1, 1], [1, 1], [0, 0])
-        self.key = (*self.stride, *padding, *self.dilation, *output_padding, self.groups, self.transposed, rows)
+        self.key = (*self.stride, *padding, *self.dilation, *output_padding, self.groups, self.transposed)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(
