@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .clip_settings import Clipping
     from .clipping import FlatClip
     from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
-    from .gradients import check_independence, clipped_gradient_sum, per_sample_gradients
+    from .gradients import UnitBatch, check_independence, clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
     from .plan import PrivacyPlan
     from .planning import plan_grid
@@ -33,6 +33,7 @@ _HOME = {
     "PrivacyPlan": "plan",
     "TrackingError": "errors",
     "TrainResult": "run",
+    "UnitBatch": "gradients",
     "audit_training": "audit",
     "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
@@ -56,6 +57,7 @@ __all__ = [
     "PrivacyPlan",
     "TrackingError",
     "TrainResult",
+    "UnitBatch",
     "audit_training",
     "check_independence",
     "clipped_gradient_sum",

@@ -23,6 +23,7 @@ from .files import flatten
 from .schema import (
     CHECKPOINTS_PER_RUN,
     DEFAULT_EXPECTED_BATCH_SIZE,
+    DEFAULT_ROWS_PER_UNIT,
     DEFAULT_STEPS,
     ENGINES,
     EVALUATIONS_PER_RUN,
@@ -33,10 +34,12 @@ from .schema import (
     SCHEDULES,
     STOPPINGS,
     TUNINGS,
+    UNITS,
     VALIDATIONS,
     AugmentConfig,
     BudgetConfig,
     EmaConfig,
+    GroupsConfig,
     NoiseConfig,
     OptimizerConfig,
     PrivacyConfig,
@@ -55,6 +58,7 @@ __all__ = [
     "AugmentConfig",
     "BudgetConfig",
     "EmaConfig",
+    "GroupsConfig",
     "NoiseConfig",
     "OptimizerConfig",
     "PrivacyConfig",
@@ -161,11 +165,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
         value = _get(config, key)
         if value not in choices:
             raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
-    if config.privacy.unit != "image":
-        raise ConfigError(
-            f"privacy.unit={config.privacy.unit} is not offered yet: only image is; "
-            "units of several images (patient, video) come later"
-        )
     for name, reason in REFUSED_AUGMENTATIONS.items():
         if getattr(config.augment, name):
             raise ConfigError(f"augment.{name}={getattr(config.augment, name)} is refused: {reason}; leave it out")
@@ -176,6 +175,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
                 too_large = f", and at most {_LARGEST:g}" if value > _LARGEST else ""
                 raise ConfigError(f"{key}={value} must be {needed}{too_large}")
     _check_rest(config)
+    _check_units(config)
     _check_tuning(config)
     return config
 
@@ -282,7 +282,7 @@ def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
         privacy.sample_rate,
         privacy.delta,
     )
-    declare = "declare the number of training images you are willing to make public, privacy.dataset_size=..."
+    declare = f"declare the number of training {privacy.unit}s you are willing to make public, privacy.dataset_size=..."
     if sample_rate is None:
         if size is None:
             raise ConfigError(
@@ -334,6 +334,58 @@ def _check_rest(config: TrainConfig) -> None:
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
 
 
+def _check_units(config: TrainConfig) -> None:
+    """What is one record, and whether its rows differ."""
+    privacy = config.privacy
+    if privacy.unit == "group":
+        check_groups(privacy.groups)
+        privacy.rows_per_unit = privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT
+    else:
+        given = {f"groups.{name}": value for name, value in vars(privacy.groups).items()}
+        for name, value in {**given, "rows_per_unit": privacy.rows_per_unit}.items():
+            if value is not None:
+                raise ConfigError(
+                    f"privacy.{name}={value} is of groups, and privacy.unit=image protects single images: give "
+                    f"privacy.unit=group, or leave it out"
+                )
+    augment = config.augment
+    if augment.multiplicity > 1 and not any(
+        value for name, value in vars(augment).items() if name != "multiplicity" and name not in REFUSED_AUGMENTATIONS
+    ):
+        raise ConfigError(
+            f"augment.multiplicity={augment.multiplicity} without an augmentation averages equal gradients, and costs "
+            f"{augment.multiplicity} times as much: turn one on, such as augment.fliplr=0.5, or leave it out"
+        )
+
+
+def check_groups(groups: GroupsConfig, prefix: str = "privacy.groups.") -> None:
+    """Refuse anything but one way to tell an image's group; ``prefix`` is what the caller's names begin with.
+
+    Raises:
+        ConfigError: It names the key and the mend.
+    """
+    ways = [name for name in ("csv", "folder", "regex") if getattr(groups, name) is not None]
+    if len(ways) != 1:
+        raise ConfigError(
+            f"{' and '.join(f'{prefix}{name}' for name in ways) or 'nothing'} says which group an image is in, and "
+            f"exactly one must: give {prefix}csv=patients.csv, {prefix}folder=1 or {prefix}regex='^(p\\d+)_'"
+        )
+    if groups.column is not None and groups.csv is None:
+        raise ConfigError(f"{prefix}column={groups.column} is a column of {prefix}csv: give the table, or leave it out")
+    if groups.folder is not None and groups.folder < 1:
+        raise ConfigError(f"{prefix}folder={groups.folder} must be 1 (the folder that holds the image) or more")
+    if groups.regex is not None:
+        try:
+            pairs = re.compile(groups.regex).groups
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ConfigError(f"{prefix}regex={groups.regex} is no regular expression ({error}): correct it") from None
+        if pairs != 1:
+            raise ConfigError(
+                f"{prefix}regex={groups.regex} has {pairs} groups in parentheses: exactly one must be the group; write "
+                "(?:...) for the others"
+            )
+
+
 def _check_tuning(config: TrainConfig) -> None:
     """The bound of random stopping holds for some distributions of the number of runs only."""
     distribution, mean = config.tuning.distribution, config.tuning.mean_runs
@@ -382,15 +434,20 @@ def _typed(config: Any) -> TrainConfig:
     node = config if OmegaConf.is_config(config) else OmegaConf.structured(config)
     plain = OmegaConf.to_container(node, resolve=True)  # a plain dict: Hydra's +key=value gets past a typed node
     values = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
-    sections = {item.name: item.default_factory for item in dataclasses.fields(TrainConfig)}
     assert isinstance(values, dict)
     # Built by hand, since OmegaConf.to_object raises for a missing model or data, which resolve() words better.
-    return TrainConfig(
-        **{
-            str(name): sections[str(name)](**value) if isinstance(value, dict) else value  # type: ignore[operator]
-            for name, value in values.items()
-        }
-    )
+    return _built(TrainConfig, values)
+
+
+def _built(kind: Any, values: Mapping[Any, Any]) -> Any:
+    """Return a dataclass from plain values, its sections too; a field that is a plain mapping stays one."""
+    sections = {item.name: item.default_factory for item in dataclasses.fields(kind)}
+
+    def value_of(name: str, value: Any) -> Any:
+        section = sections[name]
+        return _built(section, value) if isinstance(value, dict) and dataclasses.is_dataclass(section) else value
+
+    return kind(**{str(name): value_of(str(name), value) for name, value in values.items()})
 
 
 def from_omegaconf(node: Any) -> TrainConfig:
@@ -436,7 +493,8 @@ def _set(config: Any, key: str, value: Any) -> None:
 
 
 _LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, and overflow where they are used
-_CHOICES = {
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "privacy.unit": UNITS,
     "norm": NORMS,
     "tuning.method": TUNINGS,
     "engine": ENGINES,
@@ -449,10 +507,11 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("privacy.epsilon", lambda v: v > 0, "more than 0 and finite: it is the privacy loss allowed"),
     ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
     ("privacy.noise_multiplier", lambda v: v > 0, "more than 0 and finite: without noise there is no guarantee"),
-    ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one image can change"),
-    ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that an image is in a step"),
+    ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one unit can change"),
+    ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
     (
-        "privacy.expected_batch_size privacy.dataset_size steps evaluate_every checkpoint_every",
+        "privacy.expected_batch_size privacy.dataset_size privacy.rows_per_unit augment.multiplicity steps "
+        "evaluate_every checkpoint_every",
         lambda v: v >= 1,
         "1 or more",
     ),

@@ -11,6 +11,7 @@ from . import accounting
 from .clip_settings import FLAT, Clipping
 from .clipping import COUNT, AdaptiveClip, ClipRule
 from .errors import ConfigError
+from .schema import UNITS
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .noise import NoiseStream
     from .sampling import PoissonSampler
 
-UNITS = ("image",)
 MOST_UNITS = 10**15  # of a batch or a dataset; beyond, floating-point numbers no longer count
 
 
@@ -40,7 +40,7 @@ class PrivacyPlan:
         clip_norm: Largest norm C of one unit's gradient; finite and above 0. The first one, where it adapts.
         delta: In (0, 1); should be well below one over the number of units.
         expected_batch_size: Public constant that the noisy sum is divided by; never the true size of a draw.
-        unit: What one person's data is: ``image``.
+        unit: What one person's data is: an ``image``, or a ``group`` of images such as a patient's.
         clipping: The clip rule, see :class:`~dptrain.Clipping`; its sensitivity is what the noise is scaled to.
     """
 
@@ -156,12 +156,19 @@ class PrivacyPlan:
         batch: Any,
         method: str = "fused",
         clip_norm: float | None = None,
+        rows_at_once: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return the sum of the units' gradients, each clipped by this plan's rule; see :meth:`clip_rule`."""
+        """Return the sum of the units' gradients, each clipped by this plan's rule; see :meth:`clip_rule`.
+
+        Every example of ``batch`` is a unit, unless it is a ``dptrain.UnitBatch``: then the gradients of a unit's rows
+        are averaged first, and one unit of more than ``rows_at_once`` rows goes through in pieces.
+        """
         from .gradients import clipped_gradient_sum, trainable_parameters
+        from .gradients.batches import UnitBatch
 
         rule = self.clip_rule(trainable_parameters(module), clip_norm)
-        return clipped_gradient_sum(module, loss_function, batch, rule, method)
+        rows, units = (batch.rows, batch.units) if isinstance(batch, UnitBatch) else (batch, None)
+        return clipped_gradient_sum(module, loss_function, rows, rule, method, units, rows_at_once)
 
     def clipped_on_grid(
         self,
@@ -170,6 +177,7 @@ class PrivacyPlan:
         unit: Any,
         method: str = "fused",
         clip_norm: float | None = None,
+        rows_at_once: int | None = None,
     ) -> dict[str, Tensor]:
         """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.exact`.
 
@@ -181,7 +189,7 @@ class PrivacyPlan:
         self.refuse_exact()
         if batch_size(unit) > 1:
             raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
-        clipped = self.clipped_sum(module, loss_function, unit, method, clip_norm)
+        clipped = self.clipped_sum(module, loss_function, unit, method, clip_norm, rows_at_once)
         return to_grid(clipped, self.clip_rule(clipped, clip_norm).sensitivity())
 
     def refuse_exact(self) -> None:

@@ -24,6 +24,7 @@ from .detection.data import (
     refuse_public_overlap,
 )
 from .detection.evaluate import evaluate
+from .detection.groups import groups_of, in_words, refuse_shared_groups
 from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
@@ -39,7 +40,8 @@ from .progress import Progress, make_console
 from .publishing import config_text, draw, open_tracker, publish
 from .results import append_rows
 from .rounding import round_up, shown
-from .schema import FREE_TO_CHANGE, AugmentConfig, TrainConfig
+from .sampling import UnitRows
+from .schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, AugmentConfig, TrainConfig
 from .signals import stop_signal
 from .spending import Spending, data_name
 from .statement import claim_of, make_statement, write_statement
@@ -74,7 +76,8 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
     """Train a detector with differential privacy.
 
     Guarantee: what the run releases is (``result.epsilon``, ``plan.delta``)-differentially private for adding or
-    removing one training image, under the assumptions that ``result.statement`` lists.
+    removing one training image, or one group of them (``plan.unit``), under the assumptions that ``result.statement``
+    lists.
 
     Args:
         model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``).
@@ -135,10 +138,13 @@ class Run:
         start = Path(config.model)
         self.start_hash = file_hash(start) if start.suffix == ".pt" else None
         self.folder.refuse_inside(_data_folders(data))
+        self.groups = self._groups(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, _augmentation(config.augment))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
+        self.units = self._units()
+        rows = 1 if self.units is None else self.units.most_at_once
         self.physical_batch_size = (
-            physical_batch_size(self.model, config.imgsz, plan.expected_batch_size, self.device)
+            physical_batch_size(self.model, config.imgsz, rows * plan.expected_batch_size, self.device)
             if config.physical_batch_size == "auto"
             else int(config.physical_batch_size)
         )
@@ -147,9 +153,30 @@ class Run:
         self._pays = spending is None and tuning is None
         self._untold: int | None = None  # steps that the ledger could not be told of
         images = self.dataset.image_files
-        self.spending = spending or Spending(config.budget, plan.event(), plan.delta, plan.unit, images, self.data_name)
+        self.spending = spending or Spending(
+            config.budget, plan.event(), plan.delta, plan.unit, images, self.data_name, self.groups
+        )
         if self._pays:
             self.spending.prepare()
+
+    def _groups(self, data: DataConfig) -> list[str] | None:
+        """The group of every training image, where groups are protected; none of them is in the val split too."""
+        if self.plan.unit != "group":
+            return None
+        val = data.val if self.evaluates else ()
+        found = groups_of(self.config.privacy.groups, (*data.train, *val))
+        count = len(data.train)
+        refuse_shared_groups(
+            dict(zip(data.train, found[:count], strict=True)), dict(zip(val, found[count:], strict=True))
+        )
+        return found[:count]
+
+    def _units(self) -> UnitRows | None:
+        """The rows of every unit; None where each image, seen once, is one."""
+        copies = self.config.augment.multiplicity
+        if self.groups is not None:
+            return UnitRows(self.groups, self.config.privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT, copies)
+        return UnitRows(range(len(self.dataset)), copies=copies) if copies > 1 else None
 
     def _settings(self) -> dict[str, Any]:
         """What must not change when a run goes on, all of it public."""
@@ -181,10 +208,11 @@ class Run:
             loss,
             plan,
             make_optimizer(config.optimizer, trainable_parameters(self.model).values()),
-            StepLoader(self.dataset, self.physical_batch_size, config.workers, self.device),
-            len(self.dataset),
+            StepLoader(self.dataset, self.physical_batch_size, config.workers, self.device, self.units),
+            len(self.dataset) if self.units is None else len(self.units),
             seed=config.seed,
             engine=config.engine,
+            rows_at_once=self.physical_batch_size,
             exact=config.noise.exact,
             ema_decay=config.ema.decay,
             set_rate=rate,
@@ -329,7 +357,11 @@ class Run:
             steps=max(self.trainer.step, self.folder.journal.steps if self.trainer.secure else 0),
             status=status,
             secure=self.trainer.secure,
-            dataset={"name": self.data_name, "declared_size": self.config.privacy.dataset_size},
+            dataset={
+                "name": self.data_name,
+                "declared_size": self.config.privacy.dataset_size,
+                **({} if self.groups is None else {"groups": in_words(self.config.privacy.groups)}),
+            },
             model={
                 "start": Path(self.config.model).name,
                 "start_sha256": self.start_hash,
@@ -362,7 +394,12 @@ class Run:
             "schedule": config.schedule.name,
             "ema_decay": config.ema.decay,
             "exact_noise": config.noise.exact,
-            "augmentation": {name: value for name, value in asdict(config.augment).items() if value} or None,
+            "augmentation": {
+                name: value for name, value in asdict(config.augment).items() if value and name != "multiplicity"
+            }
+            or None,
+            "augmentations_averaged": config.augment.multiplicity,
+            "images_averaged": config.privacy.rows_per_unit if self.plan.unit == "group" else 1,
         }
 
     def _validation_words(self) -> str:

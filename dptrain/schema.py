@@ -23,8 +23,10 @@ DEFAULT_STEPS = 1000
 DEFAULT_EXPECTED_BATCH_SIZE = 256
 EVALUATIONS_PER_RUN = 10
 CHECKPOINTS_PER_RUN = 50
+DEFAULT_ROWS_PER_UNIT = 8
 DEFAULT_LEDGER = "${oc.env:DPTRAIN_BUDGET_URL,'sqlite:///budget.db'}"  # a team sets the variable once
 
+UNITS = ("image", "group")  # what one more or less of is protected
 NORMS = ("auto", "group", "frozen_bn")
 ENGINES = ("fused", "opacus", "microbatch")
 # What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
@@ -61,6 +63,16 @@ def _key(default: Any, help: str) -> Any:
 
 
 @dataclass
+class GroupsConfig:
+    """The group of every image, with ``privacy.unit=group``: by exactly one of csv, folder and regex."""
+
+    csv: str | None = _key(None, "table with a header: a column file (or image, filename), and the one of the groups")
+    column: str | None = _key(None, "the table's column that names the group (patient, video); default group")
+    folder: int | None = _key(None, "the group is a folder's name: 1 the one that holds the image, 2 the one above it")
+    regex: str | None = _key(None, r"the group is what the pair of parentheses finds in the file name, as '^(p\d+)_'")
+
+
+@dataclass
 class PrivacyConfig:
     """The guarantee: any two of epsilon, noise_multiplier and the run's ``steps`` find the third."""
 
@@ -71,7 +83,11 @@ class PrivacyConfig:
     sample_rate: float | None = _key(None, "chance that a unit is in a step; default expected_batch_size/dataset_size")
     expected_batch_size: int | None = _key(None, "public constant that divides the noisy sum; default 256")
     dataset_size: int | None = _key(None, "declared, public number of units (never counted in the folder)")
-    unit: str = _key("image", "what one record is: image")
+    unit: str = _key("image", "what one more or less of is protected: image, or group (patient, camera, video)")
+    rows_per_unit: int | None = _key(
+        None, f"most images of a group in one step, drawn anew each time; default {DEFAULT_ROWS_PER_UNIT}"
+    )
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
     clipping: str = _key("flat", f"clip rule, one of {', '.join(CLIPPINGS)}; see docs/recipe.md")
     clip_groups: list[str] = _key([], "of clipping=groups: patterns on layer names, one a group, such as [model.23.*]")
     clip_split: str = _key("equal", f"how per_layer and groups share clip_norm out, one of {', '.join(SPLITS)}")
@@ -121,6 +137,7 @@ class AugmentConfig:
     scale: float = _key(0.0, "zoom jitter, fraction")
     translate: float = _key(0.0, "shift, fraction of the image")
     crop: float = _key(0.0, "largest fraction cropped away")
+    multiplicity: int = _key(1, "augmentations of each image, averaged before the clip; costs time, no privacy")
     mosaic: float = _key(0.0, "refused: mixes images")
     mixup: float = _key(0.0, "refused: mixes images")
     cutmix: float = _key(0.0, "refused: mixes images")

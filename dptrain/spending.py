@@ -45,6 +45,7 @@ class Spending:
         delta, unit: Of the run.
         images: What it can draw from.
         data_name: What to call them if the ledger does not know them.
+        groups: The group of every image, where groups are protected.
         facts: What the statement says of the dataset so far; ``None`` before :meth:`begin` or without a ledger.
     """
 
@@ -54,6 +55,7 @@ class Spending:
     unit: str
     images: Sequence[Path]
     data_name: str
+    groups: Sequence[str] | None = None
     facts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class Spending:
         from .ledger import BudgetLedger
 
         self._ledger = BudgetLedger(self.budget.url, self.budget.key)
-        self._manifest = hash_images(self._ledger, self.images)
+        self._manifest = hash_images(self._ledger, self.images, self.groups)
 
     def begin(self, folder: Path, resume: bool = False, steps: int = 0) -> str:
         """Reserve the whole run, or go on with the charge of a resumed one after ``steps`` started steps.
@@ -208,10 +210,10 @@ def read_note(folder: Path) -> dict[str, Any]:
         raise BudgetError(f"{note} cannot be read: settle the run by its identifier, --run (budget history)") from error
 
 
-def hash_images(ledger: BudgetLedger, images: Sequence[Path]) -> Manifest:
+def hash_images(ledger: BudgetLedger, images: Sequence[Path], groups: Sequence[str] | None = None) -> Manifest:
     """Make the manifest of a training split, with a progress bar where it takes long."""
     with _progress(len(images)) as progress:
-        return ledger.manifest(images, progress)
+        return ledger.manifest(images, progress, groups)
 
 
 def data_name(file: Path) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .clipping import COUNT
 from .errors import ConfigError, ModelError, PrivacyError
 from .gradients import LossFunction, check_independence
-from .gradients.batches import batch_size, in_pieces
+from .gradients.batches import UnitBatch, batch_size, in_pieces
 from .gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .gradients.tuning import by_rule
 from .noise import NoiseStream
@@ -33,7 +33,10 @@ class Loader(Protocol):
     """Turns draws into batches; an empty draw is a step without batches."""
 
     def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
-        """Yield, for every draw, its physical batches: each unit drawn exactly once."""
+        """Yield, for every draw, its physical batches: each unit drawn exactly once.
+
+        A unit is an example, or the rows of one unit in a :class:`UnitBatch`: then all of them are in the same batch.
+        """
 
 
 class MovingAverage:
@@ -68,6 +71,10 @@ class MovingAverage:
 
 def _same(value: Any, agreed: Any) -> bool:
     return value is agreed or (isinstance(agreed, int | float | str | tuple) and value == agreed)
+
+
+def _rows(batch: Any) -> int:
+    return batch_size(batch.rows if isinstance(batch, UnitBatch) else batch)
 
 
 def _wide(parameter: Tensor) -> torch.dtype:
@@ -117,6 +124,8 @@ class PrivateTrainer:
         seed: For tests only: repeats sampling and noise, and voids the guarantee.
         engine: ``fused``, ``opacus`` or ``microbatch``.
         ema_decay: Decay of the moving average; 0 leaves it equal to the iterate.
+        rows_at_once: Where a unit has several rows: most of them in one pass. A unit of more goes through in pieces,
+            whose gradients are added up and clipped once.
         exact: Take the units one at a time, in whole numbers, and add noise that no rounding weakens
             (:mod:`dptrain.exact`).
         set_rate: Learning rate of a step, from the step's number alone.
@@ -142,6 +151,7 @@ class PrivateTrainer:
         seed: int | None = None,
         engine: str = "fused",
         ema_decay: float = 0.0,
+        rows_at_once: int | None = None,
         exact: bool = False,
         set_rate: Callable[[int], float] | None = None,
         before_step: Callable[[int], None] | None = None,
@@ -166,12 +176,14 @@ class PrivateTrainer:
             plan.refuse_exact()
         if exact and any(p.device.type == "mps" for p in self.parameters.values()):
             raise ConfigError("noise.exact=true needs double precision, which Apple's GPUs have not: take device=cpu")
-        self._most_at_once = 1 if exact else None  # examples; set where more of them have not fit in memory
+        self._most_at_once = 1 if exact else None  # units; set where more of them have not fit in memory
+        self._rows_at_once = rows_at_once  # of one unit; less where they have not fit
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
         self._tried = probe is False or (probe is not None and self._try(probe))
         self._agreed = self._terms()
 
     def _try(self, batch: Any) -> bool:
+        batch = batch.rows if isinstance(batch, UnitBatch) else batch
         return batch_size(batch) > 1 and check_independence(self.module, self.loss_function, batch, self.engine)
 
     def _terms(self) -> dict[str, tuple[Any, ...]]:
@@ -276,33 +288,40 @@ class PrivateTrainer:
         return total
 
     def _parts(self, batch: Any) -> Iterator[dict[str, Tensor]]:
-        """Yield clipped sums that add up to the batch's, each example in one of them.
+        """Yield clipped sums that add up to the batch's, each unit in one of them, whole.
 
-        Out of memory, the same examples are taken in halves, now and later. Nothing says so: that a draw did not fit
-        tells of the images in it.
+        Out of memory, the same units are taken in halves, now and later, and at last the rows of a single one, which
+        are clipped together all the same. Nothing says so: that a draw did not fit tells of the images in it.
         """
         waiting = deque([batch])
+        rows_at_once = self._rows_at_once
         while waiting:
             piece = waiting.popleft()
             if self._most_at_once is not None and batch_size(piece) > self._most_at_once:
                 waiting.extendleft(reversed(in_pieces(piece, self._most_at_once)))
                 continue
-            part = self._part(piece)
+            part = self._part(piece, rows_at_once)
             if part is not None:
                 yield part
+                rows_at_once = self._rows_at_once
                 continue
-            self._most_at_once = batch_size(piece) // 2
+            if batch_size(piece) > 1:
+                self._most_at_once = batch_size(piece) // 2
+            else:
+                rows_at_once = min(rows_at_once or _rows(piece), _rows(piece)) // 2
+                if not self._exact:  # how one unit is rounded must not show in another's whole numbers
+                    self._rows_at_once = rows_at_once
             waiting.appendleft(piece)
 
-    def _part(self, batch: Any) -> dict[str, Tensor] | None:
+    def _part(self, batch: Any, rows_at_once: int | None) -> dict[str, Tensor] | None:
         """Return the clipped sum of a batch, all of it, or ``None`` where it does not fit in memory."""
         try:
             clipped = self.plan.clipped_on_grid if self._exact else self.plan.clipped_sum
-            return clipped(self.module, self.loss_function, batch, self.engine, self.clip_norm)
+            return clipped(self.module, self.loss_function, batch, self.engine, self.clip_norm, rows_at_once)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if batch_size(batch) <= 1:
+            if batch_size(batch) <= 1 and min(rows_at_once or _rows(batch), _rows(batch)) <= 1:
                 reason = " ".join(str(error).split())[:120]
                 raise ModelError(
                     f"out of memory with a single example ({reason}): free memory, or use a device that has more"

@@ -118,11 +118,11 @@ def tune(config: TrainConfig) -> TrainResult:
     output = Path(config.output_dir)
     _refuse(config, output)
     with _silence():
-        data_name, images = _try_candidates(tuning, output)
+        data_name, images, groups = _try_candidates(tuning, output)
     console = make_console()
     _announce(tuning, console)
     plan = tuning.plan
-    spending = Spending(config.budget, tuning.event, plan.delta, plan.unit, images, data_name)
+    spending = Spending(config.budget, tuning.event, plan.delta, plan.unit, images, data_name, groups)
     spending.prepare()
     if config.tracking.enabled:
         Tracker.check(config.tracking.uri, config.tracking.experiment)
@@ -279,8 +279,8 @@ def _refuse(config: TrainConfig, output: Path) -> None:
     RunFolder(output, False).check()
 
 
-def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path]]:
-    """Find out before the first run whether every candidate could start; returns the data's name and images."""
+def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], Sequence[str] | None]:
+    """Find out before the first run whether every candidate could start; returns the data's name, images, groups."""
     from .detection.data import load_data
     from .detection.model import load_model
     from .run import Run
@@ -294,7 +294,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path]]:
             candidate.model, data.num_classes, norm=candidate.norm, trainable=candidate.trainable, names=data.names
         )
     run = Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True), tuning={})
-    return run.data_name, run.dataset.image_files
+    return run.data_name, run.dataset.image_files, run.groups
 
 
 def _announce(tuning: Tuning, console: Console) -> None:

@@ -203,10 +203,6 @@ def test_what_would_void_the_guarantee_is_refused_with_the_reason(name: str) -> 
     assert REFUSED_AUGMENTATIONS[name] in message
 
 
-def test_units_of_several_images_come_later() -> None:
-    assert "come later" in refusal(privacy={"unit": "patient"})
-
-
 def test_warmup_longer_than_the_run_is_refused() -> None:
     assert "schedule.warmup_steps=20" in refusal(steps=10, schedule={"warmup_steps": 20})
 
@@ -369,3 +365,26 @@ def test_the_settled_configuration_makes_the_same_plan_again() -> None:
     assert settings.make_plan(settings.resolve(settled)) == plan
     assert settled.evaluate_every == 9
     assert config.evaluate_every is None
+
+
+def test_groups_need_one_way_to_tell_them_and_images_none() -> None:
+    grouped = resolved(privacy={"unit": "group", "groups": {"csv": "p.csv", "column": "patient"}})
+    assert (grouped.privacy.groups.column, grouped.privacy.rows_per_unit) == ("patient", 8)
+    assert resolved().privacy.rows_per_unit is None
+    assert settings.resolve(grouped) == grouped
+    for privacy, said in (
+        ({"unit": "group"}, "exactly one must"),
+        ({"unit": "group", "groups": {"csv": "p.csv", "regex": "(a)"}}, "exactly one must"),
+        ({"unit": "patient"}, "privacy.unit=patient is not one of image, group"),
+        ({"groups": {"folder": 1}}, "privacy.groups.folder=1 is of groups"),
+        ({"rows_per_unit": 4}, "privacy.rows_per_unit=4 is of groups"),
+        ({"unit": "group", "groups": {"folder": 1}, "rows_per_unit": 0}, "privacy.rows_per_unit=0 must be 1 or more"),
+        ({"unit": "group", "groups": {"fodler": 1}}, "unknown key privacy.groups.fodler; did you mean"),
+    ):
+        assert said in refusal(privacy=privacy)
+
+
+def test_a_multiplicity_needs_augmentations_that_differ() -> None:
+    assert resolved(augment={"multiplicity": 4, "crop": 0.3}).augment.multiplicity == 4
+    assert "augment.multiplicity=4 without an augmentation" in refusal(augment={"multiplicity": 4})
+    assert "augment.multiplicity=0 must be 1 or more" in refusal(augment={"multiplicity": 0, "crop": 0.3})

@@ -99,6 +99,19 @@ def test_model_and_data_take_any_file(file: str, runs: list[TrainConfig], tmp_pa
     assert (runs[0].model, runs[0].data) == (file, file)
 
 
+def test_groups_are_told_by_any_pattern(runs: list[TrainConfig]) -> None:
+    pattern = r"^(?:a|b)\[(p\d{1,3}),\.*$"
+    assert main(["train", *BASE, "privacy.unit=group", f"privacy.groups.regex={pattern}"]) == 0
+    assert (runs[0].privacy.unit, runs[0].privacy.groups.regex) == ("group", pattern)
+
+
+@pytest.mark.parametrize("swept", ["privacy.unit=image,group", "privacy.groups.folder=1,2"])
+def test_a_sweep_is_of_one_unit(swept: str, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    rest = [] if "unit" in swept else ["privacy.unit=group"]
+    message = refusal(capsys, *SWEEP, "privacy.epsilon=8", "privacy.dataset_size=100", *rest, swept)
+    assert "in one sweep" in message and not runs
+
+
 def test_home_is_expanded(runs: list[TrainConfig]) -> None:
     assert main(["train", "model=m.pt", "data=~/d.yaml"]) == 0
     assert runs[0].data == str(Path.home() / "d.yaml")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dptrain import Clipping, ConfigError, ModelError, PrivacyError, PrivacyPlan, noise
+from dptrain import Clipping, ConfigError, ModelError, PrivacyError, PrivacyPlan, UnitBatch, noise
 from dptrain.clip_settings import CLIPPINGS
 from dptrain.clipping import COUNT
 from dptrain.sampling import Draw
@@ -98,6 +98,52 @@ def test_one_step_is_noised_clipped_sum_over_the_expected_batch(monkeypatch: pyt
     for name, p in trainer.parameters.items():
         assert torch.allclose(sums[0][name].float(), total[name], atol=1e-6)
         assert torch.allclose(p, before[name] - 0.1 * total[name] / 6, atol=1e-6)
+
+
+class Groups(Batches):
+    """Serves units of two rows, numbers 2 u and 2 u + 1, whole."""
+
+    def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
+        for draw in draws:
+            self.served.append(draw.indices.tolist())
+            parts = [draw.indices[i : i + self.size] for i in range(0, len(draw.indices), self.size)]
+            yield (
+                UnitBatch((X[rows], Y[rows]), torch.arange(len(part)).repeat_interleave(2))
+                for part in parts
+                for rows in [np.stack([2 * part, 2 * part + 1], 1).ravel()]
+            )
+
+
+def grouped(plan: PrivacyPlan, size: int = 3, loss: Any = None, **options: Any) -> PrivateTrainer:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return PrivateTrainer(module, loss or losses, plan, optimizer, Groups(size), 10, **options)
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 1])
+@pytest.mark.parametrize("exact", [False, True])
+def test_units_of_several_rows_are_clipped_as_one(
+    rows_at_once: int | None, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums: list[dict[str, Tensor]] = []
+    real = noise.privatize
+    monkeypatch.setattr(noise, "privatize", lambda value, **how: (sums.append(value), real(value, **how))[1])
+    trainer = grouped(plan(unit="group", clip_norm=0.2), seed=3, exact=exact, rows_at_once=rows_at_once)
+    reference = grouped(plan())
+    next(trainer.run())
+    drawn = trainer.loader.served[0]  # type: ignore[attr-defined]
+    assert len(drawn) > 1
+    total = {name: torch.zeros_like(p) for name, p in trainer.parameters.items()}
+    for unit in drawn:  # averaged, then clipped, by hand
+        own = losses(reference.module, (X[2 * unit : 2 * unit + 2], Y[2 * unit : 2 * unit + 2])).mean()
+        gradients = torch.autograd.grad(own, list(reference.parameters.values()))
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        for name, gradient in zip(total, gradients, strict=True):
+            total[name] += gradient * min(1.0, 0.2 / float(norm))
+    for name, value in sums[0].items():
+        got = value.double() * (0.2 / 2**30) if exact else value
+        assert torch.allclose(got.float(), total[name], atol=1e-5)
 
 
 def test_the_sum_over_physical_batches_is_kept_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:

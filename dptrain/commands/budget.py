@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError, ConfigError
 from ..files import JOURNAL, write_text
+from ..schema import UNITS, GroupsConfig
 from .options import Commands, number
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ def register(commands: Commands) -> None:
     create.add_argument("--data", required=True, help="an Ultralytics data.yaml; its train split is protected")
     number(create, "epsilon", "what all runs together may spend (RDP)")
     number(create, "delta", "chance of failure allowed, well below 1/n")
-    create.add_argument("--unit", default="image", help="what one record is: image")
+    create.add_argument("--unit", default="image", help="what one record is, as in the runs: image or group")
+    for name in GroupsConfig.__dataclass_fields__:
+        kind = int if name == "folder" else str
+        create.add_argument(f"--groups-{name}", type=kind, help=f"as privacy.groups.{name} of the runs")
     _common(create)
     create.set_defaults(command=_create)
 
@@ -92,12 +96,22 @@ def _create(options: argparse.Namespace) -> int:
 
     check_epsilon(options.epsilon)
     check_delta(options.delta)
+    from ..config import check_groups
+    from ..detection.groups import groups_of
     from ..detection.sources import load_data
     from ..spending import data_name, hash_images
 
+    if options.unit not in UNITS:
+        raise ConfigError(f"--unit={options.unit} is not one of {', '.join(UNITS)}")
+    given = GroupsConfig(**{name: getattr(options, f"groups_{name}") for name in GroupsConfig.__dataclass_fields__})
+    if options.unit == "group":
+        check_groups(given, "--groups-")
+    elif given != GroupsConfig():
+        raise ConfigError("--groups-csv, --groups-column, --groups-folder and --groups-regex are for --unit group")
     data = load_data(options.data)
+    groups = groups_of(given, data.train) if options.unit == "group" else None
     ledger = _open(options, create=True)
-    manifest = hash_images(ledger, data.train)
+    manifest = hash_images(ledger, data.train, groups)
     name = options.name or data_name(Path(options.data))
     reading = ledger.create(name, epsilon=options.epsilon, delta=options.delta, unit=options.unit, manifest=manifest)
     return _print_readings([reading], ledger, options.json)

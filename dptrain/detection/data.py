@@ -89,27 +89,34 @@ class DetectionDataset(Dataset):
         return self._labels[self._starts[index] : self._starts[index + 1]].copy()
 
     def sample(self, index: int, seed: int = 0) -> dict[str, torch.Tensor]:
-        """Read, augment and letterbox one image.
+        """Read, augment and letterbox one image; the first of what :meth:`samples` returns."""
+        return self.samples(index, seed, 1)[0]
+
+    def samples(self, index: int, seed: int = 0, copies: int = 1) -> list[dict[str, torch.Tensor]]:
+        """Read one image, and augment and letterbox it ``copies`` times, each time anew.
 
         Args:
             index: Row number in ``range(len(self))``.
-            seed: Not negative. With ``index`` it decides the augmentation, and nothing else does.
+            seed: Not negative. With ``index`` and the copy's number it decides the augmentation, and nothing else does.
+            copies: How many; without augmentation they are equal.
 
         Returns:
-            ``img`` uint8 (3, imgsz, imgsz) RGB; ``cls`` float32 (m, 1); ``bboxes`` float32 (m, 4), xywh in parts of the
-            canvas.
+            For each copy ``img`` uint8 (3, imgsz, imgsz) RGB; ``cls`` float32 (m, 1); ``bboxes`` float32 (m, 4), xywh
+            in parts of the canvas.
 
         Raises:
             DataError: The image cannot be read any more.
         """
         image = read_image(self.image_files[index])
-        labels = self.labels(index)
+        return [self._sample(image, self.labels(index), [seed, index, copy]) for copy in range(copies)]
+
+    def _sample(self, image: np.ndarray, labels: np.ndarray, key: list[int]) -> dict[str, torch.Tensor]:
         if self.augmentation is None:
             place = Letterbox.fit(image.shape[0], image.shape[1], self.imgsz)
             canvas = place.pad(place.resize(image))
             labels[:, 1:] = place.to_canvas(labels[:, 1:])
         else:
-            rng = np.random.default_rng([seed, index])
+            rng = np.random.default_rng(key if key[2] else key[:2])
             canvas, labels = self.augmentation.apply(image, labels, self.imgsz, rng)
         return {
             "img": torch.from_numpy(to_rgb_planes(canvas)),

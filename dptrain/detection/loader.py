@@ -1,4 +1,4 @@
-"""Batches for DP-SGD: every drawn image exactly once, an empty draw as an empty step."""
+"""Batches for DP-SGD: every drawn unit exactly once and whole, an empty draw as an empty step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import cv2
 import numpy as np
@@ -18,15 +18,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError, ModelError
-from ..gradients.batches import in_pieces
+from ..gradients.batches import UnitBatch, batch_size, in_pieces
 from ..out_of_memory import give_back, is_out_of_memory
 
 if TYPE_CHECKING:
-    from ..sampling import Draw
+    from ..sampling import Draw, UnitRows
 
 Batch = dict[str, torch.Tensor]
 _SHARED_MEMORY = Path("/dev/shm")
 _PREFETCH = 2  # batches each worker keeps ready
+_UNIT = "unit"  # of a batch on its way: the unit of every row
 
 
 class Samples(Protocol):
@@ -38,8 +39,15 @@ class Samples(Protocol):
         """One image and its boxes, a pure function of ``index`` and ``seed``."""
 
 
+class Copies(Samples, Protocol):
+    """What it needs where an image is augmented several times."""
+
+    def samples(self, index: int, seed: int, copies: int) -> list[dict[str, Any]]:
+        """The same image, augmented ``copies`` times: a pure function of the three."""
+
+
 class _Chunk(NamedTuple):
-    indices: np.ndarray
+    indices: np.ndarray  # of units
     seed: int
 
 
@@ -70,17 +78,24 @@ class StepLoader:
     """Loads the images of Poisson draws, in worker processes or in this one.
 
     What it yields depends on the dataset, the draws and ``physical_batch_size`` only, never on ``workers``: a sample is
-    a pure function of its row number and the draw's seed.
+    a pure function of its row number and the draw's seed, and so is what a step takes of a unit of several rows.
 
     Args:
-        dataset: A ``DetectionDataset``.
-        physical_batch_size: Most images in memory on the device at once; a step is cut into batches of at most it.
+        dataset: A ``DetectionDataset``, or other ``Samples``; ``Copies``, where ``units`` has several of each image.
+        physical_batch_size: Most images in one batch; a step is cut into batches of at most it. Where units have
+            several rows, batches hold as many units as surely fit, each whole, and at least one.
         workers: Processes that decode ahead, also across steps; 0 decodes in this process, when asked.
         device: Where the batches go.
+        units: The rows of every unit; batches are then ``UnitBatch``. None: each row is a unit.
     """
 
     def __init__(
-        self, dataset: Samples, physical_batch_size: int, workers: int = 0, device: str | torch.device = "cpu"
+        self,
+        dataset: Samples,
+        physical_batch_size: int,
+        workers: int = 0,
+        device: str | torch.device = "cpu",
+        units: UnitRows | None = None,
     ) -> None:
         if physical_batch_size < 1 or workers < 0:
             raise ValueError(f"physical_batch_size={physical_batch_size} must be >= 1 and workers={workers} >= 0")
@@ -88,11 +103,14 @@ class StepLoader:
         self.physical_batch_size = physical_batch_size
         self.workers = workers
         self.device = torch.device(device)
+        self.units = units
+        # By the public size of a unit, not by that of those drawn.
+        self._units_at_once = max(1, physical_batch_size // (units.most_at_once if units else 1))
 
-    def steps(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch], None, None]:
+    def steps(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch | UnitBatch], None, None]:
         """Yield, for every draw, an iterator over its physical batches.
 
-        An empty draw yields an empty iterator: the step still takes its noise. A draw's images come in its order, each
+        An empty draw yields an empty iterator: the step still takes its noise. A draw's units come in its order, each
         exactly once; what the caller leaves of a step is dropped when the next one is asked for. Closing the generator,
         or dropping it, ends the workers.
 
@@ -105,25 +123,28 @@ class StepLoader:
         return self._here(draws) if self.workers == 0 else self._ahead(draws)
 
     def _chunks(self, draw: Draw) -> Iterator[_Chunk]:
-        for start in range(0, len(draw.indices), self.physical_batch_size):
-            yield _Chunk(np.asarray(draw.indices[start : start + self.physical_batch_size]), draw.seed)
+        for start in range(0, len(draw.indices), self._units_at_once):
+            yield _Chunk(np.asarray(draw.indices[start : start + self._units_at_once]), draw.seed)
 
-    def _here(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch], None, None]:
+    def _here(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch | UnitBatch], None, None]:
         for draw in draws:
-            yield (batch for chunk in self._chunks(draw) for batch in self._moved(_load(self.dataset, chunk)))
+            loaded = (_load(self.dataset, self.units, chunk) for chunk in self._chunks(draw))
+            yield (moved for batch in loaded for moved in self._moved(batch))
 
-    def _ahead(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch], None, None]:
+    def _ahead(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch | UnitBatch], None, None]:
         lengths: deque[int] = deque()  # physical batches in each step that the loader has been told of
 
         def tasks() -> Iterator[_Chunk]:
             for draw in draws:
-                lengths.append(math.ceil(len(draw.indices) / self.physical_batch_size))
+                lengths.append(math.ceil(len(draw.indices) / self._units_at_once))
                 yield from self._chunks(draw)
 
-        batches = _worker_batches(self.dataset, tasks(), self.workers, self.physical_batch_size, self.device)
+        rows = self._units_at_once * (self.units.most_at_once if self.units else 1)
+        loads = _Loads(self.dataset, self.units, _room_to_share(self.dataset.imgsz, rows, self.workers))
+        batches = _worker_batches(loads, tasks(), self.workers, self.physical_batch_size, self.device)
         ready: deque[Batch] = deque()  # at most one: fetched to learn of the next step
 
-        def step(length: int) -> Iterator[Batch]:
+        def step(length: int) -> Iterator[Batch | UnitBatch]:
             for _ in range(length):
                 yield from self._moved(ready.popleft() if ready else next(batches))
 
@@ -140,10 +161,18 @@ class StepLoader:
         finally:
             batches.close()
 
-    def _moved(self, batch: Batch) -> Iterator[Batch]:
-        """Yield the batch on the device; out of memory there, the same images in halves."""
+    def _moved(self, batch: Batch) -> Iterator[Batch | UnitBatch]:
+        """Yield the batch on the device; out of memory there, the same units in halves."""
+        units = batch.pop(_UNIT, None)
+        yield from self._placed(batch if units is None else UnitBatch(batch, units))
+
+    def _placed(self, batch: Batch | UnitBatch) -> Iterator[Batch | UnitBatch]:
         try:
-            pieces = [to_device(batch, self.device)]
+            pieces = [
+                UnitBatch(to_device(batch.rows, self.device), batch.units)
+                if isinstance(batch, UnitBatch)
+                else to_device(batch, self.device)
+            ]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -152,13 +181,14 @@ class StepLoader:
             yield pieces.pop()  # so that nothing here holds it any more
             return
         give_back()
-        size = len(batch["img"])
+        size = batch_size(batch)
         if size == 1:
+            kind = "image" if self.units is None else f"unit of up to {self.units.most_at_once} images"
             raise ModelError(
-                f"not even one image fits in the memory of {self.device}: free some, or use another device"
+                f"not even one {kind} fits in the memory of {self.device}: free some, or use another device"
             )
         for half in in_pieces(batch, (size + 1) // 2):
-            yield from self._moved(half)
+            yield from self._placed(half)
 
 
 def _up_to_one(batches: Iterator[Batch]) -> list[Batch]:
@@ -167,20 +197,33 @@ def _up_to_one(batches: Iterator[Batch]) -> list[Batch]:
     return []
 
 
-def _load(dataset: Samples, chunk: _Chunk) -> Batch:
-    return collate([dataset.sample(int(index), chunk.seed) for index in chunk.indices])
+def _load(dataset: Samples, units: UnitRows | None, chunk: _Chunk) -> Batch:
+    if units is None:
+        return collate([dataset.sample(int(index), chunk.seed) for index in chunk.indices])
+    samples: list[dict[str, Any]] = []
+    of_row: list[int] = []
+    for number, unit in enumerate(chunk.indices):
+        for row in map(int, units.chosen(int(unit), chunk.seed)):
+            if units.copies == 1:
+                samples.append(dataset.sample(row, chunk.seed))
+            else:
+                samples += cast("Copies", dataset).samples(row, chunk.seed, units.copies)
+        of_row += [number] * (len(samples) - len(of_row))
+    return {**collate(samples), _UNIT: torch.tensor(of_row)}
 
 
 class _Loads(Dataset):
-    """What a worker runs. A ``DataError`` travels back as a value: torch would wrap it in a page of traceback."""
+    """What a worker runs. A ``DataError`` travels back as a value: torch would wrap it in a page of traceback.
 
-    def __init__(self, dataset: Samples, share: bool) -> None:
-        self.dataset = dataset
-        self.share = share
+    Where ``share`` is false, batches go through a pipe instead of shared memory: slower, but sure.
+    """
+
+    def __init__(self, dataset: Samples, units: UnitRows | None, share: bool) -> None:
+        self.dataset, self.units, self.share = dataset, units, share
 
     def __getitem__(self, chunk: _Chunk) -> Any:
         try:
-            batch = _load(self.dataset, chunk)
+            batch = _load(self.dataset, self.units, chunk)
         except DataError as error:
             return error
         return batch if self.share else {key: value.numpy() for key, value in batch.items()}
@@ -206,12 +249,11 @@ def _room_to_share(imgsz: int, batch_size: int, workers: int) -> bool:
 
 
 def _worker_batches(
-    dataset: Samples, tasks: Iterator[_Chunk], workers: int, batch_size: int, device: torch.device
+    loads: _Loads, tasks: Iterator[_Chunk], workers: int, most: int, device: torch.device
 ) -> Generator[Batch, None, None]:
     """Batches of ``tasks``, in their order, from worker processes that end with this generator."""
-    share = _room_to_share(dataset.imgsz, batch_size, workers)  # otherwise batches go through a pipe: slower, but sure
     loader: DataLoader = DataLoader(
-        _Loads(dataset, share),
+        loads,
         batch_size=None,
         sampler=tasks,
         num_workers=workers,
@@ -237,10 +279,10 @@ def _worker_batches(
                     raise
                 raise DataError(
                     f"a loader worker died ({' '.join(str(error).split())[:120]}); it may have run out of memory: "
-                    f"lower workers={workers} or physical_batch_size={batch_size}"
+                    f"lower workers={workers} or physical_batch_size={most}"
                 ) from None
             if isinstance(batch, DataError):
                 raise batch
-            yield batch if share else {key: torch.as_tensor(value) for key, value in batch.items()}
+            yield batch if loads.share else {key: torch.as_tensor(value) for key, value in batch.items()}
     finally:
         iterator._shutdown_workers()  # what its __del__ does, which a kept traceback would put off

@@ -16,14 +16,17 @@ from ..clipping import COUNT, AdaptiveClip, ClipRule, FlatClip
 from ..errors import ConfigError
 from . import fused, independence, microbatch
 from . import opacus as opacus_engine
+from .batches import UnitBatch, in_pieces
 from .checks import refuse_coupling, refuse_unsupported, trainable_parameters
-from .fused import LossFunction
+from .fused import Groups, LossFunction, Weigh
+from .units import Units, mean_gradient
 
 ENGINES: dict[str, ModuleType] = {"fused": fused, "opacus": opacus_engine, "microbatch": microbatch}
 
 __all__ = [
     "ENGINES",
     "LossFunction",
+    "UnitBatch",
     "check_independence",
     "clipped_gradient_sum",
     "per_sample_gradients",
@@ -40,9 +43,9 @@ def _engine(method: str, module: nn.Module) -> ModuleType:
 
 
 def per_sample_gradients(
-    module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused"
+    module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused", units: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return every example's own gradient.
+    """Return every example's own gradient, or the mean gradient of every unit of several examples.
 
     Args:
         module: Any module whose trainable parameters belong to layers with a rule.
@@ -50,41 +53,77 @@ def per_sample_gradients(
             example i only.
         batch: A tensor, a tuple, or a mapping such as Ultralytics' collate makes.
         method: ``fused``, ``opacus`` or ``microbatch``.
+        units: The unit of every example, whole numbers of shape (n,), 0, 0, 1, 2, 2, ...: the examples of a unit lie
+            side by side. None: each is its own.
 
     Returns:
-        ``{parameter name: (n, *parameter shape)}`` for every trainable parameter; n may be 0.
+        ``{parameter name: (n, *parameter shape)}`` for every trainable parameter, with n the number of units; it may
+        be 0.
 
     Raises:
         ModelError: The module couples examples, has a trainable parameter without a rule or one that is shared, or a
-            trainable parameter got no gradient. The message names it.
+            trainable parameter got no gradient. The message names it. Or ``units`` are not numbered as above.
     """
-    return _engine(method, module).per_sample_gradients(module, loss_function, batch)
+    return _engine(method, module).per_sample_gradients(module, loss_function, batch, _units(units))
+
+
+def _units(units: Tensor | None) -> Units | None:
+    return None if units is None else Units(units)
 
 
 def clipped_gradient_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, clip_norm: float | ClipRule, method: str = "fused"
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    clip_norm: float | ClipRule,
+    method: str = "fused",
+    units: Tensor | None = None,
+    rows_at_once: int | None = None,
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of each example's gradient, scaled to norm at most ``clip_norm``, or by a clip rule.
+    """Return the sum over units of each unit's mean gradient, scaled to norm at most ``clip_norm``, or by a clip rule.
 
-    Formal guarantee: adding or removing one example changes the result by at most the rule's ``sensitivity()`` in
+    Formal guarantee: adding or removing one unit, whole, changes the result by at most the rule's ``sensitivity()`` in
     Euclidean norm over all entries together (of a number, :class:`~dptrain.FlatClip`: the number), provided loss i
-    depends on example i only. An example whose gradient is not finite contributes zero; an empty batch gives zeros. The
-    module's ``.grad`` is left alone.
+    depends on example i only. The gradients of a unit's examples are averaged before the clip (De et al. 2022, section
+    3.1, of an image's augmentations), over the unit's own number of them. A unit with a gradient that is not finite
+    contributes zero; an empty batch gives zeros. The module's ``.grad`` is left alone. All examples of a unit must be
+    in the one batch.
 
-    Arguments and errors are those of :func:`per_sample_gradients`; the result is ``{parameter name: tensor}``, and with
-    adaptive clipping one entry more.
+    Args:
+        rows_at_once: A batch that is one unit of more examples than this goes through in pieces, by plain autograd;
+            their gradients are added up and clipped once.
+
+    The other arguments, and errors, are those of :func:`per_sample_gradients`; the result is ``{parameter name:
+    tensor}``, and with adaptive clipping one entry more.
     """
     rule = FlatClip(clip_norm) if isinstance(clip_norm, int | float) else clip_norm
-    engine = _engine(method, module)
     if not isinstance(rule, AdaptiveClip):
-        return engine.clipped_sum(module, loss_function, batch, rule.weights, rule.groups)
+        return _clipped_sum(module, loss_function, batch, rule.weights, rule.groups, method, units, rows_at_once)
     count = next(iter(trainable_parameters(module).values())).new_zeros(1, dtype=torch.float64)
 
     def weigh(squared_norms: Tensor) -> Tensor:
         count.add_(rule.count(squared_norms))
         return rule.weights(squared_norms)
 
-    return {**engine.clipped_sum(module, loss_function, batch, weigh), COUNT: count}
+    return {**_clipped_sum(module, loss_function, batch, weigh, None, method, units, rows_at_once), COUNT: count}
+
+
+def _clipped_sum(
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    weigh: Weigh,
+    groups: Groups | None,
+    method: str,
+    units: Tensor | None,
+    rows_at_once: int | None,
+) -> dict[str, Tensor]:
+    engine, own = _engine(method, module), _units(units)
+    if rows_at_once is not None and own is not None and len(own) == 1 and own.rows > rows_at_once:
+        mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)
+        return microbatch.weighted_sum(module, [mean], weigh, groups)
+    total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, weigh, groups, own)
+    return total
 
 
 def check_independence(module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused") -> bool:

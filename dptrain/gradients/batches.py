@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,26 @@ from ..errors import ModelError
 _OBJECT_KEYS = ("batch_idx", "cls", "bboxes")  # of a detection batch: one row an object, not one an image
 
 
+@dataclass(frozen=True)
+class UnitBatch:
+    """Whole privacy units of several rows each, as one batch. What takes batches apart never splits a unit.
+
+    Attributes:
+        rows: The batch, one example a row.
+        units: The unit of every row, whole numbers of shape (n,) on the CPU: 0, 0, 1, 2, 2, ...
+    """
+
+    rows: Any
+    units: Tensor
+
+
 def batch_size(batch: Any) -> int:
-    """Return the number of examples: the length of the first tensor, or of ``img`` in a detection batch."""
+    """Return the number of examples: the length of the first tensor, or of ``img`` in a detection batch.
+
+    Of a :class:`UnitBatch` it is the number of units.
+    """
+    if isinstance(batch, UnitBatch):
+        return int(batch.units[-1]) + 1 if len(batch.units) else 0
     if isinstance(batch, Tensor):
         return len(batch)
     if isinstance(batch, Mapping):
@@ -30,8 +49,11 @@ def take_examples(batch: Any, start: int, stop: int) -> Any:
     Tensors are cut along their first dimension, and copied: how they lie in memory can show in the last digits of what
     is computed from them. Those of another length than the batch belong to no example and are left as they are. In a
     detection batch (a mapping with ``batch_idx``) the rows of ``batch_idx``, ``cls`` and ``bboxes`` are those of the
-    images' objects.
+    images' objects. Of a :class:`UnitBatch` whole units are taken.
     """
+    if isinstance(batch, UnitBatch):
+        first, last = torch.searchsorted(batch.units, torch.tensor([start, stop])).tolist()
+        return UnitBatch(take_examples(batch.rows, first, last), batch.units[first:last] - start)
     return _take(batch, start, stop, batch_size(batch))
 
 
@@ -84,7 +106,7 @@ def _like(batch: tuple | list, values: Iterable[Any]) -> Any:
 
 
 def in_pieces(batch: Any, most: int) -> list[Any]:
-    """Return the batch as batches of at most ``most`` examples, in its order."""
+    """Return the batch as batches of at most ``most`` examples (of a :class:`UnitBatch`, units), in its order."""
     size = batch_size(batch)
     if size <= most:
         return [batch]

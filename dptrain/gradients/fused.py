@@ -20,6 +20,7 @@ from ..errors import ModelError
 from .checks import named_layers, refuse_missing, trainable_parameters
 from .layers import Record, Tape, rule_for
 from .layers.base import Instantiated, Joined, add_squares, without_autocast
+from .units import Units
 
 LossFunction = Callable[[Any, Any], Tensor]
 # Makes the weights of a clipped sum, (n, groups), from the squared norms of every example's parts, (n, groups).
@@ -28,9 +29,9 @@ Groups = Mapping[str, int]  # the group of every trainable parameter, from 0; wi
 
 
 @contextmanager
-def recording(module: nn.Module, clips: bool = False) -> Iterator[Tape]:
+def recording(module: nn.Module, clips: bool = False, units: Units | None = None) -> Iterator[Tape]:
     """Run the module's trainable layers by their rules inside the block, and as they were after it."""
-    tape = Tape(clips)
+    tape = Tape(clips, units)
     patched: list[nn.Module] = []
     try:
         for layer in dict.fromkeys(layer for _, layer in named_layers(module)):
@@ -47,12 +48,31 @@ def recording(module: nn.Module, clips: bool = False) -> Iterator[Tape]:
 
 
 def run(
-    module: nn.Module, loss_function: LossFunction, batch: Any, parameters: dict[str, nn.Parameter], clips: bool = False
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    parameters: dict[str, nn.Parameter],
+    clips: bool = False,
+    units: Units | None = None,
 ) -> tuple[int, dict[str, Record]]:
-    """Do the pass; return the number of examples and the record of every layer, by its name, in the module's order."""
-    with _uncollected(), recording(module, clips) as tape:
+    """Do the pass; return the number of units and the record of every layer, by its name, in the module's order.
+
+    Without ``units`` every example is one. With them a record is of the mean gradients of the units.
+    """
+    names: dict[nn.Module, str] = {}
+
+    def name_of(layer: nn.Module) -> str:
+        if not names:
+            for name, known in named_layers(module):
+                names.setdefault(known, name)
+        return names[layer]
+
+    with _uncollected(), recording(module, clips, units) as tape:
         losses = loss_function(module, batch)
-        _check_losses(losses)
+        _check_losses(losses, units)
+        rows = len(losses)
+        tape.check_rows = lambda layer, found: _check_rows(name_of(layer), found, rows)
+        losses = losses if units is None else units.shares(losses)
         if len(losses) == 0:
             return 0, {}
         if not losses.requires_grad:
@@ -65,11 +85,10 @@ def run(
                 f"parameter {name!r} is used outside its own layer, where its per-example gradient is not seen: "
                 "call the layer instead of reading the parameter"
             )
-    names: dict[nn.Module, str] = {}
-    for name, layer in named_layers(module):
-        names.setdefault(layer, name)
-    taken = tape.take(lambda layer, rows: _check_rows(names[layer], rows, len(losses)))
-    return len(losses), {name: taken[layer] for layer, name in names.items() if layer in taken}
+    n = rows if units is None else len(units)
+    taken = tape.take(lambda layer, found: _check_rows(name_of(layer), found, n))
+    found = {name_of(layer): record for layer, record in taken.items()}
+    return n, {name: found[name] for name in names.values() if name in found}
 
 
 @contextmanager
@@ -88,17 +107,21 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _check_losses(losses: Tensor) -> None:
+def _check_losses(losses: Tensor, units: Units | None = None) -> None:
     if losses.dim() != 1:
         raise ModelError(
             f"the loss function returned shape {tuple(losses.shape)}: it must be one loss an example, (n,)"
         )
+    if units is not None and len(losses) != units.rows:
+        raise ModelError(f"{len(losses)} losses for {units.rows} rows of units: give the unit of every example")
 
 
-def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
-    """Return every example's gradient, {parameter name: (n, *shape)}."""
+def per_sample_gradients(
+    module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None = None
+) -> dict[str, Tensor]:
+    """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
     parameters = trainable_parameters(module)
-    n, records = run(module, loss_function, batch, parameters)
+    n, records = run(module, loss_function, batch, parameters, units=units)
     if n == 0:
         return {name: p.new_zeros((0, *p.shape)) for name, p in parameters.items()}
     found: dict[str, Tensor] = {}
@@ -112,14 +135,20 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Weigh, groups: Groups | None = None
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    weigh: Weigh,
+    groups: Groups | None = None,
+    units: Units | None = None,
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i, k]`` times the part of gradient i that is of group k.
+    """Return the sum over units of ``weigh(squared norms)[i, k]`` times the part of mean gradient i in group k.
 
-    An example with a part that is not finite is left out: its weights must be zero, and zero times infinity is not.
+    Without ``units`` every example is one. A unit with a part that is not finite is left out: its weights must be zero,
+    and zero times infinity is not.
     """
     parameters = trainable_parameters(module)
-    n, records = run(module, loss_function, batch, parameters, clips=True)
+    n, records = run(module, loss_function, batch, parameters, clips=True, units=units)
     if n == 0:
         return {name: torch.zeros_like(p) for name, p in parameters.items()}
     refuse_missing(parameters, {name for name in parameters if name.rpartition(".")[0] in records})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ..errors import ModelError
 from .batches import batch_size, take_examples
 from .checks import refuse_missing, trainable_parameters
 from .fused import Groups, LossFunction, Weigh
+from .units import Units
 
 
 def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> Iterator[dict[str, Tensor]]:
@@ -29,9 +30,26 @@ def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any
         yield found
 
 
-def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
-    """Return every example's gradient, {parameter name: (n, *shape)}."""
-    rows = list(example_gradients(module, loss_function, batch))
+def unit_gradients(
+    module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the mean gradient of one unit after the other; without ``units`` every example is one."""
+    rows = example_gradients(module, loss_function, batch)
+    if units is None:
+        yield from rows
+        return
+    if batch_size(batch) != units.rows:
+        raise ModelError(f"{batch_size(batch)} examples for {units.rows} rows of units: give the unit of every example")
+    for count in units.counts.tolist():
+        own = [next(rows) for _ in range(count)]
+        yield {name: sum((row[name] for row in own[1:]), own[0][name]) / count for name in own[0]}
+
+
+def per_sample_gradients(
+    module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None = None
+) -> dict[str, Tensor]:
+    """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
+    rows = list(unit_gradients(module, loss_function, batch, units))
     return {
         name: torch.stack([row[name] for row in rows]) if rows else p.new_zeros((0, *p.shape))
         for name, p in trainable_parameters(module).items()
@@ -39,14 +57,29 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Weigh, groups: Groups | None = None
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    weigh: Weigh,
+    groups: Groups | None = None,
+    units: Units | None = None,
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i, k]`` times the part of gradient i that is of group k.
+    """Return the sum over units (without ``units``, examples) of ``weigh(squared norms)[i, k]`` times part k of i."""
+    return weighted_sum(module, unit_gradients(module, loss_function, batch, units), weigh, groups)
+
+
+def weighted_sum(
+    module: nn.Module,
+    gradients_of_units: Iterable[dict[str, Tensor]],
+    weigh: Weigh,
+    groups: Groups | None = None,
+) -> dict[str, Tensor]:
+    """Return the sum of gradients that come one after the other, each part by the weight of its own squared norm.
 
     It takes the memory of one gradient.
     """
     total = {name: torch.zeros_like(p) for name, p in trainable_parameters(module).items()}
-    for gradients in example_gradients(module, loss_function, batch):
+    for gradients in gradients_of_units:
         parts: dict[int, list[Tensor]] = {}
         for name, gradient in gradients.items():
             parts.setdefault(groups[name] if groups else 0, []).append(gradient.double().square().sum())

@@ -17,6 +17,7 @@ from ..errors import ModelError
 from ..layers import FrozenBatchNorm2d
 from .checks import refuse_missing, trainable_parameters
 from .fused import Groups, LossFunction, Weigh, _check_losses, _check_rows
+from .units import Units
 
 
 def _frozen_batch_norm_rule(
@@ -75,8 +76,10 @@ def _grad_sample_module() -> Any:
     return GradSampleModule
 
 
-def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: Any) -> dict[str, Tensor]:
-    """Return every example's gradient, {parameter name: (n, *shape)}."""
+def per_sample_gradients(
+    module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None = None
+) -> dict[str, Tensor]:
+    """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
     grad_sample_module = _grad_sample_module()
     grad_sample_module.GRAD_SAMPLERS.setdefault(FrozenBatchNorm2d, _frozen_batch_norm_rule)
     parameters = trainable_parameters(module)
@@ -86,7 +89,7 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
         try:
             with _watching(module, parameters) as outputs:
                 losses = loss_function(module, batch)
-            _check_losses(losses)
+            _check_losses(losses, units)
             for layer_name, rows in outputs:
                 _check_rows(layer_name, rows, len(losses))
             if len(losses) == 0:
@@ -108,7 +111,7 @@ def per_sample_gradients(module: nn.Module, loss_function: LossFunction, batch: 
             for layer in module.modules():  # Opacus leaves the examples' activations there
                 for leftover in ("activations", "max_batch_len", "ddp_hooks", "autograd_grad_sample_hooks"):
                     layer.__dict__.pop(leftover, None)
-    return found
+    return found if units is None else {name: units.means(rows) for name, rows in found.items()}
 
 
 @contextmanager
@@ -143,10 +146,15 @@ def _check_total(name: str, rows: Tensor, total: Tensor | None) -> None:
 
 
 def clipped_sum(
-    module: nn.Module, loss_function: LossFunction, batch: Any, weigh: Weigh, groups: Groups | None = None
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    weigh: Weigh,
+    groups: Groups | None = None,
+    units: Units | None = None,
 ) -> dict[str, Tensor]:
-    """Return the sum over examples of ``weigh(squared norms)[i, k]`` times the part of gradient i in group k."""
-    gradients = per_sample_gradients(module, loss_function, batch)
+    """Return the sum over units (without ``units``, examples) of ``weigh(squared norms)[i, k]`` times part k of i."""
+    gradients = per_sample_gradients(module, loss_function, batch, units)
     squared = squared_norms(gradients, groups)
     weights = weigh(squared)
     dropped = ~torch.isfinite(squared).all(1)

@@ -56,7 +56,7 @@ class Chooser:
         """
         if not _measures.get():
             return rule()
-        key, size = (key, device.type, torch.get_num_threads()), _power_of_two(n)
+        key, size = (key, device.type, torch.get_num_threads()), power_of_two(n)
         with self._lock:
             known, choice = self.choices.get(key, (0, ""))
             if known < size:
@@ -92,6 +92,6 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """Return the largest power of two up to ``n``: draws differ in size, and most should find the times taken."""
     return 1 << (max(n, 1).bit_length() - 1)

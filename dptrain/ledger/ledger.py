@@ -96,19 +96,24 @@ class BudgetLedger:
         return f"{count}:{last[:32]}"
 
     def manifest(
-        self, image_files: Sequence[str | Path], progress: Callable[[int, int], None] | None = None
+        self,
+        image_files: Sequence[str | Path],
+        progress: Callable[[int, int], None] | None = None,
+        groups: Sequence[str] | None = None,
     ) -> Manifest:
         """Hash the pictures and labels of a training split; files that the ledger knows need no decoding.
 
+        ``groups`` has the group of every image, for runs and budgets that protect groups.
+
         Raises:
-            DataError: An image or a label file cannot be read.
+            DataError: An image or a label file cannot be read, or the same picture is in two groups.
         """
 
         def known(hashes: Sequence[bytes]) -> dict[bytes, bytes]:
             with self._store.read() as connection:
                 return snapshots.find_files(self._store, connection, hashes)
 
-        return make_manifest(self._store.key, [Path(file) for file in image_files], known, progress)
+        return make_manifest(self._store.key, [Path(file) for file in image_files], known, progress, groups)
 
     def create(
         self, name: str, *, epsilon: float, delta: float, unit: str = "image", manifest: Manifest

@@ -3,6 +3,10 @@
 A unit is a picture as training sees it, its decoded pixels. So renaming, copying, moving between folders, saving again
 without loss or taking the EXIF data out leaves it the same unit. A picture that was resized or compressed again with
 loss has other pixels and is not recognised.
+
+Where runs protect groups of pictures (a patient's), a charge is to every group, by its name, and to each of its
+pictures beside it: a patient who gets new pictures, and pictures whose patient gets a new name, keep what they have
+spent. The third thing that is remembered is which picture was in which group.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _CHUNK = 256
+# In the place of the labels' hash, of what is charged beside the pictures.
+GROUP, MEMBERSHIP = b"\x00" * 32, b"\x01" * 32
 _ANY_CLASS = 2**31  # labels are hashed as they are; which classes exist is the dataset's business
 
 
@@ -42,9 +48,10 @@ class Changes:
     added: int
     removed: int
     relabelled: int
+    regrouped: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.relabelled)
+        return bool(self.added or self.removed or self.relabelled or self.regrouped)
 
     def __str__(self) -> str:
         parts = []
@@ -53,6 +60,8 @@ class Changes:
                 parts.append(f"{count} image{'s' * (count != 1)} {verb}")
         if self.relabelled:
             parts.append(f"the labels of {self.relabelled} image{'s' * (self.relabelled != 1)} changed")
+        if self.regrouped:
+            parts.append(f"{self.regrouped} image{'s' * (self.regrouped != 1)} in another group")
         return ", ".join(parts) or "no change"
 
 
@@ -61,28 +70,41 @@ class Manifest:
     """The content of a training folder, under one ledger's key. **The number of pictures is private.**
 
     Attributes:
-        units: Keyed hash of every picture, and that of its labels.
+        units: Keyed hash of every picture, and that of its labels. Where groups are protected, also of every group,
+            with ``GROUP``, and of every picture in its group, with ``MEMBERSHIP``.
         files: Of the files that the ledger did not know: the keyed hash of the bytes, and the unit they decode to.
         repeated: Whether a picture is there more than once: one photo then counts as several records.
-        digest: Keyed hash of all of it; equal for equal content in any order and under any names.
+        digest: Keyed hash of all of it; equal for equal content in any order and under any names but the groups'.
+        memberships: Where groups are protected, of every picture what says which group it is in; else empty.
     """
 
     units: dict[bytes, bytes]
     files: dict[bytes, bytes]
     repeated: bool
     key: bytes
+    memberships: dict[bytes, bytes] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
         return digest_of(self.key, self.units)
 
+    @property
+    def unit(self) -> str:
+        """What one record is: image or group."""
+        return "group" if self.memberships else "image"
+
     def changes_since(self, earlier: dict[bytes, bytes]) -> Changes:
         """Compare with the units of an earlier manifest."""
-        common = self.units.keys() & earlier.keys()
+        now, then = (
+            {unit: labels for unit, labels in units.items() if labels not in (GROUP, MEMBERSHIP)}
+            for units in (self.units, earlier)
+        )
+        common = now.keys() & then.keys()
         return Changes(
-            added=len(self.units) - len(common),
-            removed=len(earlier) - len(common),
-            relabelled=sum(self.units[unit] != earlier[unit] for unit in common),
+            added=len(now) - len(common),
+            removed=len(then) - len(common),
+            relabelled=sum(now[unit] != then[unit] for unit in common),
+            regrouped=sum(self.memberships[unit] not in earlier for unit in common) if self.memberships else 0,
         )
 
 
@@ -96,17 +118,19 @@ def make_manifest(
     image_files: Sequence[Path],
     known_files: Callable[[Sequence[bytes]], dict[bytes, bytes]],
     progress: Callable[[int, int], None] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Manifest:
-    """Hash the pictures and labels of a training split.
+    """Hash the pictures and labels of a training split, and where groups are protected, the groups.
 
     Args:
         key: The ledger's.
         image_files: The images; each one's labels are where Ultralytics looks for them.
         known_files: Returns, for some of the file hashes it is given, the unit: those are not decoded again.
         progress: Called with the number of files done and their total.
+        groups: The group of every image, where groups are protected.
 
     Raises:
-        DataError: An image or a label file cannot be read.
+        DataError: An image or a label file cannot be read, or the same picture is in two groups.
         BudgetError: There are no images.
     """
     if not image_files:
@@ -129,11 +153,27 @@ def make_manifest(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return from_pictures(key, pictures, known)
+    if groups is not None:
+        _refuse_two_groups(pictures, groups, image_files)
+    return from_pictures(key, pictures, known, groups)
 
 
-def from_pictures(key: bytes, pictures: Iterable[Picture], known: Container[bytes] = ()) -> Manifest:
+def _refuse_two_groups(pictures: Sequence[Picture], groups: Sequence[str], image_files: Sequence[Path]) -> None:
+    first: dict[bytes, int] = {}
+    for number, (picture, group) in enumerate(zip(pictures, groups, strict=True)):
+        other = first.setdefault(picture.unit, number)
+        if groups[other] != group:
+            raise DataError(
+                f"{image_files[number]}: is the same picture as {image_files[other]}, and they are in groups {group!r} "
+                f"and {groups[other]!r}: a person would be in both; keep one of them"
+            )
+
+
+def from_pictures(
+    key: bytes, pictures: Iterable[Picture], known: Container[bytes] = (), groups: Sequence[str] | None = None
+) -> Manifest:
     """Put the hashes of single pictures together; ``known`` files need not be remembered again."""
+    pictures = list(pictures)
     labels: dict[bytes, list[bytes]] = {}
     files: dict[bytes, bytes] = {}
     for picture in pictures:
@@ -144,7 +184,12 @@ def from_pictures(key: bytes, pictures: Iterable[Picture], known: Container[byte
     units = {
         unit: copies[0] if len(copies) == 1 else mac(key, "copies", *sorted(copies)) for unit, copies in labels.items()
     }
-    return Manifest(units, files, repeated, key)
+    memberships: dict[bytes, bytes] = {}
+    for picture, group in zip(pictures, groups or (), strict=groups is not None):
+        name = mac(key, "group", group.encode())
+        memberships[picture.unit] = mac(key, "picture in group", picture.unit, name)
+        units |= {name: GROUP, memberships[picture.unit]: MEMBERSHIP}
+    return Manifest(units, files, repeated, key, memberships)
 
 
 def file_hash(key: bytes, file: Path) -> bytes:

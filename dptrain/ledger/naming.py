@@ -14,10 +14,40 @@ from .tables import dataset_snapshots, datasets
 
 def check_unit(unit: str) -> None:
     """Refuse a privacy unit that no plan has."""
-    from ..plan import UNITS
+    from ..schema import UNITS
 
     if unit not in UNITS:
         raise BudgetError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
+
+
+def check_manifest(connection: Connection, manifest: Manifest, unit: str) -> None:
+    """Refuse what cannot be added up: charges of one picture under two units, or under two ways to make groups.
+
+    A run that protects images costs a group of m of them up to m times as much, and one that protects groups changes by
+    up to two groups where one image more makes another group of one: neither is a charge of the other kind.
+
+    Raises:
+        BudgetError: The manifest is not of this unit, a picture was charged under the other, or it is known in another
+            group.
+    """
+    if manifest.unit != unit:
+        raise BudgetError(f"unit={unit} and the manifest is of {manifest.unit}s: make it with the group of every image")
+    shared = snapshots.shared_units(connection, manifest)
+    others = connection.execute(select(datasets.c.name, datasets.c.unit).where(datasets.c.id.in_(list(shared)))).all()
+    for name, known in others:
+        if known != unit:
+            raise BudgetError(
+                f"{name} holds some of these pictures and protects one {known}, and this run protects one {unit}: what "
+                f"they cost does not add up, so take privacy.unit={known}, or pictures that {name} has not"
+            )
+    known_pictures = snapshots.known_units(connection, list(manifest.memberships))
+    memberships = [manifest.memberships[picture] for picture in known_pictures]
+    moved = len(memberships) - len(snapshots.known_units(connection, memberships))
+    if moved:
+        raise BudgetError(
+            f"{moved} of these pictures are known in another group, or under another name of it: what a group has "
+            "spent is then not known; name and make the groups as in the runs before"
+        )
 
 
 def check_name(name: str) -> None:
@@ -30,9 +60,11 @@ def dataset_to_limit(connection: Connection, name: str, unit: str, manifest: Man
     """Return the dataset that gets a limit, a new one where the name is free.
 
     Raises:
-        BudgetError: The name has a limit, or is used for pictures of which this dataset has none.
+        BudgetError: The name has a limit, or is used for pictures of which this dataset has none; or the pictures were
+            charged under another unit.
     """
     check_name(name)
+    check_manifest(connection, manifest, unit)
     row = connection.execute(select(datasets).where(datasets.c.name == name)).one_or_none()
     if row is None:
         return snapshots.new_dataset(connection, name, unit)
@@ -55,12 +87,14 @@ def dataset_for(
     it, the one called ``data_name`` or the one that holds at least half of them; else a new one.
 
     Raises:
-        BudgetError: There is no dataset of the name asked for, it holds none of these pictures, or has another unit.
+        BudgetError: There is no dataset of the name asked for, it holds none of these pictures, or they were charged
+            under another unit.
     """
+    check_manifest(connection, manifest, unit)
     known = _with_content(connection, manifest.digest)
     if known and (name is None or name in known):
         chosen = name or next(iter(known))
-        return _checked(connection, chosen, unit), chosen, ()
+        return _number(connection, chosen), chosen, ()
     shared = snapshots.shared_units(connection, manifest)
     by_name = {row.name: row.id for row in connection.execute(select(datasets.c.name, datasets.c.id))}
     if name is not None:
@@ -81,7 +115,7 @@ def dataset_for(
             return _new(connection, data_name, unit, taken=set(by_name))
         chosen = max(half, key=lambda key: shared[by_name[key]])
     changes = manifest.changes_since(_latest_units(connection, by_name[chosen]))
-    return _checked(connection, chosen, unit), chosen, (f"{chosen} is not what it was: {changes}",)
+    return by_name[chosen], chosen, (f"{chosen} is not what it was: {changes}",)
 
 
 def dataset_of(connection: Connection, snapshot: int) -> str:
@@ -108,11 +142,8 @@ def _latest_units(connection: Connection, dataset: int) -> dict[bytes, bytes]:
     return snapshots.snapshot_units(connection, int(connection.scalar(latest) or 0))
 
 
-def _checked(connection: Connection, name: str, unit: str) -> int:
-    row = connection.execute(select(datasets).where(datasets.c.name == name)).one()
-    if row.unit != unit:
-        raise BudgetError(f"the budget {name} protects one {row.unit}, and this run one {unit}: they do not add up")
-    return int(row.id)
+def _number(connection: Connection, name: str) -> int:
+    return int(connection.scalars(select(datasets.c.id).where(datasets.c.name == name)).one())
 
 
 def _new(connection: Connection, data_name: str, unit: str, taken: set[str]) -> tuple[int, str, tuple[str, ...]]:

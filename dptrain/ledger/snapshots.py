@@ -63,6 +63,11 @@ def shared_units(connection: Connection, manifest: Manifest) -> dict[int, int]:
     return counts
 
 
+def known_units(connection: Connection, hashes: Sequence[bytes]) -> set[bytes]:
+    """Return those of some units that any snapshot holds."""
+    return set(_unit_ids(connection, hashes))
+
+
 def dataset_atoms(connection: Connection, dataset: int) -> list[int]:
     """Return the atoms of all the snapshots a dataset ever had: who was taken out stays protected."""
     query = dataset_atom_pairs().where(dataset_snapshots.c.dataset_id == dataset)

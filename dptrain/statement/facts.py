@@ -34,7 +34,7 @@ RELEASED = (
 ASSUMPTIONS = (
     "The declared constants (dataset size, expected batch size, sample rate, delta, image size, names) are public.",
     "The start weights were made from data that is public or shares no unit with the training split.",
-    "One person's data is in one unit: a person in several images has a guarantee that weakens with their number.",
+    "One person's data is in one unit: a person in several has a guarantee that weakens with their number.",
     "The adversary sees everything released and every iterate, and not the memory, the timing or the crashes of the "
     "training machine.",
 )
@@ -82,7 +82,7 @@ def make_statement(
         steps: Noised steps that were started, also those that a crash lost.
         status: ``running``, ``stopped`` or ``finished``.
         secure: Whether noise and sampling came from the operating system's entropy.
-        dataset: Its public facts: ``name``, ``declared_size``.
+        dataset: Its public facts: ``name``, ``declared_size``, in units; with groups ``groups``, how they were told.
         model: Its public facts: start weights and their hash, trainable parameters, norm.
         validation: What was declared of the validation split.
         deviations: What a reader must know that the defaults do not say.

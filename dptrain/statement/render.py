@@ -65,6 +65,12 @@ def headline(statement: Mapping[str, Any]) -> str:
     return claim if statement["valid"] else f"VOID, nothing is protected. On paper: {claim}"
 
 
+_UNITS = {
+    "image": "one image, with all its boxes",
+    "group": "one group of images (such as all images of one patient, camera or video), with all their boxes",
+}
+
+
 def summary(statement: Mapping[str, Any]) -> list[str]:
     """Return the guarantee in plain words, a paragraph each."""
     guarantee, steps = statement["guarantee"], statement["mechanism"]["steps"]
@@ -107,7 +113,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
                 ("Epsilon (RDP, the headline)", round_up(guarantee["epsilon"], 6)),
                 ("Epsilon (PLD, a tighter reading of the same run)", round_up(guarantee["epsilon_pld"], 6)),
                 ("Delta", f"{guarantee['delta']:.6g}"),
-                ("Privacy unit", f"one {unit}, with all its boxes"),
+                ("Privacy unit", _UNITS.get(unit, f"one {unit}")),
                 ("Neighbouring relation", guarantee["neighbouring_relation"]),
                 ("Setting and trust model", guarantee["setting"]),
                 ("Adversary", guarantee["adversary"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class JobCost:
         noise_multiplier: Standard deviation of the noise in units of the clip norm.
         delta: The job's own.
         secure: False where a seed was set, so that nothing is promised.
+        unit: What one record is.
     """
 
     steps: int
@@ -37,6 +39,7 @@ class JobCost:
     noise_multiplier: float
     delta: float
     secure: bool
+    unit: str = "image"
 
     def epsilon(self, accountant: str = "rdp") -> float:
         """The job's own epsilon at its own delta."""
@@ -85,6 +88,7 @@ def read_cost(folder: Path) -> JobCost | None:
         privacy["noise_multiplier"],
         privacy["delta"],
         settings["seed"] is None,
+        privacy.get("unit", "image"),
     )
 
 
@@ -92,7 +96,8 @@ def compose(costs: Sequence[JobCost]) -> SweepCost | None:
     """Compose what the jobs have spent; None if none took a step.
 
     Guarantee: all that the jobs released together is (``epsilon``, ``delta``)-differentially private with respect to
-    adding or removing one unit from the data that all of them drew from.
+    adding or removing one unit from the data that all of them drew from. Of jobs with different units nothing is
+    promised together: epsilon is infinite.
     """
     if not costs:
         return None
@@ -101,7 +106,7 @@ def compose(costs: Sequence[JobCost]) -> SweepCost | None:
         [accounting.dp_sgd_event(cost.sample_rate, cost.steps, cost.noise_multiplier) for cost in costs]
     )
     return SweepCost(
-        accounting.epsilon(event, delta),
+        accounting.epsilon(event, delta) if len({cost.unit for cost in costs}) == 1 else math.inf,
         event,
         delta,
         len({cost.delta for cost in costs}) > 1,

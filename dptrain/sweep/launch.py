@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,20 @@ def planned_jobs(config: Any) -> list[Job] | None:
         settings = _settings(loader.load_sweep_config(config, list(chosen)))
         texts = {key.lstrip("+"): values[key].strip("'\"") for key in swept}
         jobs.append(Job(number, texts, comparable(settings)))
+    _refuse_units(jobs)
     return jobs
+
+
+def _refuse_units(jobs: Sequence[Job]) -> None:
+    """The composed epsilon of a sweep is of one unit: of images, or of groups that are made in one way."""
+    for job in jobs:
+        for key, value in job.settings.items():
+            known = jobs[0].settings[key]
+            if (key == "privacy.unit" or key.startswith("privacy.groups.")) and value != known:
+                raise ConfigError(
+                    f"{key}={value} and {key}={known} in one sweep: what its runs cost together is of one unit; "
+                    "make a sweep for each"
+                )
 
 
 def refuse_tuning(settings: TrainConfig) -> None:

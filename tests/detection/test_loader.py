@@ -16,6 +16,8 @@ import torch
 from dptrain.detection import loader as loader_module
 from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, collate, load_data, to_device
 from dptrain.errors import DataError
+from dptrain.gradients import UnitBatch
+from dptrain.sampling import UnitRows
 
 DRAWS = [[], [0, 3, 4], [], [], [5], [0, 1, 2, 3, 4, 5], [2], []]
 
@@ -72,6 +74,37 @@ def test_every_draw_is_one_step_and_every_index_comes_once(dataset, workers, sha
             torch.testing.assert_close(boxes, torch.cat([s["bboxes"] for s in want]), rtol=0, atol=0)
         seen.append(row)
     assert seen == DRAWS and gone()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_every_drawn_unit_comes_once_and_whole(dataset, workers, size):
+    """Whatever the physical batch and the workers: the rows of a unit are never in two batches."""
+    units = UnitRows(["a", "b", "a", "c", "b", "a"], most=2, copies=2)
+    loader = StepLoader(dataset, size, workers, units=units)
+    drawn = [[], [0, 1, 2], [1], []]
+    for number, (row, step) in enumerate(zip(drawn, loader.steps(draws(drawn)), strict=True)):
+        batches = list(step)
+        seed = 100 + number
+        assert all(isinstance(batch, UnitBatch) for batch in batches)
+        counts = [count for batch in batches for count in torch.bincount(batch.units).tolist()]
+        assert counts == [2 * len(units.chosen(unit, seed)) for unit in row]
+        assert all(len(batch.units) <= max(size, 4) for batch in batches)
+        rows = [int(index) for unit in row for index in units.chosen(unit, seed)]
+        want = [sample["img"] for index in rows for sample in dataset.samples(index, seed, 2)]
+        got = [image for batch in batches for image in batch.rows["img"]]
+        assert len(got) == len(want)
+        for image, sample in zip(got, want, strict=True):
+            torch.testing.assert_close(image, sample.float() / 255, rtol=0, atol=0)
+    assert gone()
+
+
+def test_copies_of_an_image_differ_and_the_first_is_the_only_one_of_a_single(dataset):
+    first, *others = dataset.samples(3, 7, 4)
+    torch.testing.assert_close(first["img"], dataset.sample(3, 7)["img"], rtol=0, atol=0)
+    assert all(not torch.equal(first["img"], other["img"]) for other in others)
+    again = dataset.samples(3, 7, 2)[1]
+    torch.testing.assert_close(again["img"], others[0]["img"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,7 +18,7 @@ from dptrain.out_of_memory import is_out_of_memory
 from dptrain.training import PrivateTrainer
 
 from ..conftest import MakeDataset
-from ..test_training import Batches, X, Y, losses, make, plan, weights
+from ..test_training import Batches, X, Y, grouped, losses, make, plan, weights
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "cuda": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -77,6 +77,21 @@ def test_the_draw_is_completed_in_halves_as_if_they_had_been_asked_for(
     assert small.served == X[:, 0].tolist() * 3
     assert released == [1, 2, 3]
     assert not caplog.records and capfd.readouterr() == ("", ""), "that a draw did not fit tells of its images"
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_units_that_do_not_fit_are_taken_in_halves_and_a_single_one_in_pieces(most: int) -> None:
+    """A unit of two rows is clipped as one however little memory there is."""
+    ends = []
+    for loss in (losses, Small(most)):
+        small = grouped(plan(sample_rate=1.0, steps=3, clip_norm=0.05), 10, loss, seed=4, probe=False)
+        list(small.run())
+        ends.append(weights(small))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+    none = grouped(plan(sample_rate=1.0), 10, Small(0), probe=False)
+    with pytest.raises(ModelError, match="out of memory with a single example"):
+        list(none.run())
+    assert none.step == 0
 
 
 def test_one_example_too_many_ends_the_run_before_the_step_is_released() -> None:

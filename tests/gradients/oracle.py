@@ -40,6 +40,12 @@ def one_at_a_time(module: nn.Module, losses: Losses, x: Tensor) -> dict[str, Ten
     return {k: torch.stack(v) if v else shapes[k].new_zeros((0, *shapes[k].shape)) for k, v in rows.items()}
 
 
+def of_units(rows: dict[str, Tensor], units: list[int]) -> dict[str, Tensor]:
+    """Return the mean gradient of every unit from those of its rows, one unit after the other."""
+    own = [[row for row, unit in enumerate(units) if unit == number] for number in range(max(units, default=-1) + 1)]
+    return {name: torch.stack([g[chosen].mean(0) for chosen in own]) if own else g[:0] for name, g in rows.items()}
+
+
 def squared_norms(gradients: dict[str, Tensor]) -> Tensor:
     """Return the squared norm of every example's gradient, in double precision."""
     return torch.stack([g.flatten(1).double().square().sum(1) for g in gradients.values()]).sum(0)

@@ -17,33 +17,49 @@ from dptrain.gradients import trainable_parameters, tuning
 from dptrain.gradients.fused import run
 from dptrain.gradients.layers import conv, linear
 from dptrain.gradients.layers.base import Tape, squared_norm
+from dptrain.gradients.units import Units
 from dptrain.layers import FrozenBatchNorm2d
 
-from .oracle import assert_same, clipped, one_at_a_time, projected_losses, squared_norms
+from .oracle import assert_same, clipped, of_units, one_at_a_time, projected_losses, squared_norms
 
 RELATIVE, FLOOR = 1e-9, 1e-11
 FEW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def check(module: nn.Module, x: Tensor, losses: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
-    """The fused engine's gradients, norms and clipped sums are the oracle's."""
+    """The fused engine's gradients, norms and clipped sums are the oracle's, of examples and of units of several."""
     losses = losses or projected_losses()
     module = module.double()
     with torch.no_grad():
         for number, p in enumerate(module.parameters()):
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(number)) * 0.5 + 0.1)
-    wanted = one_at_a_time(module, losses, x)
-    assert_same(dptrain.per_sample_gradients(module, losses, x), wanted, RELATIVE, FLOOR)
+    of_rows = one_at_a_time(module, losses, x)
+    for units in (None, uneven(len(x)), even(len(x))):
+        wanted = of_rows if units is None else of_units(of_rows, units.tolist())
+        assert_same(dptrain.per_sample_gradients(module, losses, x, units=units), wanted, RELATIVE, FLOOR)
 
-    n, records = run(module, losses, x, trainable_parameters(module), clips=True)
-    assert n == len(x)
-    norms = sum(record.squared_norms() for record in records.values())
-    torch.testing.assert_close(norms, squared_norms(wanted), rtol=1e-9, atol=1e-18)
-    largest = float(squared_norms(wanted).max().sqrt())
-    for clip_norm in (0.37 * largest, 1e9):
-        got = dptrain.clipped_gradient_sum(module, losses, x, clip_norm)
-        # The examples' gradients can cancel in the sum, so its scale is theirs.
-        torch.testing.assert_close(got, clipped(wanted, clip_norm), rtol=0, atol=1e-5 * min(largest, clip_norm) * n)
+        own = None if units is None else Units(units)
+        n, records = run(module, losses, x, trainable_parameters(module), clips=True, units=own)
+        assert n == (len(x) if units is None else int(units[-1]) + 1)
+        norms = sum(record.squared_norms() for record in records.values())
+        # The rows of a unit can cancel, so the scale of its norm is theirs.
+        rounding = 1e-12 * float(squared_norms(of_rows).max())
+        torch.testing.assert_close(norms, squared_norms(wanted), rtol=1e-9, atol=rounding)
+        largest = float(squared_norms(wanted).max().sqrt())
+        for clip_norm in (0.37 * largest, 1e9) if largest else (1e9,):
+            got = dptrain.clipped_gradient_sum(module, losses, x, clip_norm, units=units)
+            # The examples' gradients can cancel in the sum, so its scale is theirs.
+            torch.testing.assert_close(got, clipped(wanted, clip_norm), rtol=0, atol=1e-5 * min(largest, clip_norm) * n)
+
+
+def uneven(rows: int) -> Tensor:
+    """Units of 1, 3, 2 and again 1, 3, 2, ... rows."""
+    return torch.tensor([0, 1, 1, 1, 2, 2]).repeat(rows // 6 + 1)[:rows] + torch.arange(rows) // 6 * 3
+
+
+def even(rows: int) -> Tensor:
+    """Units of two rows, or of three, or one of all."""
+    return torch.arange(rows) // next(size for size in (2, 3, max(rows, 1)) if rows % size == 0)
 
 
 def freeze(module: nn.Module, which: str) -> nn.Module:

@@ -31,8 +31,9 @@ GRADIENT_BUGS = (
         "clip after the sum",
         "The sum of a physical batch is clipped, not each image's gradient.",
         "dptrain.gradients:clipped_gradient_sum",
-        "return engine.clipped_sum(module, loss_function, batch, rule.weights, rule.groups)",
-        "total = engine.clipped_sum(module, loss_function, batch, lambda s: (s == s).double())\n"
+        "return _clipped_sum(module, loss_function, batch, rule.weights, rule.groups, method, units, rows_at_once)",
+        "every = lambda s: (s == s).double()\n"
+        "        total = _clipped_sum(module, loss_function, batch, every, None, method, units, rows_at_once)\n"
         "        norm = sum(float(t.double().square().sum()) for t in total.values()) ** 0.5\n"
         "        return {name: t * min(1.0, rule.sensitivity() / max(norm, 1e-30)) for name, t in total.items()}",
         PAIRS, ENGINES + "test_networks_that_are_no_detectors",
@@ -166,7 +167,8 @@ GRADIENT_BUGS = (
         "timed on the batch",
         "The fastest way is found with the images at hand: the choice, and the time, tell of them.",
         "dptrain.gradients.layers.conv:choose",
-        "a, g = _random((n, *x.shape[1:]), x), _random((n, *b.shape[1:]), b)", "a, g = x[:n], b[:n]",
+        "a, g = _random((n * rows, *x.shape[1:]), x), _random((n * rows, *b.shape[1:]), b)",
+        "a, g = x[: n * rows], b[: n * rows]",
         LAYERS + "test_what_is_timed_is_not_the_batch",
     ),
     bug(
@@ -225,7 +227,7 @@ GRADIENT_BUGS = (
     bug(
         "mosaic",
         "A quarter of the next image is pasted into each.",
-        "dptrain.detection.data:DetectionDataset.sample",
+        "dptrain.detection.data:DetectionDataset.samples",
         "image = read_image(self.image_files[index])",
         "image = read_image(self.image_files[index]).copy()\n"
         "    other = read_image(self.image_files[(index + 1) % len(self.image_files)])\n"
@@ -236,24 +238,24 @@ GRADIENT_BUGS = (
     bug(
         "augmentation seeded by the picture",
         "The seed is a sum of pixels: each image has the same augmentation in every step.",
-        "dptrain.detection.data:DetectionDataset.sample",
-        "np.random.default_rng([seed, index])", "np.random.default_rng([int(image.sum()), index])",
+        "dptrain.detection.data:DetectionDataset._sample",
+        "np.random.default_rng(key if key[2] else key[:2])", "np.random.default_rng([int(image.sum()), *key[1:2]])",
         DATA + "test_row_and_seed_decide",
     ),
     bug(
         "an image twice in a step",
         "Two augmentations of an image, each clipped by itself: together they move the sum by 2C.",
         "dptrain.detection.loader:StepLoader._chunks",
-        "np.asarray(draw.indices[start : start + self.physical_batch_size])",
-        "np.repeat(draw.indices[start : start + self.physical_batch_size], 2)",
+        "np.asarray(draw.indices[start : start + self._units_at_once])",
+        "np.repeat(draw.indices[start : start + self._units_at_once], 2)",
         PAIRS, SERVED + "test_every_unit_is_served_at_the_accounted_rate_and_at_most_once_a_step",
     ),
     bug(
         "last physical batch dropped",
         "drop_last=True: which images are left out depends on how many were drawn.",
         "dptrain.detection.loader:StepLoader._chunks",
-        "range(0, len(draw.indices), self.physical_batch_size)",
-        "range(0, len(draw.indices) - self.physical_batch_size + 1, self.physical_batch_size)",
+        "range(0, len(draw.indices), self._units_at_once)",
+        "range(0, len(draw.indices) - self._units_at_once + 1, self._units_at_once)",
         PAIRS, SERVED + "test_the_physical_batch_leaves_no_unit_out",
     ),
     bug(

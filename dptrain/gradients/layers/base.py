@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..units import Units
 
 
 class Record(Protocol):
     """The per-example gradients of one layer in one forward pass, in whatever form is cheapest to hold.
 
-    The keys are the names of the layer's own trainable parameters ("weight", "bias"); n is the number of examples.
+    The keys are the names of the layer's own trainable parameters ("weight", "bias"); n is the number of examples, or
+    that of units where several rows are one: then all of it is of their sums.
     """
 
     def squared_norms(self) -> Tensor:
@@ -36,15 +40,38 @@ class Tape:
 
     Attributes:
         clips: Whether norms will be asked for: they are formed while a gradient is still in the cache.
+        units: Which rows are one example; None: each is its own.
+        check_rows: Refuses what a layer gave if its rows are not the batch's; asked where rows are put together.
         records: By layer.
         freed: Bytes of feature maps that the pass is done with.
         held: Bytes of per-example gradients that are kept in their place; they are not let outgrow the maps.
     """
 
     clips: bool = False
+    units: Units | None = None
+    check_rows: Callable[[nn.Module, Tensor], None] = lambda module, rows: None
     records: dict[nn.Module, list[Record]] = field(default_factory=dict)
     freed: int = 0
     held: int = 0
+
+    @property
+    def rows_a_unit(self) -> int:
+        """Number of rows of every unit in what :meth:`even` returns."""
+        return 1 if self.units is None else self.units.most
+
+    def even(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Return a layer's rows (n, ...) with the same number of them in every unit, side by side."""
+        if self.units is None:
+            return rows
+        self.check_rows(module, rows)
+        return self.units.even(rows)
+
+    def sums(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Return the sum of a layer's rows (n, ...) over every unit."""
+        if self.units is None:
+            return rows
+        self.check_rows(module, rows)
+        return self.units.sums(rows)
 
     def add(self, module: nn.Module, record: Record) -> None:
         if self.clips and isinstance(record, Instantiated):

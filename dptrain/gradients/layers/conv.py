@@ -6,6 +6,7 @@ never on what the batch holds.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,12 +88,13 @@ def conv_record(
     """Form the record of one convolution from its input and output gradient, by one of ``METHODS``."""
     tape = tape or Tape()
     x, b = full_precision(x), full_precision(b)
-    bias = b.sum((2, 3)) if module.bias is not None and module.bias.requires_grad else None
+    bias = tape.sums(module, b.sum((2, 3))) if module.bias is not None and module.bias.requires_grad else None
     if not module.weight.requires_grad:
         assert bias is not None
         return Instantiated({"bias": bias})
+    x, b = tape.even(module, x), tape.even(module, b)
     weight = module.weight.detach().to(x.dtype)
-    gradients = len(x) * weight.nbytes
+    gradients = len(x) // geometry.rows * weight.nbytes
     tape.freed += x.nbytes + b.nbytes
     if method is None:
         method = choose(geometry, x, b, weight, gradients <= max(tape.freed - tape.held, _LEAST_HELD))
@@ -114,15 +116,20 @@ def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tens
 def choose(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, may_hold: bool = True) -> str:
     """Choose one of ``METHODS`` for a layer: the fastest of those that its memory allows."""
     positions = b.shape[2:].numel()
+    # Draws of groups have units of many sizes; what was timed for a power of two serves those up to the next.
+    rows = tuning.power_of_two(geometry.rows)
+    timed = copy.copy(geometry)
+    timed.rows = rows
 
     def ways(n: int) -> Mapping[str, Callable[[], object]]:
-        a, g = _random((n, *x.shape[1:]), x), _random((n, *b.shape[1:]), b)
+        a, g = _random((n * rows, *x.shape[1:]), x), _random((n * rows, *b.shape[1:]), b)
         factors = torch.ones(n, device=x.device)
-        allowed = feasible(geometry, x.shape, positions, may_hold)
-        return {method: _timed(geometry, a, g, weight, factors, method) for method in allowed}
+        allowed = feasible(timed, x.shape, positions, may_hold)
+        return {method: _timed(timed, a, g, weight, factors, method) for method in allowed}
 
-    key = (geometry.key, *x.shape[1:], *weight.shape, x.dtype, may_hold)
-    return _fastest(key, len(x), ways, lambda: rule(geometry, x.shape, positions, weight.shape, may_hold), x.device)
+    key = (geometry.key, rows, *x.shape[1:], *weight.shape, x.dtype, may_hold)
+    by_rule = lambda: rule(geometry, x.shape, positions, weight.shape, may_hold)  # noqa: E731
+    return _fastest(key, len(x) // geometry.rows, ways, by_rule, x.device)
 
 
 def _timed(
@@ -148,10 +155,10 @@ def feasible(geometry: Geometry, x: torch.Size, positions: int, may_hold: bool) 
         forms.append("bmm")
     elif geometry.dense:
         forms.append("unfold")
-    if positions >= 64:  # a call an example costs more than the work of a small one
+    if geometry.rows * positions >= 64:  # a call a unit costs more than the work of a small one
         forms.append("loop")
     pixels = (x[2] + 2 * geometry.padding[0]) * (x[3] + 2 * geometry.padding[1])
-    ghost = ["booked gram"] if geometry.dense and pixels <= _PRODUCT else []
+    ghost = ["booked gram"] if geometry.dense and geometry.rows * pixels <= _PRODUCT else []
     # Letting a gradient go costs a second one: only the ghost norm can be quicker than holding it.
     return [f"held {form}" for form in forms] + ghost if may_hold else [f"booked {form}" for form in forms] + ghost
 
@@ -160,7 +167,7 @@ def rule(geometry: Geometry, x: torch.Size, positions: int, weight: torch.Size, 
     """Choose by shapes alone (Bu, Mao and Xu 2022, section 4, with what was timed on two CPU cores)."""
     allowed = feasible(geometry, x, positions, may_hold)
     kind = "held" if may_hold else "booked"
-    if "booked gram" in allowed and 8 * positions * positions <= weight.numel():
+    if "booked gram" in allowed and 8 * (geometry.rows * positions) ** 2 <= weight.numel():
         return "booked gram"
     if f"{kind} bmm" in allowed:
         return f"{kind} bmm"
@@ -177,7 +184,7 @@ def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
     symmetric = before[0] == before[1] and before[2] == before[3]
     outside = module.padding_mode != "zeros" or not symmetric
     padding = [0, 0] if outside else [before[2], before[0]]
-    geometry = Geometry(module, padding, [0, 0])
+    geometry = Geometry(module, padding, [0, 0], tape.rows_a_unit)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
 
     def forward(x: Tensor) -> Tensor:
@@ -196,7 +203,7 @@ def conv_transpose2d(module: nn.ConvTranspose2d, tape: Tape) -> Forward:
         output_padding = module._output_padding(
             x, output_size, list(module.stride), padding, list(module.kernel_size), 2, list(module.dilation)
         )
-        geometry = Geometry(module, padding, list(output_padding))
+        geometry = Geometry(module, padding, list(output_padding), tape.rows_a_unit)
         return _Conv.apply(x, module.weight, module.bias, module, geometry, tape)
 
     return forward

@@ -12,6 +12,9 @@ A gradient is *held* until the factors of all examples are known, or *booked*: i
 place, and the weighted sum is one ordinary weight gradient (book-keeping, Bu et al. 2023). A booked norm comes from a
 gradient that is formed and let go, or by ``gram`` from <U^T U, B^T B> (ghost norm, Bu, Mao and Xu 2022), where U^T U is
 added up from products of pixels, so that U is never formed.
+
+Where a unit has several rows, its gradient is that of one example with the positions of all of them: the sum is formed
+in the products themselves, and no row has a gradient of its own.
 """
 
 from __future__ import annotations
@@ -33,14 +36,15 @@ _GRAM = 16 << 20  # bytes of pixel products at a time
 
 
 class Geometry:
-    """The static arguments of a convolution, as ``aten.convolution`` takes them."""
+    """The static arguments of a convolution, as ``aten.convolution`` takes them, and how many rows are one unit."""
 
-    def __init__(self, module: Conv, padding: list[int], output_padding: list[int]) -> None:
+    def __init__(self, module: Conv, padding: list[int], output_padding: list[int], rows: int = 1) -> None:
         self.stride, self.dilation = list(module.stride), list(module.dilation)
         self.kernel = list(module.kernel_size)
         self.padding, self.output_padding = padding, output_padding
         self.transposed = isinstance(module, nn.ConvTranspose2d)
         self.groups = module.groups
+        self.rows = rows
         # Whether U is one matrix an example, and whether that is the input as it is.
         self.dense = self.groups == 1 and not self.transposed
         self.pointwise = self.dense and (self.kernel, self.stride, self.padding) == ([1, 1], [1, 1], [0, 0])
@@ -67,24 +71,34 @@ class Geometry:
         )  # fmt: skip
 
 
-# --- every example's gradient ----------------------------------------------------------------------------------------
+# --- every unit's gradient; x and b are (units * rows, ...) ----------------------------------------------------------
 
 
 def bmm(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    return torch.bmm(b.flatten(2), x.flatten(2).transpose(1, 2)).view(len(x), *weight.shape)
+    gradient = x.new_empty(len(x) // geometry.rows, weight.shape[0], weight.shape[1])
+    _products(b.flatten(2), x.flatten(2).transpose(1, 2), geometry.rows, gradient)
+    return gradient.view(-1, *weight.shape)
+
+
+def _products(left: Tensor, right: Tensor, rows: int, out: Tensor) -> None:
+    """Write the sum over every unit's rows of ``left[i] @ right[i]`` into ``out``."""
+    torch.bmm(left[::rows], right[::rows], out=out)
+    for row in range(1, rows):
+        out.baddbmm_(left[row::rows], right[row::rows])
 
 
 def unfold(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Return the gradients as (n, p, k, k, C): :func:`channels_first` puts them right."""
     p, channels, kh, kw = weight.shape
-    gradient = x.new_empty(len(x), p, kh * kw * channels)
-    rows = b.flatten(2)
+    n, rows = len(x) // geometry.rows, geometry.rows
+    gradient = x.new_empty(n, p, kh * kw * channels)
+    left = b.flatten(2)
     pixels = _channels_last(geometry, x)
-    step = max(1, _CHUNK // (4 * rows.shape[2] * channels * kh * kw))
-    for i in range(0, len(x), step):
-        u = _patches(geometry, pixels[i : i + step], b.shape[2:])
-        torch.bmm(rows[i : i + step], u, out=gradient[i : i + step])
-    return gradient.view(len(x), p, kh, kw, channels)
+    step = max(1, _CHUNK // (4 * rows * left.shape[2] * channels * kh * kw))
+    for i in range(0, n, step):
+        own = slice(i * rows, (i + step) * rows)
+        _products(left[own], _patches(geometry, pixels[own], b.shape[2:]), rows, gradient[i : i + step])
+    return gradient.view(n, p, kh, kw, channels)
 
 
 def channels_first(gradient: Tensor) -> Tensor:
@@ -110,18 +124,18 @@ def _patches(geometry: Geometry, pixels: Tensor, size: torch.Size) -> Tensor:
 
 
 def fold(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    n = len(x)
+    n = len(x) // geometry.rows
     shaped = weight.new_empty(n * len(weight), *weight.shape[1:])  # only its shape matters here
-    gradient = geometry.weight_gradient(
-        b.reshape(1, -1, *b.shape[2:]), x.reshape(1, -1, *x.shape[2:]), shaped, geometry.groups * n
-    )
-    return gradient.view(n, *weight.shape)
+    # The rows of a unit are the batch, over which a weight gradient is summed anyway.
+    b, x = (t.unflatten(0, (n, -1)).transpose(0, 1).reshape(geometry.rows, -1, *t.shape[2:]) for t in (b, x))
+    return geometry.weight_gradient(b, x, shaped, geometry.groups * n).view(n, *weight.shape)
 
 
 def loop(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    gradient = x.new_empty(len(x), *weight.shape)
-    for i in range(len(x)):
-        gradient[i] = geometry.weight_gradient(b[i : i + 1], x[i : i + 1], weight)
+    gradient = x.new_empty(len(x) // geometry.rows, *weight.shape)
+    for i in range(len(gradient)):
+        own = slice(i * geometry.rows, (i + 1) * geometry.rows)
+        gradient[i] = geometry.weight_gradient(b[own], x[own], weight)
     return gradient
 
 
@@ -133,14 +147,14 @@ FORMS: dict[str, Callable[[Geometry, Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-# --- every example's squared norm ------------------------------------------------------------------------------------
+# --- every unit's squared norm ---------------------------------------------------------------------------------------
 
 
 def gram(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Return the squared norms from <U^T U, B^T B>, in double precision, since the sum can cancel."""
     pixels = x.permute(0, 2, 3, 1) if geometry.pointwise else _channels_last(geometry, x)
     height, width = pixels.shape[1:3]
-    step = max(1, _GRAM // (8 * (height * width) ** 2))
+    step = geometry.rows * max(1, _GRAM // (8 * (geometry.rows * height * width) ** 2))
     norms = [
         _gram(geometry, pixels[i : i + step].to(wide(x)), b[i : i + step].to(wide(b))) for i in range(0, len(x), step)
     ]
@@ -148,26 +162,28 @@ def gram(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gram(geometry: Geometry, pixels: Tensor, b: Tensor) -> Tensor:
-    (m, height, width, _), (oh, ow) = pixels.shape, b.shape[2:]
+    (height, width, _), (oh, ow), r = pixels.shape[1:], b.shape[2:], geometry.rows
+    m = len(b) // r
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
-    flat, rows = pixels.flatten(1, 2), b.flatten(2)
+    flat = pixels.reshape(m, r * height * width, -1)
+    rows = b.flatten(2) if r == 1 else b.unflatten(0, (m, r)).transpose(1, 2).flatten(2)
     products = torch.bmm(flat, flat.transpose(1, 2))
     if geometry.pointwise:
         return torch.bmm(rows.transpose(1, 2), rows).mul_(products).sum((1, 2)).clamp_(min=0.0)
-    products = products.view(m, height, width, height, width)
-    patches = products.new_zeros(m, oh, ow, oh, ow)
+    products = products.view(m, r, height, width, r, height, width)
+    patches = products.new_zeros(m, r, oh, ow, r, oh, ow)
     for i in range(kh):
         for j in range(kw):
             down = slice(i * dh, i * dh + sh * (oh - 1) + 1, sh)
             right = slice(j * dw, j * dw + sw * (ow - 1) + 1, sw)
-            patches += products[:, down, right, down, right]
-    patches = patches.view(m, oh * ow, oh * ow)
+            patches += products[:, :, down, right, :, down, right]
+    patches = patches.view(m, r * oh * ow, r * oh * ow)
     return torch.bmm(rows.transpose(1, 2), rows).mul_(patches).sum((1, 2)).clamp_(min=0.0)
 
 
 def formed(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, form: str) -> Tensor:
     """Return the squared norms from gradients that are formed a few at a time and let go."""
-    step = max(1, _FORMED // (4 * weight.numel()))
+    step = geometry.rows * max(1, _FORMED // (4 * weight.numel()))
     norms = [
         squared_norm(FORMS[form](geometry, x[i : i + step], b[i : i + step], weight)) for i in range(0, len(x), step)
     ]
@@ -175,7 +191,7 @@ def formed(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, form: str) 
 
 
 class Booked:
-    """Holds the input and the output gradient in place of every example's weight gradient."""
+    """Holds the input and the output gradient in place of every unit's weight gradient."""
 
     def __init__(
         self, geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, norms: Tensor
@@ -189,14 +205,15 @@ class Booked:
         # |B|^2 |U|^2 (Cauchy-Schwarz) in its own way. They are added, so that the norm errs upwards and the clipped
         # gradient never exceeds the clip norm.
         rounding = 4 * torch.finfo(b.dtype).eps * geometry.kernel[0] * geometry.kernel[1]
-        norms = norms + rounding * squared_norm(x) * squared_norm(b)
+        size_x, size_b = (squared_norm(t).view(-1, geometry.rows).sum(1) for t in (x, b))
+        norms = norms + rounding * size_x * size_b
         return cls(geometry, x, b, weight, bias, norms)
 
     def squared_norms(self) -> Tensor:
         return self.norms if self.bias is None else self.norms + squared_norm(self.bias)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
-        scaled = self.b * weights.to(self.b.dtype).view(-1, 1, 1, 1)
+        scaled = self.b * weights.to(self.b.dtype).repeat_interleave(self.geometry.rows).view(-1, 1, 1, 1)
         sums = {"weight": self.geometry.weight_gradient(scaled, self.x, self.weight)}
         if self.bias is not None:
             sums["bias"] = weigh(weights, self.bias)
@@ -210,5 +227,5 @@ class Booked:
 
     def without(self, dropped: Tensor) -> Booked:
         bias = None if self.bias is None else zero_rows(self.bias, dropped)
-        x, b, norms = (zero_rows(t, dropped) for t in (self.x, self.b, self.norms))
-        return Booked(self.geometry, x, b, self.weight, bias, norms)
+        x, b = (zero_rows(t, dropped.repeat_interleave(self.geometry.rows)) for t in (self.x, self.b))
+        return Booked(self.geometry, x, b, self.weight, bias, zero_rows(self.norms, dropped))

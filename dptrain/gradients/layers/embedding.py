@@ -39,9 +39,10 @@ class _EmbeddingRecord:
         return _EmbeddingRecord(self.module, self.tokens, zero_rows(self.b, dropped))
 
 
-def _record(module: nn.Embedding, tokens: Tensor, b: Tensor) -> _EmbeddingRecord:
-    tokens = tokens.reshape(len(tokens), -1)
-    b = full_precision(b).reshape(*tokens.shape, -1)
+def _record(module: nn.Embedding, tokens: Tensor, b: Tensor, tape: Tape) -> _EmbeddingRecord:
+    tokens, b = tape.even(module, tokens), tape.even(module, full_precision(b))
+    tokens = tokens.reshape(len(tokens) // tape.rows_a_unit, -1)
+    b = b.reshape(*tokens.shape, -1)
     if module.padding_idx is not None:
         b = b * (tokens != module.padding_idx).unsqueeze(2)
     return _EmbeddingRecord(module, tokens, b)
@@ -57,7 +58,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[None, ...]:  # type: ignore[override]
         (tokens,) = ctx.saved_tensors
-        ctx.tape.add(ctx.module, _record(ctx.module, tokens, b))
+        ctx.tape.add(ctx.module, _record(ctx.module, tokens, b, ctx.tape))
         return None, None, None, None
 
 

@@ -79,14 +79,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        ctx.tape.add(ctx.module, linear_record(ctx.module, x, b))
+        ctx.tape.add(ctx.module, linear_record(ctx.module, x, b, ctx.tape))
         return b @ weight if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
-def linear_record(module: nn.Linear, x: Tensor, b: Tensor) -> Record:
-    n = len(x)
-    u = full_precision(x).reshape(n, -1, x.shape[-1]).transpose(1, 2)
-    b = full_precision(b).reshape(n, -1, b.shape[-1]).transpose(1, 2)
+def linear_record(module: nn.Linear, x: Tensor, b: Tensor, tape: Tape | None = None) -> Record:
+    tape = tape or Tape()
+    x, b = tape.even(module, full_precision(x)), tape.even(module, full_precision(b))
+    n = len(x) // tape.rows_a_unit  # the rows of a unit are more positions of one example
+    u = x.reshape(n, -1, x.shape[-1]).transpose(1, 2)
+    b = b.reshape(n, -1, b.shape[-1]).transpose(1, 2)
     bias = b.sum(2) if module.bias is not None and module.bias.requires_grad else None
     if module.weight.requires_grad and ghost_pays(b.shape[2], b.shape[1], u.shape[1]):
         return GhostRecord(module, b, u, bias)

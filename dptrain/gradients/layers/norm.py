@@ -18,8 +18,9 @@ from ...layers import FrozenBatchNorm2d
 from .base import Forward, Instantiated, Tape, full_precision, register
 
 
-def _trainable(module: nn.Module, **gradients: Tensor) -> dict[str, Tensor]:
-    return {name: g for name, g in gradients.items() if getattr(module, name).requires_grad}
+def _record(module: nn.Module, tape: Tape, **gradients: Tensor) -> None:
+    kept = {name: g for name, g in gradients.items() if getattr(module, name).requires_grad}
+    tape.add(module, Instantiated({name: tape.sums(module, g) for name, g in kept.items()}))
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -46,8 +47,8 @@ class _GroupNorm(torch.autograd.Function):
             [ctx.needs_input_grad[0], True, True],
         )  # fmt: skip
         ctx.tape.freed += x.nbytes
-        gradients = {"weight": full_precision(scale).view(n, c), "bias": full_precision(shift).view(n, c)}
-        ctx.tape.add(module, Instantiated(_trainable(module, **gradients)))
+        scale, shift = full_precision(scale).view(n, c), full_precision(shift).view(n, c)
+        _record(module, ctx.tape, weight=scale, bias=shift)
         return None if grad is None else grad.view(x.shape), None, None, None, None
 
 
@@ -79,7 +80,7 @@ class _LayerNorm(torch.autograd.Function):
         gradients = {"weight": reduce(full_b * normalised)}
         if bias is not None:
             gradients["bias"] = reduce(full_b)
-        ctx.tape.add(module, Instantiated(_trainable(module, **gradients)))
+        _record(module, ctx.tape, **gradients)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         grad, _, _ = torch.ops.aten.native_layer_norm_backward(
@@ -111,8 +112,8 @@ class _FrozenBatchNorm(torch.autograd.Function):
             [ctx.needs_input_grad[0], True, True],
         )  # fmt: skip
         ctx.tape.freed += x.nbytes
-        gradients = {"weight": full_precision(scale).view(n, c), "bias": full_precision(shift).view(n, c)}
-        ctx.tape.add(module, Instantiated(_trainable(module, **gradients)))
+        scale, shift = full_precision(scale).view(n, c), full_precision(shift).view(n, c)
+        _record(module, ctx.tape, weight=scale, bias=shift)
         return None if grad is None else grad.view(x.shape), None, None, None, None
 
 

@@ -1,0 +1,104 @@
+"""Bugs where a privacy unit has several rows: augmentations of one image, or images of one group."""
+
+from __future__ import annotations
+
+from .edits import bug
+
+WHOLE = "tests/privacy/test_units.py::test_one_whole_unit_changes_the_sum_by_at_most_the_clip_norm"
+MEANS = "tests/gradients/test_units.py::test_a_units_gradient_is_the_mean_of_its_rows"
+LEDGER = "tests/ledger/test_groups.py::"
+
+UNIT_BUGS = (
+    bug(
+        "augmentations clipped one by one",
+        "The loader calls every augmentation a unit of its own, so that one image adds K clipped gradients.",
+        "dptrain.detection.loader:_load",
+        "of_row += [number] * (len(samples) - len(of_row))", "of_row = list(range(len(samples)))",
+        WHOLE, "tests/detection/test_loader.py::test_every_drawn_unit_comes_once_and_whole",
+    ),
+    bug(
+        "rows of a group clipped one by one",
+        "The plan hands the rows on and forgets their units: a patient adds as many clipped gradients as images.",
+        "dptrain.plan:PrivacyPlan.clipped_sum", "(batch.rows, batch.units) if", "(batch.rows, None) if",
+        WHOLE, "tests/test_training.py::test_units_of_several_rows_are_clipped_as_one",
+    ),
+    bug(
+        "a unit split over two physical batches",
+        "A unit that does not fit goes through in pieces, and every piece is clipped by itself.",
+        "dptrain.gradients:clipped_gradient_sum",
+        "mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)\n"
+        "        return microbatch.weighted_sum(module, [mean], clip.weights)",
+        "parts = [mean_gradient(module, loss_function, [p], min(rows_at_once, own.rows - i * rows_at_once))\n"
+        "                 for i, p in enumerate(in_pieces(batch, rows_at_once))]\n"
+        "        return microbatch.weighted_sum(module, parts, clip.weights)",
+        WHOLE, "tests/gradients/test_units.py::test_a_unit_in_pieces_is_the_same_unit",
+    ),
+    bug(
+        "units split when memory is short",
+        "Halving a batch cuts its rows, wherever a unit ends.",
+        "dptrain.gradients.batches:take_examples",
+        "first, last = torch.searchsorted(batch.units, torch.tensor([start, stop])).tolist()",
+        "first, last = start, stop",
+        "tests/gradients/test_units.py::test_no_unit_is_ever_split",
+        "tests/faults/test_memory.py::test_units_that_do_not_fit_are_taken_in_halves_and_a_single_one_in_pieces",
+    ),
+    bug(
+        "the count of another unit",
+        "A row's loss is divided by the number of rows of the next unit: one patient more changes another's gradient.",
+        "dptrain.gradients.units:Units.shares", "self.counts[self.of_row]", "self.counts.roll(1)[self.of_row]",
+        MEANS,
+    ),
+    bug(
+        "units summed and not averaged",
+        "The rows' losses are not divided at all; the clip still bounds the sum, and small units lose their weight.",
+        "dptrain.gradients.units:Units.shares",
+        "losses / self.counts[self.of_row].to(losses.device, losses.dtype)", "losses * 1.0",
+        MEANS,
+    ),
+    bug(
+        "rows folded into the wrong unit",
+        "Where units are of different sizes, rows are put side by side as if all had the same number.",
+        "dptrain.gradients.units:Units.even",
+        "index_copy_(0, self._places.to(rows.device), rows)", "index_copy_(0, torch.arange(len(rows)), rows)",
+        MEANS,
+    ),
+    bug(
+        "one draw of rows for all groups",
+        "The seed of the subset leaves the group out: patients with as many images are always cut at the same places.",
+        "dptrain.sampling:UnitRows.chosen", "SeedSequence([seed, unit]", "SeedSequence([seed]",
+        "tests/test_sampling.py::test_every_subset_of_a_large_group_is_as_likely_and_drawn_anew_each_step",
+    ),
+    bug(
+        "groups counted by images",
+        "The sampler tosses a coin an image where groups are protected.",
+        "dptrain.run:Run._trainer",
+        "len(self.dataset) if self.units is None else len(self.units)", "len(self.dataset)",
+        "tests/privacy/test_units.py::test_a_run_of_groups_samples_states_and_charges_groups",
+    ),
+    bug(
+        "a group in train and in val",
+        "Only single images are compared between the splits.",
+        "dptrain.detection.groups:refuse_shared_groups", "if group in first:", "if False:",
+        "tests/privacy/test_units.py::test_a_group_with_images_in_train_and_val_starts_no_run",
+    ),
+    bug(
+        "image-level and group-level charges added up",
+        "The ledger takes a run that protects images as a charge of patients, who have up to forty of them.",
+        "dptrain.ledger.naming:check_manifest", "if known != unit:", "if False:",
+        LEDGER + "test_pictures_are_charged_under_one_unit_only",
+    ),
+    bug(
+        "new pictures, new patient",
+        "Only pictures are charged: a patient with new ones has a fresh budget.",
+        "dptrain.ledger.manifest:from_pictures",
+        "units |= {name: GROUP, memberships[picture.unit]: MEMBERSHIP}",
+        "units |= {memberships[picture.unit]: MEMBERSHIP}",
+        LEDGER + "test_a_group_that_gets_new_pictures_keeps_what_it_has_spent",
+    ),
+    bug(
+        "a picture may change its group",
+        "Nobody looks whether a known picture is in the group it was in: its old group's spending is lost.",
+        "dptrain.ledger.naming:check_manifest", "if moved:", "if False:",
+        LEDGER + "test_a_picture_in_another_group_or_under_another_name_of_it_is_refused",
+    ),
+)  # fmt: skip
