@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .files import read_json
-from .shape import is_number
+from .shape import is_number, unprintable
 
 FILE = "audit.json"
 AUDIT_FORMAT = 1
@@ -37,4 +37,7 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
         value = audit.get(name)
         if not (is_number(value) and fits(value)):
             raise ConfigError(f"{file}: {name}={value!r} is not a number {range_}")
+    reason = unprintable(audit)  # whatever else it says goes into the statement
+    if reason is not None:
+        raise ConfigError(f"{file} holds {reason}: make it again")
     return audit

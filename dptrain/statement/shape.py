@@ -50,12 +50,20 @@ def check_shape(statement: Mapping[str, Any], file: Path) -> None:
     for item in statement["accounting"]["assumptions"]:
         if not (isinstance(item, dict) and isinstance(item.get("assumption"), str) and "holds" in item):
             raise PrivacyError(f"{file}: accounting.assumptions={item!r} is no assumption, so dptrain did not write it")
+    reason = unprintable(statement)
+    if reason is not None:
+        raise PrivacyError(f"{file} holds {reason}, so dptrain did not write it")
+
+
+def unprintable(value: Any) -> str | None:
+    """What in values that JSON gave cannot be written as JSON again, in words; None if all of it can."""
     try:
-        json.dumps(statement, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
-        raise PrivacyError(f"{file} holds a character that no text can ({error.object[error.start]!r})") from error
-    except ValueError as error:
-        raise PrivacyError(f"{file} holds a number that is not finite, so dptrain did not write it") from error
+        return f"a character that no text can ({error.object[error.start]!r})"
+    except ValueError:
+        return "a number that is not finite"
+    return None
 
 
 def is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dptrain import PrivacyPlan
+from dptrain import ConfigError, PrivacyPlan
 from dptrain.statement import make_statement, report, to_html, to_json, to_markdown, write_statement
 from dptrain.statement.facts import sealed
 
@@ -105,6 +105,14 @@ def test_an_edited_statement_that_was_sealed_again(
         asked = run.with_name("away") / "weights"
         shutil.copytree(run / "weights", asked)
     check(asked if alone else run, asked, pages=data.draw(st.integers(0, 29)) == 0)
+
+
+@pytest.mark.parametrize("extra", ["NaN", "-Infinity", '"\\ud800"'])
+def test_an_audit_that_no_json_can_hold_is_refused(run: Path, whole: dict[str, bytes], extra: str) -> None:
+    restored(run, whole)
+    (run / "audit.json").write_text(json.dumps(AUDIT)[:-1] + f', "note": {extra}}}')
+    with pytest.raises(ConfigError, match="audit.json holds a"):
+        report(run)
 
 
 @cases(SHARE * 0.3, 100)
