@@ -39,9 +39,7 @@ ASSUMPTIONS = (
     "training machine.",
 )
 ROUNDED = "The noise is Gaussian up to the rounding of floating-point numbers (noise.exact was off)."
-EXACT = (
-    "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."
-)
+EXACT = "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."
 NOT_COVERED = (
     "other runs on the same images, unless the tuning and dataset sections below count them",
     "the images of the validation split, whose metrics carry no noise",
