@@ -49,7 +49,8 @@ def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> 
     rate = default_rate(
         config.optimizer.name,
         plan,
-        [tuple(p.shape) for p in trainable_parameters(model).values()],
+        # What noise does to the first convolution of an adapter is multiplied by the second, which begins at zero.
+        [tuple(p.shape) for name, p in trainable_parameters(model).items() if not name.endswith(".down.weight")],
         norm=norm_of(model),
         from_scratch=Path(config.model).suffix != ".pt",
         momentum=config.optimizer.momentum,

@@ -70,7 +70,8 @@ def set_classes(
 
     Rows of classes with the same name are kept, and a class of ``similar`` begins as the old one that it names. The
     others begin as ``new_classes`` says: ``random`` weights; ``zero``, so that every place has the score of the bias;
-    or the ``mean`` of the old classes. Their bias is that of a rare class.
+    or the ``mean`` of the old classes. Their bias is that of a rare class. With as many classes as before, ``random``
+    lets the rows of classes with other names stay.
     """
     if new_classes not in NEW_CLASSES:
         raise ConfigError(f"new_classes={new_classes!r} is not one of {', '.join(NEW_CLASSES)}")
@@ -79,7 +80,8 @@ def set_classes(
     new_names = {k: _plain(v) for k, v in (names or {}).items()}
     wanted = {**{name: name for name in new_names.values()}, **_similar(similar, old_names, new_names)}
     kept = {row: old_names[wanted[name]] for row, name in new_names.items() if wanted[name] in old_names}
-    if num_classes is None or (num_classes == head.nc and all(new == old for new, old in kept.items())):
+    stays = num_classes == head.nc and all(new == old for new, old in kept.items())
+    if num_classes is None or (stays and (new_classes == "random" or len(kept) == num_classes or not names)):
         return
     for branch in class_branches(detector):
         for level, layers in enumerate(branch):

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
 
 import dptrain
+from dptrain import PrivacyPlan
+from dptrain.config import from_kwargs
 from dptrain.detection import Lora, LossSettings, PerImageLoss, load_model, save_weights, set_trainable
+from dptrain.detection.from_settings import with_rate
 from dptrain.detection.heads import OneToOneDetect
 from dptrain.detection.model import norm_of, stock_copy
 from dptrain.detection.probe import refuse_coupled_images
@@ -131,6 +134,15 @@ def test_an_adapter_is_folded_exactly(own: dict[str, Any]) -> None:
     assert not torch.equal(layer.base(x), layer(x))
 
 
+def test_the_rate_of_adapters_is_that_of_the_part_that_begins_at_zero(start: Path) -> None:
+    plan, given = PrivacyPlan(0.5, 25, 1.0, 1.0, 1e-3, 3), {"model": str(start), "data": "x.yaml", "plan": None}
+    config = from_kwargs(**given, trainable="lora", norm="group")
+    model = load_model(start, 3, trainable="lora", norm="group")
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith((".down.weight", ".up.weight")))
+    assert with_rate(config, plan, model).optimizer.lr == pytest.approx(0.1 * (3 * 4) ** -0.5 / 5, rel=0.05)
+
+
 def test_targets_of_lora(start: Path) -> None:
     head = load_model(start, 3, trainable="lora", lora=Lora(2, targets=("head",)))
     assert all(n.startswith("model.23.") for n, p in head.named_parameters() if p.requires_grad)
@@ -231,6 +243,14 @@ def test_first_weights_of_new_classes(start: Path) -> None:
             torch.testing.assert_close(new.weight[0], expected)
             assert torch.equal(new.weight[1], before.weight[2]) and torch.equal(new.weight[2], before.weight[1])
             assert new.bias[2] == before.bias[1] and (new.bias[[0, 3]] < -4).all()
+
+
+def test_other_names_of_as_many_classes_begin_anew_if_that_is_asked_for(start: Path) -> None:
+    old, names = last(load_model(start)), {0: "cat", 1: "emu", 2: "owl"}
+    kept, zero = (last(load_model(start, names=names, new_classes=kind)) for kind in ("random", "zero"))
+    for before, same, new in zip(old, kept, zero, strict=True):
+        assert torch.equal(before.weight, same.weight)
+        assert torch.equal(before.weight[[0, 2]], new.weight[[0, 2]]) and not new.weight[1].any()
 
 
 def test_a_zero_class_head_learns_in_its_first_step() -> None:
