@@ -71,7 +71,7 @@ def _trainer(
         module,
         loss,
         plan,
-        make_optimizer(OptimizerConfig(), trainable_parameters(module).values()),
+        make_optimizer(OptimizerConfig(lr=1e-3), trainable_parameters(module).values()),
         loader,
         units,
         ema_decay=0.99,
@@ -193,7 +193,7 @@ def measure_noise(case: Case) -> dict[str, Any]:
     module = detector(case)
     parameters = trainable_parameters(module)
     plan, stream = _plan(case.images, 0.01), NoiseStream()
-    optimizer = make_optimizer(OptimizerConfig(), parameters.values())
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-3), parameters.values())
     average = MovingAverage(parameters, 0.99)
     total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in parameters.items()}
 

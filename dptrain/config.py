@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .clip_settings import CLIPPINGS, Clipping
 from .errors import ConfigError
 from .files import flatten
+from .presets import apply_preset
 from .schema import (
     CHECKPOINTS_PER_RUN,
     DEFAULT_EXPECTED_BATCH_SIZE,
@@ -27,7 +28,10 @@ from .schema import (
     DEFAULT_STEPS,
     ENGINES,
     EVALUATIONS_PER_RUN,
+    HEADS,
     MOST_MEAN_RUNS,
+    NEW_CLASSES,
+    NORMALISERS,
     NORMS,
     OPTIMIZERS,
     REFUSED_AUGMENTATIONS,
@@ -40,6 +44,8 @@ from .schema import (
     BudgetConfig,
     EmaConfig,
     GroupsConfig,
+    LoraConfig,
+    LossConfig,
     NoiseConfig,
     OptimizerConfig,
     PrivacyConfig,
@@ -59,6 +65,8 @@ __all__ = [
     "BudgetConfig",
     "EmaConfig",
     "GroupsConfig",
+    "LoraConfig",
+    "LossConfig",
     "NoiseConfig",
     "OptimizerConfig",
     "PrivacyConfig",
@@ -158,7 +166,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config.optimizer.name = config.optimizer.name.lower()
     config.device = parse_device(config.device)
     config.output_dir = config.output_dir or default_output_dir()
-    config.trainable = _trainable(config.trainable)
+    if chosen := apply_preset(config):
+        logger.info("%s", chosen)
+    config.trainable = _names("trainable", config.trainable)
+    if config.lora.targets is not None:
+        config.lora.targets = _names("lora.targets", config.lora.targets)
     config.physical_batch_size = _physical_batch_size(config.physical_batch_size)
 
     for key, choices in _CHOICES.items():
@@ -329,6 +341,14 @@ def _check_rest(config: TrainConfig) -> None:
         raise ConfigError(
             "noise.exact=true has no grid for privacy.clipping=adaptive, which moves the clip norm: take another rule"
         )
+    if config.loss.constant is not None and config.loss.normaliser != "constant":
+        raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
+    if not config.loss.box + config.loss.cls + config.loss.dfl:
+        raise ConfigError("loss.box, loss.cls and loss.dfl are all 0: nothing would be learnt")
+    adapts = "lora" in ([config.trainable] if isinstance(config.trainable, str) else config.trainable)
+    for name, given in vars(config.lora).items():
+        if given is not None and not adapts:
+            raise ConfigError(f"lora.{name}={given} has no effect without trainable=lora")
     if config.steps is not None and config.schedule.warmup_steps > config.steps:
         warmup = config.schedule.warmup_steps
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
@@ -422,10 +442,10 @@ def _physical_batch_size(value: Any) -> str | int:
     raise ConfigError(f"physical_batch_size={value} must be auto, or a whole number that is 1 or more")
 
 
-def _trainable(value: Any) -> str | list[str]:
+def _names(key: str, value: Any) -> str | list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(f"trainable={value} is not all, head, neck_and_head, norm_and_bias or a list of patterns")
+        raise ConfigError(f"{key}={value} is not the name of a group such as head, nor a list of patterns")
     return names[0] if len(names) == 1 else names
 
 
@@ -496,6 +516,9 @@ _LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.unit": UNITS,
     "norm": NORMS,
+    "head": HEADS,
+    "new_classes": NEW_CLASSES,
+    "loss.normaliser": NORMALISERS,
     "tuning.method": TUNINGS,
     "engine": ENGINES,
     "validation": VALIDATIONS,
@@ -518,6 +541,10 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("imgsz", lambda v: v >= 32, "32 or more, a multiple of 32"),
     ("workers seed schedule.warmup_steps optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
     ("optimizer.lr optimizer.floor", lambda v: v > 0, "more than 0 and finite"),
+    ("lora.rank", lambda v: v >= 1, "1 or more"),
+    ("lora.alpha loss.constant", lambda v: v > 0, "more than 0 and finite"),
+    ("loss.box loss.cls loss.dfl", lambda v: v >= 0, "0 or more"),
+    ("loss.focal_gamma", lambda v: v == 0 or 1 <= v <= 10, "0, or from 1 to 10"),
     ("optimizer.momentum ema.decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("schedule.final", lambda v: 0 <= v <= 1, "in [0, 1]: a fraction of optimizer.lr"),
     ("augment.fliplr augment.flipud", lambda v: 0 <= v <= 1, "a chance in [0, 1]"),

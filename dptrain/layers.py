@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .errors import ModelError
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -79,3 +84,93 @@ def group_norm_from_batch_norm(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> nn.G
             group.weight.copy_(norm.weight)
             group.bias.copy_(norm.bias)
     return group
+
+
+class LowRankConv2d(nn.Module):
+    """A convolution that stays as it is, plus a trained one of low rank (LoRA, Hu et al. 2021).
+
+    ``down`` has the base's kernel, stride and padding and ``rank`` outputs, ``up`` is 1 x 1 and starts at zero, so at
+    first the sum is the base. Both are ordinary convolutions, whose per-example gradients every engine has.
+
+    Shapes: those of the base.
+    """
+
+    def __init__(self, base: nn.Conv2d, rank: int, scale: float = 1.0) -> None:
+        super().__init__()
+        if base.groups != 1:
+            raise ModelError(f"a convolution of {base.groups} groups has no low-rank form of few numbers: leave it out")
+        place: Any = {"device": base.weight.device, "dtype": base.weight.dtype}
+        shape: Any = (base.in_channels, rank, base.kernel_size, base.stride, base.padding, base.dilation)
+        self.base, self.scale = base, scale
+        self.down = nn.Conv2d(*shape, bias=False, padding_mode=base.padding_mode, **place)
+        self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False, **place)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scale * self.up(self.down(x))
+
+    def folded(self) -> nn.Conv2d:
+        """Return one plain convolution that computes the same."""
+        plain = copy.deepcopy(self.base)
+        with torch.no_grad():
+            plain.weight += self.scale * torch.einsum("or,r...->o...", self.up.weight[:, :, 0, 0], self.down.weight)
+        return plain
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:g}"
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution by filters that are brought to mean 0 and length 1 before use (Qiao et al. 2019, section 3).
+
+    The trained parameter is the raw ``weight``. The filters are a function of it alone, the same for every example, so
+    that an example's gradient for ``weight`` is the plain convolution's, taken through the derivative of that function
+    (:meth:`pull_back`). That is what must be clipped: the map is not an isometry, and a clip before it bounds nothing.
+
+    Shapes: those of ``nn.Conv2d``.
+    """
+
+    eps = 1e-6  # added to a filter's squared length
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> StandardizedConv2d:
+        """Return one with the filters of ``conv``, standardised, as its raw weight."""
+        own = copy.deepcopy(conv)
+        own.__class__ = cls
+        assert isinstance(own, StandardizedConv2d)
+        with torch.no_grad():
+            own.weight.copy_(own.filters())
+        return own
+
+    def _centred(self) -> tuple[Tensor, Tensor]:
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return centred, torch.rsqrt(centred.square().sum((1, 2, 3), keepdim=True) + self.eps)
+
+    def filters(self) -> Tensor:
+        """Return the filters in use, of the shape of ``weight``."""
+        centred, inverse_length = self._centred()
+        return centred * inverse_length
+
+    def slope(self) -> float:
+        """Return the largest factor by which :meth:`pull_back` lengthens a gradient."""
+        with torch.no_grad():
+            return float(self._centred()[1].max())
+
+    def pull_back(self, gradients: Tensor) -> Tensor:
+        """Turn gradients for the filters, (n, *weight shape), into gradients for ``weight``; linear in them."""
+        with torch.no_grad():
+            centred, inverse_length = self._centred()
+            filters, places = centred * inverse_length, (2, 3, 4)
+            along = (gradients * filters).sum(places, keepdim=True)
+            return (gradients - gradients.mean(places, keepdim=True) - filters * along) * inverse_length
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.filters(), self.bias)
+
+    def folded(self) -> nn.Conv2d:
+        """Return a plain convolution that computes the same."""
+        plain: nn.Conv2d = copy.deepcopy(self)
+        with torch.no_grad():
+            plain.weight.copy_(self.filters())
+        plain.__class__ = nn.Conv2d
+        return plain

@@ -24,11 +24,12 @@ from .detection.data import (
     refuse_public_overlap,
 )
 from .detection.evaluate import evaluate
+from .detection.from_settings import loss_settings, model_of, with_rate
 from .detection.groups import groups_of, in_words, refuse_shared_groups
 from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
-from .detection.model import load_model, save_weights
+from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
 from .errors import PrivacyError
 from .files import file_hash, read_json
@@ -132,9 +133,9 @@ class Run:
         if config.public_images is not None:
             refuse_public_overlap(data, config.public_images)
         with _seeded(config.seed):
-            self.model = load_model(
-                config.model, data.num_classes, norm=config.norm, trainable=config.trainable, names=data.names
-            ).to(self.device)
+            self.model = model_of(config, data).to(self.device)
+        self._rate_by_rule = config.optimizer.lr is None
+        self.config = config = with_rate(config, plan, self.model)
         start = Path(config.model)
         self.start_hash = file_hash(start) if start.suffix == ".pt" else None
         self.folder.refuse_inside(_data_folders(data))
@@ -191,18 +192,17 @@ class Run:
 
     def _trainer(self) -> PrivateTrainer:
         config, plan = self.config, self.plan
-        loss = PerImageLoss()
-        schedule = config.schedule
+        loss = PerImageLoss(settings=loss_settings(config))
+        schedule, highest = config.schedule, config.optimizer.lr
+        assert highest is not None and config.ema.decay is not None
 
         def rate(step: int) -> float:
-            return learning_rate(
-                schedule.name, config.optimizer.lr, step, plan.steps, schedule.warmup_steps, schedule.final
-            )
+            return learning_rate(schedule.name, highest, step, plan.steps, schedule.warmup_steps, schedule.final)
 
         def weigh_heads(step: int) -> None:
             loss.one2many = one2many_weight(step / max(1, plan.steps - 1))
 
-        refuse_coupled_images(self.model, config.engine)
+        refuse_coupled_images(self.model, config.engine, loss)
         return PrivateTrainer(
             self.model,
             loss,
@@ -236,6 +236,8 @@ class Run:
             f"clip norm {plan.clip_norm:g}{rule}, sample rate {plan.sample_rate:.4g}, "
             f"expected batch {plan.expected_batch_size} ({self.physical_batch_size} at a time)"
         )
+        if self._rate_by_rule:
+            say(f"optimizer.lr is not set: {self.config.optimizer.lr:g}, by the rule of docs/training.md")
         if self.evaluates:
             say("validation=public: the metrics of the val split are released without noise")
         elif self.config.validation == "public":
@@ -388,6 +390,8 @@ class Run:
         return {
             "image_size": config.imgsz,
             "norm": config.norm,
+            "head": config.head,
+            "loss": asdict(loss_settings(config)),
             "engine": config.engine,
             "optimizer": config.optimizer.name,
             "learning_rate": config.optimizer.lr,

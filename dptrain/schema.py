@@ -27,7 +27,11 @@ DEFAULT_ROWS_PER_UNIT = 8
 DEFAULT_LEDGER = "${oc.env:DPTRAIN_BUDGET_URL,'sqlite:///budget.db'}"  # a team sets the variable once
 
 UNITS = ("image", "group")  # what one more or less of is protected
-NORMS = ("auto", "group", "frozen_bn")
+NORMS = ("auto", "group", "group_ws", "frozen_bn")
+HEADS = ("auto", "both", "one_to_many", "one_to_one")
+NEW_CLASSES = ("random", "zero", "mean")
+NORMALISERS = ("image", "constant")
+PRESETS = ("auto", "small", "medium", "large")
 ENGINES = ("fused", "opacus", "microbatch")
 # What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
 FREE_TO_CHANGE = (
@@ -95,6 +99,7 @@ class PrivacyConfig:
     clip_count_noise: float | None = _key(
         None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"
     )
+    preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, layers, EMA for that many images")
 
 
 @dataclass
@@ -102,7 +107,7 @@ class OptimizerConfig:
     """An optimizer of :data:`OPTIMIZERS`; it sees noisy gradients only."""
 
     name: str = _key("adamw", f"one of {', '.join(OPTIMIZERS)}")
-    lr: float = _key(1e-3, "learning rate")
+    lr: float | None = _key(None, "learning rate; default by rule, from shapes, steps and noise (docs/training.md)")
     momentum: float = _key(0.0, "momentum (sgd, rmsprop)")
     weight_decay: float = _key(0.0, "weight decay")
     betas: list[float] = _key([0.9, 0.999], "decay rates of the Adam family")
@@ -122,7 +127,28 @@ class ScheduleConfig:
 class EmaConfig:
     """Exponential moving average of the iterates: post-processing, free of privacy cost."""
 
-    decay: float = _key(0.99, "decay of the average; 0 turns it off")
+    decay: float | None = _key(None, "decay of the average; 0 turns it off; default 0.99, or the preset's")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters on convolutions, with ``trainable=lora``."""
+
+    rank: int | None = _key(None, "rank of the adapters; default 4")
+    alpha: float | None = _key(None, "adapters are multiplied by alpha/rank; default rank")
+    targets: Any = _key(None, "all, head, neck_and_head, or a list of parameter name patterns; default all")
+
+
+@dataclass
+class LossConfig:
+    """The loss of one image."""
+
+    box: float = _key(7.5, "gain of the box loss")
+    cls: float = _key(0.5, "gain of the class loss")
+    dfl: float = _key(1.5, "gain of the distance loss (DFL, or L1 in yolo26)")
+    normaliser: str = _key("image", "image: divide by the image's own target scores; constant: by loss.constant")
+    constant: float | None = _key(None, "public divisor; default 10")
+    focal_gamma: float = _key(0.0, "focal weighting of the class loss: 0 (none), or 1 and more")
 
 
 @dataclass
@@ -199,8 +225,15 @@ class TrainConfig:
     physical_batch_size: Any = _key("auto", "images in memory at once, for speed only; auto: what fits")
     output_dir: str = _key("", "folder of the run; default runs/<date>_<time>")
     seed: int | None = _key(None, "for tests only: predictable noise voids the guarantee")
-    trainable: Any = _key("all", "all, head, neck_and_head, norm_and_bias, or a list of parameter name patterns")
+    trainable: Any = _key(
+        None, "all (default), head, neck_and_head, norm_and_bias, head_and_norms, lora, name patterns, or a list"
+    )
     norm: str = _key("auto", f"one of {', '.join(NORMS)}; auto: frozen_bn from a checkpoint, group from scratch")
+    head: str = _key("auto", f"branches of yolo26's head that are trained and kept, one of {', '.join(HEADS)}")
+    new_classes: str = _key("random", f"first weights of classes that the start lacks, one of {', '.join(NEW_CLASSES)}")
+    similar_classes: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "class of the data to the class of the start that it begins as"}
+    )
     workers: int = _key(2, "processes that load images")
     evaluate_every: int | None = _key(None, f"steps between evaluations; default {EVALUATIONS_PER_RUN} in a run")
     checkpoint_every: int | None = _key(None, f"steps a crash can lose; default 1/{CHECKPOINTS_PER_RUN} of the run")
@@ -213,6 +246,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)

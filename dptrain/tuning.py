@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SEARCHED = (
-    "model", "imgsz", "trainable", "norm", "optimizer", "schedule", "ema", "augment", "privacy.clip_norm",
-    "privacy.clipping",
+    "model", "imgsz", "trainable", "norm", "head", "new_classes", "lora", "loss", "optimizer", "schedule", "ema",
+    "augment", "privacy.clip_norm", "privacy.clipping",
 )  # fmt: skip
 _PARTIAL = "tuning.partial"  # in output_dir, while runs go on; holds the best so far and the one at work
 
@@ -282,7 +282,7 @@ def _refuse(config: TrainConfig, output: Path) -> None:
 def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], Sequence[str] | None]:
     """Find out before the first run whether every candidate could start; returns the data's name, images, groups."""
     from .detection.data import load_data
-    from .detection.model import load_model
+    from .detection.from_settings import model_of
     from .run import Run
 
     first = tuning.candidates[0]
@@ -290,9 +290,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], 
     if not data.val:
         raise ConfigError(f"{first.data} has no val split, and the winner is picked by its score there: add one")
     for candidate in tuning.candidates[1:]:
-        load_model(
-            candidate.model, data.num_classes, norm=candidate.norm, trainable=candidate.trainable, names=data.names
-        )
+        model_of(candidate, data)
     run = Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True), tuning={})
     return run.data_name, run.dataset.image_files, run.groups
 

@@ -2,20 +2,20 @@
 
 Ultralytics divides the loss of a batch by the summed target scores of the *whole* batch: giving one image more boxes
 scales the gradients of all the others, and no clipping afterwards repairs that. Here image i is divided by
-``max(1, sum of its own target scores)``, so that its loss is a function of image i alone. On a batch of one the two
-are the same number.
+``max(1, sum of its own target scores)``, or by a public constant, so that its loss is a function of image i alone. On
+a batch of one the first is Ultralytics' own number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import IterableSimpleNamespace
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.tal import bbox2dist, make_anchors
@@ -31,11 +31,34 @@ def one2many_weight(fraction: float) -> float:
     return ONE2MANY_START + (ONE2MANY_END - ONE2MANY_START) * min(max(fraction, 0.0), 1.0)
 
 
+@dataclass(frozen=True)
+class LossSettings:
+    """What the loss is made of; the defaults are Ultralytics'. None of it is read from the data.
+
+    Attributes:
+        box, cls, dfl: Gains of the three parts; ``dfl`` is that of the L1 distance in models without DFL.
+        normaliser: What an image's loss is divided by: ``image``, at least 1 and at most its own summed target
+            scores; or ``constant``. Clipping undoes either for an image whose gradient is clipped.
+        constant: That public constant.
+        focal_gamma: Weighs the class loss at every place by ``|target - score| ** gamma`` (Li et al. 2020, equation
+            3; for targets of 0 and 1 that is the focal loss of Lin et al. 2017): 0, or 1 and more, since between the
+            two the gradient has no bound where a score is right.
+    """
+
+    box: float = 7.5
+    cls: float = 0.5
+    dfl: float = 1.5
+    normaliser: str = "image"
+    constant: float = 10.0
+    focal_gamma: float = 0.0
+
+
 class _HeadLoss(v8DetectionLoss):
     """The loss of one head; Ultralytics' target padding, box decoding and assigner, with our own reductions."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, settings: LossSettings, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.settings = settings
         # Out of memory, the assigner goes on image by image, and would first print the largest number of boxes.
         self.assigner._oom_warned = True
 
@@ -62,8 +85,7 @@ class _HeadLoss(v8DetectionLoss):
             present,
         )
         anchor_weights = target_scores.sum(-1)
-        normaliser = anchor_weights.sum(1).clamp(min=1)  # this image's own, never the batch's
-        class_loss = F.binary_cross_entropy_with_logits(scores, target_scores.to(dtype), reduction="none").sum((1, 2))
+        class_loss = self._class_loss(scores, target_scores.to(dtype)).sum((1, 2))
 
         image, anchor = foreground.nonzero(as_tuple=True)
         weight = anchor_weights[image, anchor]
@@ -76,11 +98,19 @@ class _HeadLoss(v8DetectionLoss):
             return torch.zeros(count, dtype=values.dtype, device=device).index_add(0, image, values)
 
         total = (
-            self.hyp.box * by_image((1.0 - iou) * weight)
-            + self.hyp.cls * class_loss
-            + self.hyp.dfl * by_image(distance_loss * weight)
+            self.settings.box * by_image((1.0 - iou) * weight)
+            + self.settings.cls * class_loss
+            + self.settings.dfl * by_image(distance_loss * weight)
         )
-        return total / normaliser
+        if self.settings.normaliser == "constant":
+            return total / self.settings.constant
+        return total / anchor_weights.sum(1).clamp(min=1)  # this image's own, never the batch's
+
+    def _class_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every class at every anchor, (n, anchors, classes)."""
+        loss = F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+        gamma = self.settings.focal_gamma
+        return loss * (targets - scores.sigmoid()).abs().pow(gamma) if gamma else loss
 
     def _distance_loss(
         self, distances: Tensor, target_boxes: Tensor, anchors: Tensor, strides: Tensor, width: float, height: float
@@ -101,12 +131,13 @@ class PerImageLoss:
     ``batch_idx`` (m,), ``cls`` (m, 1), ``bboxes`` (m, 4) as centre, width and height in [0, 1]; result (n,).
 
     Args:
-        one2many: Weight of the one-to-many head of an end-to-end model; the one-to-one head has the rest. Set it
-            from :func:`one2many_weight` as training goes on. Models with one head have no use for it.
+        one2many: Weight of the one-to-many branch of a model with two; the one-to-one branch has the rest. Set it
+            from :func:`one2many_weight` as training goes on. Models with one branch have no use for it.
+        settings: Gains, normaliser and focal weighting.
     """
 
-    def __init__(self, one2many: float = ONE2MANY_START) -> None:
-        self.one2many = one2many
+    def __init__(self, one2many: float = ONE2MANY_START, settings: LossSettings | None = None) -> None:
+        self.one2many, self.settings = one2many, settings or LossSettings()
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         images = batch["img"]
@@ -114,17 +145,16 @@ class PerImageLoss:
             return images.new_zeros(0)
         preds = model(images)
         preds = preds[1] if isinstance(preds, tuple) else preds
-        if "one2many" not in preds:
-            return _head_loss(model, 10).per_image(preds, batch)
-        many = _head_loss(model, 10).per_image(preds["one2many"], batch)
-        one = _head_loss(model, 7, 1).per_image(preds["one2one"], batch)
+        if "one2one" not in preds:
+            return self._of_head(model, 10).per_image(preds, batch)
+        one = self._of_head(model, 7, 1).per_image(preds["one2one"], batch)
+        if not preds.get("one2many"):  # dropped
+            return one
+        many = self._of_head(model, 10).per_image(preds["one2many"], batch)
         return many * self.one2many + one * max(1.0 - self.one2many, 0.0)
 
-
-def _head_loss(model: nn.Module, topk: int, topk2: int | None = None) -> _HeadLoss:
-    # Ultralytics wants its hyperparameters as attributes; DetectionModel keeps them as a dict.
-    holder = _Holder(model)
-    return _HeadLoss(holder, tal_topk=topk, tal_topk2=topk2)
+    def _of_head(self, model: nn.Module, topk: int, topk2: int | None = None) -> _HeadLoss:
+        return _HeadLoss(self.settings, _Holder(model), tal_topk=topk, tal_topk2=topk2)
 
 
 class _Holder:
@@ -132,16 +162,13 @@ class _Holder:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.model
-        arguments = getattr(model, "args", {})
-        arguments = dict(arguments) if isinstance(arguments, Mapping) else dict(vars(arguments))
-        gains = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
-        self.args = IterableSimpleNamespace(**{key: arguments.get(key, value) for key, value in gains.items()})
+        self.args = None  # the gains are LossSettings'
         self.parameters = model.parameters
         self.class_weights = None  # weights from label counts would tell them
 
 
 def per_image_losses(model: DetectionModel, batch: Batch) -> Tensor:
-    """Return the loss of every image, shape (n,), as a fresh Ultralytics criterion would weigh the heads.
+    """Return the loss of every image, shape (n,), as a fresh Ultralytics criterion would weigh the branches.
 
     See :class:`PerImageLoss` for shapes and the guarantee.
     """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +17,11 @@ from ultralytics.utils import LOGGER
 from ..checkpoint import refuse_damage
 from ..errors import ConfigError, ModelError
 from ..files import write_atomically
-from ..layers import FrozenBatchNorm2d, group_norm_from_batch_norm
+from ..layers import FrozenBatchNorm2d, LowRankConv2d, StandardizedConv2d, group_norm_from_batch_norm
+from .heads import OneToOneDetect, check_names, choose_head, class_branches, set_classes, set_names
+from .trainable import Lora, add_adapters, set_trainable
 
-NORMS = ("auto", "frozen_bn", "group")
-GROUPS = ("all", "head", "neck_and_head", "norm_and_bias")
+NORMS = ("auto", "frozen_bn", "group", "group_ws")
 _BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
@@ -33,6 +32,10 @@ def load_model(
     norm: str = "auto",
     trainable: str | Sequence[str] = "all",
     names: Mapping[int, str] | None = None,
+    head: str = "auto",
+    lora: Lora | None = None,
+    new_classes: str = "random",
+    similar: Mapping[str, str] | None = None,
 ) -> DetectionModel:
     """Load a YOLOv8, YOLO11 or YOLO26 detector whose layers treat every image on its own.
 
@@ -41,14 +44,21 @@ def load_model(
         num_classes: Classes of the data; the last layer of the class head is new where it differs from the
             checkpoint's, except for classes of the same name, and every other layer is kept.
         norm: ``frozen_bn`` keeps the checkpoint's public statistics; ``group`` puts group normalisation in the place
-            of every batch normalisation and keeps eps, scale and shift; ``auto`` is ``frozen_bn`` for a checkpoint
-            that has batch normalisation and ``group`` otherwise.
-        trainable: What receives gradients, see :func:`set_trainable`.
+            of every batch normalisation and keeps eps, scale and shift; ``group_ws`` also standardises the filters of
+            the convolutions before it, but for grouped ones; ``auto`` is ``frozen_bn`` for a checkpoint that has batch
+            normalisation and ``group`` otherwise.
+        trainable: What receives gradients, see :func:`set_trainable`; ``lora`` puts adapters in.
         names: Class names by number, written into the model.
+        head: ``both`` branches of YOLO26, or ``one_to_many`` or ``one_to_one`` without the other; ``auto`` is what the
+            start has.
+        lora: Rank and targets of the adapters.
+        new_classes: First weights of classes that the start does not have: ``random``, ``zero`` or the ``mean`` of its
+            classes.
+        similar: Class of the data to the class of the start that it begins as.
 
     Raises:
-        ModelError: The file is missing, unreadable, or not a plain detector.
-        ConfigError: ``norm``, ``trainable`` or ``num_classes`` is not one of the choices.
+        ModelError: The file is missing, unreadable, not a plain detector, or has not the branch asked for.
+        ConfigError: A setting is not one of the choices.
     """
     if norm not in NORMS:
         raise ConfigError(f"norm={norm!r} is not one of {', '.join(NORMS)}")
@@ -57,15 +67,16 @@ def load_model(
     if num_classes is not None and num_classes < 1:
         raise ConfigError(f"num_classes={num_classes}: a detector needs at least one class")
     if names is not None:
-        _check_names(names, num_classes)
+        check_names(names, num_classes)
     file = Path(model)
     if file.suffix in (".yaml", ".yml"):
         detector = _from_yaml(str(model), num_classes)
         has_statistics = False
+        _begin_classes(detector, new_classes, similar)
     elif file.suffix == ".pt":
         detector = _from_checkpoint(file)
         has_statistics = any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())
-        _set_classes(detector, num_classes, names)
+        set_classes(detector, num_classes, names, new_classes, similar)
     else:
         raise ModelError(f"model={str(model)!r}: expected a model .yaml (such as yolo26n.yaml) or a .pt checkpoint")
     if norm == "auto":
@@ -74,7 +85,10 @@ def load_model(
         raise ModelError(
             f"norm=frozen_bn needs public batch statistics and {str(model)!r} has none: use norm=group, or a checkpoint"
         )
+    choose_head(detector, head, str(model))
     _replace_norms(detector, norm)
+    if "lora" in ([trainable] if isinstance(trainable, str) else trainable):
+        add_adapters(detector, lora or Lora())
     if names is not None:
         set_names(detector, names)
     detector.args = get_cfg()  # Ultralytics' default loss gains
@@ -82,6 +96,15 @@ def load_model(
     detector.train()
     set_trainable(detector, trainable)
     return detector
+
+
+def _begin_classes(detector: DetectionModel, new_classes: str, similar: Mapping[str, str] | None) -> None:
+    if new_classes not in ("random", "zero"):
+        raise ConfigError(f"new_classes={new_classes}: a description has no classes to begin from; use random or zero")
+    if similar:
+        raise ConfigError("similar_classes needs a checkpoint with classes: a description has none")
+    for layers in (layers for branch in class_branches(detector) for layers in branch if new_classes == "zero"):
+        nn.init.zeros_(layers[-1].weight)
 
 
 def _from_yaml(name: str, num_classes: int | None) -> DetectionModel:
@@ -177,110 +200,34 @@ def _check_head(detector: DetectionModel, name: str) -> None:
         )
 
 
-def _set_classes(detector: DetectionModel, num_classes: int | None, names: Mapping[int, str] | None) -> None:
-    """Give a checkpoint's head ``num_classes`` outputs; rows of classes with the same name are kept."""
-    head = detector.model[-1]
-    if num_classes is None:
-        return
-    old_names = {str(v).strip().lower(): k for k, v in dict(detector.names).items() if str(k) != str(v)}
-    new_names = {k: str(v).strip().lower() for k, v in (names or {}).items()}
-    kept = {row: old_names[name] for row, name in new_names.items() if name in old_names}
-    if num_classes == head.nc and (not kept or all(new == old for new, old in kept.items())):
-        return
-    for branch in (head.cv3, getattr(head, "one2one_cv3", None)):
-        for level, layers in enumerate(branch or ()):
-            old = layers[-1]
-            new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)
-            assert new.bias is not None and old.bias is not None
-            with torch.no_grad():
-                # The prior of Detect.bias_init: about five objects in a 640 px image.
-                new.bias.fill_(math.log(5 / num_classes / (640 / float(head.stride[level])) ** 2))
-                for row, source in kept.items():
-                    new.weight[row] = old.weight[source]
-                    new.bias[row] = old.bias[source]
-            layers[-1] = new
-    head.nc = num_classes
-    head.no = num_classes + head.reg_max * 4
-    detector.nc = num_classes
-    detector.yaml["nc"] = num_classes
-    detector.names = {i: str(i) for i in range(num_classes)}
-
-
-def set_names(detector: DetectionModel, names: Mapping[int, str]) -> None:
-    """Write the class names that Ultralytics shows.
-
-    Raises:
-        ConfigError: The names are not those of classes 0, 1, ... of the model.
-    """
-    _check_names(names, detector.model[-1].nc)
-    detector.names = {int(k): str(v) for k, v in names.items()}
-
-
-def _check_names(names: Mapping[int, str], classes: int | None) -> None:
-    if len(names) != classes:
-        raise ConfigError(f"{len(names)} class names for a model of {classes} classes")
-    if sorted(int(number) for number in names) != list(range(classes)):
-        raise ConfigError(f"the class names are numbered {sorted(names)}: number them 0 to {classes - 1}")
-
-
 def _replace_norms(detector: DetectionModel, norm: str) -> None:
+    grouped = norm in ("group", "group_ws")
     for name, module in list(detector.named_modules()):
-        if norm == "group" and isinstance(module, Conv) and isinstance(getattr(module, "bn", None), _BATCH_NORMS):
-            # Stock Ultralytics fuses every Conv that has a `bn`. One without it, whose forward is `forward_fuse`,
-            # is what its own fused models consist of and is left alone.
-            module.conv = nn.Sequential(module.conv, group_norm_from_batch_norm(module.bn))
-            del module.bn
-            module.forward = module.forward_fuse
+        if grouped and isinstance(module, Conv):
+            if isinstance(getattr(module, "bn", None), _BATCH_NORMS):
+                # Stock Ultralytics fuses every Conv that has a `bn`. One without it, whose forward is `forward_fuse`,
+                # is what its own fused models consist of and is left alone.
+                module.conv = nn.Sequential(module.conv, group_norm_from_batch_norm(module.bn))
+                del module.bn
+                module.forward = module.forward_fuse
+            if norm == "group_ws" and isinstance(module.conv, nn.Sequential):
+                conv = module.conv[0]
+                if type(conv) is nn.Conv2d and conv.groups == 1:  # a depthwise filter of mean 0 could average no more
+                    module.conv[0] = StandardizedConv2d.from_conv(conv)
             continue
         for child_name, child in list(module.named_children()):
             if norm == "frozen_bn" and isinstance(child, nn.BatchNorm2d):
                 setattr(module, child_name, FrozenBatchNorm2d.from_batch_norm(child))
-            elif norm == "group" and isinstance(child, _BATCH_NORMS) and not isinstance(module, Conv):
+            elif grouped and isinstance(child, _BATCH_NORMS) and not isinstance(module, Conv):
                 raise ModelError(
-                    f"norm=group cannot replace {name}.{child_name} ({type(module).__name__}): use frozen_bn"
+                    f"norm={norm} cannot replace {name}.{child_name} ({type(module).__name__}): use frozen_bn"
                 )
 
 
-def set_trainable(detector: DetectionModel, trainable: str | Sequence[str] = "all") -> list[str]:
-    """Choose the parameters that train and freeze the others; return their names.
-
-    ``all``; ``head`` (the Detect layer); ``neck_and_head`` (everything after the backbone); ``norm_and_bias`` (scale
-    and shift of the norm layers and every bias); or a shell pattern, or several, on the names, such as
-    ``model.2[0-3].*``. The fixed weights of the DFL layer never train.
-
-    Raises:
-        ConfigError: A pattern matches no parameter.
-    """
-    patterns = [trainable] if isinstance(trainable, str) else list(trainable)
-    modules = dict(detector.named_modules())
-    last = len(detector.model) - 1
-    backbone = len(detector.yaml["backbone"])
-
-    def belongs(name: str, group: str) -> bool:
-        index = int(name.split(".")[1])
-        if group == "all":
-            return True
-        if group == "head":
-            return index == last
-        if group == "neck_and_head":
-            return index >= backbone
-        if group == "norm_and_bias":
-            owner = modules[name.rpartition(".")[0]]
-            return name.endswith(".bias") or isinstance(owner, nn.GroupNorm | FrozenBatchNorm2d)
-        return fnmatch.fnmatchcase(name, group)
-
-    chosen: list[str] = []
-    parameters = {n: p for n, p in detector.named_parameters() if ".dfl." not in n}
-    for pattern in patterns:
-        matched = [name for name in parameters if belongs(name, pattern)]
-        if not matched:
-            raise ConfigError(
-                f"trainable={pattern!r} matches no parameter: use {', '.join(GROUPS)} or patterns such as 'model.22.*'"
-            )
-        chosen += matched
-    for name, parameter in detector.named_parameters():
-        parameter.requires_grad_(name in set(chosen))
-    return [name for name in parameters if name in set(chosen)]
+def norm_of(detector: DetectionModel) -> str:
+    """Return the kind of norm that a loaded detector has: ``frozen_bn``, ``group`` or ``group_ws``."""
+    kinds = {type(module) for module in detector.modules()}
+    return "group_ws" if StandardizedConv2d in kinds else "frozen_bn" if FrozenBatchNorm2d in kinds else "group"
 
 
 def stock_copy(detector: DetectionModel) -> DetectionModel:
@@ -290,7 +237,11 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
         for name, child in list(module.named_children()):
             if isinstance(child, FrozenBatchNorm2d):
                 setattr(module, name, child.to_batch_norm())
-    for leftover in ("criterion", "pt_path", "class_weights"):
+            elif isinstance(child, LowRankConv2d | StandardizedConv2d):
+                setattr(module, name, child.folded())
+    if isinstance(stock.model[-1], OneToOneDetect):
+        stock.model[-1].__class__ = Detect
+    for leftover in ("criterion", "pt_path", "class_weights", "trained_whole"):
         stock.__dict__.pop(leftover, None)
     stock.args = {"task": "detect"}
     for parameter in stock.parameters():

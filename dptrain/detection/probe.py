@@ -16,7 +16,7 @@ _BOXES = (2, 6, 1)
 _tried: set[str] = set()  # detectors of this process that passed; a sweep trains the same one again and again
 
 
-def refuse_coupled_images(model: nn.Module, engine: str = "fused") -> None:
+def refuse_coupled_images(model: nn.Module, engine: str = "fused", loss: PerImageLoss | None = None) -> None:
     """Refuse a detector in which one image changes the gradient of another, such as one with a layer of its own kind.
 
     It is tried on a copy in double precision, where rounding cannot move a box from one anchor to another, and on
@@ -25,8 +25,10 @@ def refuse_coupled_images(model: nn.Module, engine: str = "fused") -> None:
     Raises:
         ModelError: One line, see :func:`dptrain.check_independence`.
     """
+    loss = loss or PerImageLoss()
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    kind = f"{engine} {trained} {getattr(model, 'yaml', None)} {model}"  # all that decides it; values do not
+    # All that decides it; values do not.
+    kind = f"{engine} {loss.settings} {trained} {getattr(model, 'yaml', None)} {model}"
     if kind in _tried:
         return
     generator = torch.Generator().manual_seed(0)
@@ -42,5 +44,5 @@ def refuse_coupled_images(model: nn.Module, engine: str = "fused") -> None:
         "bboxes": torch.cat((noise(boxes, 2) * 0.4 + 0.3, noise(boxes, 2) * 0.4 + 0.1), 1),
     }
     with by_rule():
-        check_independence(copy.deepcopy(model).cpu().double(), PerImageLoss(), batch, engine)
+        check_independence(copy.deepcopy(model).cpu().double(), loss, batch, engine)
     _tried.add(kind)

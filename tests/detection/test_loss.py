@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from ultralytics.utils.loss import E2ELoss
 
-from dptrain.detection import PerImageLoss, load_model, loss, per_image_losses
+from dptrain.detection import LossSettings, PerImageLoss, load_model, loss, per_image_losses
 from dptrain.detection.loss import one2many_weight
 
 from ..detectors import FAMILIES, one_image, random_batch, stock_detector, ultralytics_loss, write_checkpoint
@@ -66,6 +66,41 @@ def test_a_batch_of_one_is_ultralytics_loss(model: Any, boxes: int, height: int,
     wanted = torch.autograd.grad(ultralytics_loss(double, batch), list(parameters.values()))
     for name, g, w in zip(parameters, got, wanted, strict=True):
         assert float((g - w).norm()) <= 1e-5 * float(w.norm()) + 1e-12, name
+
+
+@pytest.mark.parametrize("gains", [(1.0, 2.0, 3.0), (0.0, 1.0, 0.0)])
+def test_the_gains_are_those_of_ultralytics(model: Any, gains: tuple[float, float, float]) -> None:
+    own, batch = copy.deepcopy(model), random_batch([5])
+    own.args = SimpleNamespace(box=gains[0], cls=gains[1], dfl=gains[2], epochs=10)
+    ours = PerImageLoss(settings=LossSettings(*gains))(model, batch)[0]
+    torch.testing.assert_close(ours, ultralytics_loss(own, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_takes_the_place_of_the_images_own_normaliser(model: Any) -> None:
+    model, batch = confident(model), random_batch([40, 0, 2])
+    one, two, own = (
+        PerImageLoss(settings=LossSettings(normaliser=kind, constant=constant))(model, batch)
+        for kind, constant in (("constant", 1.0), ("constant", 4.0), ("image", 1.0))
+    )
+    torch.testing.assert_close(one, 4 * two)
+    assert (one[0] > 2 * own[0]) and torch.isclose(one[1], own[1]), "many boxes weigh more, none the same"
+
+
+def test_the_focal_weight_is_the_distance_from_the_target() -> None:
+    scores, targets = torch.randn(2, 7, 3, requires_grad=True), torch.rand(2, 7, 3).round(decimals=1)
+    with_gamma = {gamma: focal(scores, targets, gamma) for gamma in (0.0, 1.0, 2.5)}
+    chance = scores.sigmoid()
+    plain = -(targets * chance.log() + (1 - targets) * (1 - chance).log())
+    for gamma, focused in with_gamma.items():
+        torch.testing.assert_close(focused, plain * (targets - chance).abs() ** gamma)
+    right = torch.tensor([[[0.0]]], requires_grad=True)
+    focal(right, torch.tensor([[[0.5]]]), 1.0).sum().backward()
+    assert right.grad is not None and torch.isfinite(right.grad).all(), "also where the score is right"
+
+
+def focal(scores: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    head = SimpleNamespace(settings=LossSettings(focal_gamma=gamma))
+    return loss._HeadLoss._class_loss(head, scores, targets)  # type: ignore[arg-type]
 
 
 def test_boxes_longer_than_a_distance_can_express(model: Any) -> None:
@@ -161,12 +196,16 @@ def double(model: Any) -> Any:
     return confident(model).double()
 
 
+SETTINGS = ((), (1.0, 1.0, 1.0, "constant", 3.0, 2.0))
+
+
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     boxes=st.lists(st.sampled_from([0, 0, 1, 2, 5, 13]), min_size=2, max_size=5),
     size=st.sampled_from([(64, 64), (32, 96)]), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_every_loss_is_that_of_the_image_alone(double: Any, boxes: list[int], size: tuple[int, int], seed: int) -> None:
+    per_image_losses = PerImageLoss(settings=LossSettings(*SETTINGS[seed % len(SETTINGS)]))
     batch = random_batch(boxes, *size, seed=seed)
     batch["img"] = batch["img"].double()
     with torch.no_grad():

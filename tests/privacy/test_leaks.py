@@ -53,6 +53,7 @@ PRINTED = (
     r"dptrain: yolo26n\.yaml on data: 2 classes, [\d,]+ of [\d,]+ parameters train, cpu",
     rf"epsilon {NUMBER} \(RDP; PLD {NUMBER}\), delta 0\.001, unit image: 2 steps, noise multiplier 1, clip norm 1, "
     r"sample rate 0\.9, expected batch 5 \(2 at a time\)",
+    r"optimizer\.lr is not set: [\d.e-]+, by the rule of docs/training\.md",
     r"validation=public: the metrics of the val split are released without noise",
     rf"budget: data has spent epsilon {NUMBER} \(RDP, delta 0\.001\), recorded without a limit in budget\.db; "
     r"dptrain budget create sets one",
@@ -170,7 +171,7 @@ def test_a_run_prints_public_numbers_only(run: Overheard) -> None:
     lines = run.out.splitlines()
     for line in lines:
         assert any(re.fullmatch(pattern, line.rstrip()) for pattern in PRINTED), f"not on the list: {line!r}"
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert run.err == ""
 
 

@@ -61,6 +61,13 @@ GRADIENT_BUGS = (
         _LARGEST,
     ),
     bug(
+        "clip before the derivative",
+        "Standardised filters: the gradient of the filters is measured, and that of the trained weight is released.",
+        "dptrain.gradients.layers.standardized:_PulledBack._norms",
+        "squared_norm(self.module.pull_back(rows))", "squared_norm(rows)",
+        "tests/gradients/test_standardized.py::test_the_clip_is_on_the_trained_weight_and_not_on_the_filters",
+    ),
+    bug(
         "norms in single precision",
         "A long gradient's squares are added up in one float32 sum, which comes out short.",
         "dptrain.gradients.layers.base:block_norms",

@@ -1,0 +1,58 @@
+"""The detector, the loss and the learning rate that the settings of a run describe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ultralytics.nn.tasks import DetectionModel
+
+from ..gradients import trainable_parameters
+from ..plan import PrivacyPlan
+from ..rates import default_rate
+from ..schema import TrainConfig
+from .data import DataConfig
+from .loss import LossSettings
+from .model import load_model, norm_of
+from .trainable import RANK, Lora
+
+
+def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
+    """Load the detector for the classes of the data."""
+    targets = config.lora.targets or "all"
+    return load_model(
+        config.model,
+        data.num_classes,
+        norm=config.norm,
+        trainable=config.trainable,
+        names=data.names,
+        head=config.head,
+        lora=Lora(
+            config.lora.rank or RANK,
+            config.lora.alpha,
+            (targets,) if isinstance(targets, str) else tuple(targets),
+        ),
+        new_classes=config.new_classes,
+        similar=config.similar_classes,
+    )
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    """Return the gains, the normaliser and the focal weighting."""
+    return LossSettings(**{name: value for name, value in asdict(config.loss).items() if value is not None})
+
+
+def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> TrainConfig:
+    """Return the settings with the learning rate written out: by rule, if nobody gave one."""
+    if config.optimizer.lr is not None:
+        return config
+    rate = default_rate(
+        config.optimizer.name,
+        plan,
+        # What noise does to the first convolution of an adapter is multiplied by the second, which begins at zero.
+        [tuple(p.shape) for name, p in trainable_parameters(model).items() if not name.endswith(".down.weight")],
+        norm=norm_of(model),
+        from_scratch=Path(config.model).suffix != ".pt",
+        momentum=config.optimizer.momentum,
+    )
+    return replace(config, optimizer=replace(config.optimizer, lr=rate))
