@@ -91,6 +91,10 @@ class Clipping:
                 "a better count would take the budget from the gradients"
             )
 
+    def longest(self, clip_norm: float) -> float:
+        """Return the greatest length of what a unit adds to the gradients."""
+        return 1.0 if self.name in ("rescaled", "automatic") else clip_norm
+
     def rule(
         self, clip_norm: float, sizes: Mapping[str, int], noise_multiplier: float, expected_batch_size: int
     ) -> ClipRule:

@@ -57,6 +57,10 @@ def default_rate(
     steps = 1.0 + math.log(plan.steps) if optimizer == "adagrad" else float(plan.steps)  # whose steps shrink as 1/t
     moved = SHARE[norm] * (SCRATCH if from_scratch else 1.0) * size / math.sqrt(steps)
     if optimizer in _BY_SUM:
-        moved *= (1.0 - momentum) * plan.expected_batch_size / (plan.noise_multiplier * plan.clip_norm)
+        moved *= (
+            (1.0 - momentum)
+            * plan.expected_batch_size
+            / (plan.noise_multiplier * plan.clipping.longest(plan.clip_norm))
+        )
         return float(f"{moved:.1e}")
     return float(f"{min(max(moved, _LEAST), _MOST):.1e}")

@@ -19,6 +19,7 @@ from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.plotting import colors
 
 from ..errors import DataError, ModelError
+from ..gradients.batches import UnitBatch
 from ..sampling import Draw
 from .data import DetectionDataset, to_rgb_planes
 from .images import Letterbox, read_image
@@ -88,6 +89,7 @@ def evaluate(
     done = 0
     with _prepared(model, target, max_det):
         for batch in next(steps):
+            assert not isinstance(batch, UnitBatch)  # images are served as they are without units
             detections = _detect(model, batch["img"], conf, iou, max_det, multi_label=True)
             boxes = (xywh2xyxy(batch["bboxes"]) * dataset.imgsz).cpu()
             classes, owners = batch["cls"].flatten().cpu(), batch["batch_idx"].cpu()

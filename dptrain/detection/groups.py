@@ -57,7 +57,7 @@ def refuse_shared_groups(train: Mapping[Path, str], val: Mapping[Path, str]) -> 
     Raises:
         DataError: It names the group and an image of either split.
     """
-    first = {group: image for image, group in reversed(train.items())}
+    first = {group: image for image, group in reversed(list(train.items()))}
     for image, group in val.items():
         if group in first:
             raise DataError(
