@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .ledger import BudgetLedger
     from .plan import PrivacyPlan
     from .planning import plan_grid
+    from .pretraining.run import PretrainResult, pretrain
     from .run import TrainResult, train
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ _HOME = {
     "DptrainError": "errors",
     "FlatClip": "clipping",
     "ModelError": "errors",
+    "PretrainResult": "pretraining.run",
     "PrivacyError": "errors",
     "PrivacyPlan": "plan",
     "TrackingError": "errors",
@@ -37,6 +39,7 @@ _HOME = {
     "detection": "",
     "per_sample_gradients": "gradients",
     "plan_grid": "planning",
+    "pretrain": "pretraining.run",
     "train": "run",
 }
 
@@ -49,6 +52,7 @@ __all__ = [
     "DptrainError",
     "FlatClip",
     "ModelError",
+    "PretrainResult",
     "PrivacyError",
     "PrivacyPlan",
     "TrackingError",
@@ -59,6 +63,7 @@ __all__ = [
     "detection",
     "per_sample_gradients",
     "plan_grid",
+    "pretrain",
     "train",
 ]
 
