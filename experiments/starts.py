@@ -19,13 +19,14 @@ from dptrain.pretraining.run import pretrain
 HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = {
     "fashion": {
-        "scenes": {"generator": "experiments.fashion.scenes", "train": 8000, "val": 400},
-        "imgsz": 128, "epochs": 12, "public_data": "garments drawn from outlines; no photo",
+        "scenes": {"generator": "experiments.fashion.scenes", "train": 6000, "val": 300},
+        "imgsz": 128, "epochs": 8, "public_data": "garments drawn from outlines; no photo",
         "augment": {"mosaic": 0.0, "scale": 0.2},  # the painter varies place, size and company already
     },
     "cells": {
-        "scenes": {"generator": "experiments.cells.scenes", "train": 4000, "val": 200},
-        "imgsz": 192, "epochs": 10, "batch_size": 32, "public_data": "blood smears drawn from a textbook's words; no photo",
+        "scenes": {"generator": "experiments.cells.scenes", "train": 3000, "val": 150},
+        "imgsz": 192, "epochs": 6, "batch_size": 32,
+        "public_data": "blood smears drawn from a textbook's words; no photo",
         "augment": {"mosaic": 0.0, "flipud": 0.5, "scale": 0.3},
     },
 }  # fmt: skip

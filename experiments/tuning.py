@@ -3,8 +3,8 @@
     python -m experiments.tuning fashion --lr 3e-3 1e-2 3e-2 --trainable norm_and_bias all
 
 A candidate is tried on a public stand-in of the private set, with the noise of each step that the private run would
-have: both the noise multiplier and the batch are divided by ``--scale``, and the number of steps stays, which leaves the
-noise of the mean gradient as it is and costs that many times less (Sander, Stock and Sablayrolles 2023, "TAN without a
+have: noise multiplier and batch are both divided by ``--scale``, and the number of steps stays, which leaves the noise
+of the mean gradient as it is and costs that many times less (Sander, Stock and Sablayrolles 2023, "TAN without a
 burn"). The stand-ins:
 
 - fashion: scenes of scikit-learn's handwritten digits, each glyph in many scenes, from the start of font-drawn digits:
@@ -12,7 +12,7 @@ burn"). The stand-ins:
 - cells: drawn smears in made-up colours (``cells/shifted.py``), as many as there are photos, from the start of drawn
   smears.
 
-Writes experiments/results/tuning_SET.json, one row a candidate, also the bad ones; rows that are there are not repeated.
+Writes experiments/results/tuning_SET.json, a row for each candidate, also the bad ones; none is tried twice.
 """
 
 from __future__ import annotations

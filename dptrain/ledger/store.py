@@ -271,15 +271,15 @@ def sqlite_file(url: str) -> Path | None:
 def _sqlite_file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite":
         return None
+    name = url.render_as_string(hide_password=True)
     if not url.database or url.database == ":memory:":
-        name = url.render_as_string(hide_password=True)
         raise BudgetError(f"{name} is a ledger in memory, which forgets: give a file, sqlite:///budget.db")
     try:
         file = Path(url.database).absolute()
         if file.exists() and not file.is_file():
             raise BudgetError(f"{file} is no ordinary file, and so no ledger: give another, --url or budget.url")
     except (OSError, ValueError) as error:
-        raise BudgetError(f"{url.render_as_string(hide_password=True)} is no file name ({error}): give sqlite:///budget.db") from error
+        raise BudgetError(f"{name} is no file name ({error}): give sqlite:///budget.db") from error
     return file
 
 

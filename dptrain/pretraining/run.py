@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..config import usable_device
-from ..detection.data import DataConfig, DetectionDataset, load_data
+from ..detection.data import DetectionDataset, load_data
 from ..detection.evaluate import evaluate
 from ..detection.model import save_weights
 from ..detection.public import PublicTraining, public_model, without_chatter

@@ -1,4 +1,4 @@
-"""The settings of ``dptrain pretrain``: those of ``dptrain train`` where they mean the same, with the same help line."""
+"""The settings of ``dptrain pretrain``: those of ``dptrain train`` where they mean the same."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dptrain import config as settings
 from dptrain.errors import DptrainError
 from dptrain.files import write_json, write_text
 from dptrain.rounding import round_up
@@ -66,6 +67,9 @@ class Benchmark:
 
     def _set(self, found: BenchmarkSet) -> None:
         found.start()  # refused before any image is painted
+        for epsilon in self.options.epsilons or found.epsilons:  # and before hours of plain runs
+            given = settings.from_kwargs(model="start.pt", data="data.yaml", **found.private_options(epsilon))
+            settings.make_plan(settings.resolve(given))
         data = found.prepare(self.options.root / "data" / found.name)
         results = Results(self.root / found.name, self.options.any_commit)
         repeats = self.options.seeds or REPEATS.get(found.name, 1)
@@ -134,7 +138,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="mAP by epsilon next to plain fine-tuning from the same public start")
     parser.add_argument("--set", nargs="+", choices=list(SETS), default=list(SETS), help="default: all")
     parser.add_argument("--epsilons", type=float, nargs="+", help="default: those of the set")
-    parser.add_argument("--seeds", type=int, help="repeats of plain and private runs; default 3 of fashion, 1 of others")
+    parser.add_argument(
+        "--seeds", type=int, help="repeats of plain and private runs; default 3 of fashion, 1 of others"
+    )
     parser.add_argument("--minutes", type=float, help="start no run that would end later")
     parser.add_argument("--name", default="benchmark", help="of the results and of the folder of the runs")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))

@@ -1,7 +1,7 @@
 """The sets of the benchmark: where their images and their public start come from, and how each is trained on.
 
-Every private recipe says where its numbers come from: from public scenes (``python -m experiments.tuning``), or from the
-private set itself, which a real user would have to pay for.
+Every private recipe says where its numbers come from: from public scenes (``python -m experiments.tuning``), or from
+the private set itself, which a real user would have to pay for.
 """
 
 from __future__ import annotations
@@ -113,12 +113,13 @@ def _bccd(root: Path) -> Path:
 
 
 def _abd() -> Path:
-    """The detector inside the PyPI wheel abd-model 0.3.0, a YOLOv8n that has seen molecule drawings; its code is not run."""
+    """The detector in the PyPI wheel abd-model 0.3.0, a YOLOv8n that knows molecules; none of its code is run."""
     folder = Path("runs/abd")
     weights = folder / "ABD.pt"
     if not weights.is_file():
         wheel = _there(
-            folder / ABD_WHEEL, f"pip download --no-deps abd-model==0.3.0 -d {folder} (a third party's public checkpoint)"
+            folder / ABD_WHEEL,
+            f"pip download --no-deps abd-model==0.3.0 -d {folder} (a third party's public checkpoint)",
         )
         with zipfile.ZipFile(wheel) as archive, archive.open("ABD_model/ABD.pt") as source:
             weights.write_bytes(source.read())

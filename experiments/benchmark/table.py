@@ -18,7 +18,7 @@ def spread(rows: Sequence[Row], key: str) -> tuple[float, float | None]:
 
 
 def of_kind(rows: Sequence[Row], kind: str, epsilon: float | None = None) -> list[Row]:
-    """The runs of a kind; of plain runs those at the rate that did best, which has the most of them or scored highest."""
+    """The runs of a kind; of plain runs those at the rate that did best."""
     found = [row for row in rows if row["kind"] == kind and row["epsilon_asked"] == epsilon]
     if kind != "plain" or not found:
         return found

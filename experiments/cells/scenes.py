@@ -5,9 +5,9 @@
 What is drawn is what any haematology textbook says of a Romanowsky-stained smear under the microscope: red cells are
 discs of 6 to 9 micrometres, pale in the middle, that eosin stains salmon; white cells are larger, with a nucleus that
 the azure dyes stain violet, round (lymphocyte), like a kidney (monocyte) or in two to five lobes (granulocytes), in a
-cytoplasm with or without granules; platelets are violet grains of 2 to 3 micrometres. Light goes through all of them, so
-what they take away multiplies (Beer and Lambert). Magnification, stain, light, focus and crowding vary widely, over
-ranges set by common sense. No photo of a smear was used to choose or to check any of it, the private set's least of all.
+cytoplasm with or without granules; platelets are violet grains of 2 to 3 micrometres. Light goes through all of them,
+so what they take away multiplies (Beer and Lambert). Magnification, stain, light, focus and crowding vary widely, over
+ranges set by common sense. No photo of a smear was used to choose or to check any of it.
 """
 
 from __future__ import annotations

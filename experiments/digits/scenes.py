@@ -79,7 +79,8 @@ def write_private(root: Path, seed: int = 0, train_scenes: int = TRAIN_SCENES, v
     train, val = train[:train_scenes], val[:val_scenes]
     for number, (split, groups) in enumerate((("train", train), ("val", val)), start=1):
         write_split(root, split, (paint(g, np.random.default_rng([seed, number, i])) for i, g in enumerate(groups)))
-    return write_yaml(root, NAMES, "scenes of real handwritten digits (scikit-learn's load_digits); private in the demo")
+    what = "scenes of real handwritten digits (scikit-learn's load_digits); private in the demo"
+    return write_yaml(root, NAMES, what)
 
 
 def write_public(root: Path, train_scenes: int = 64, val_scenes: int = 300, seed: int = 0) -> Path:

@@ -131,7 +131,9 @@ def coat(s: Sheet, value: float) -> None:
     s.line([(x, 0.1), (s.near(x, 0.02), 0.97)], s.rng.uniform(0.012, 0.04), dark, False)  # open or zipped at the front
     if s.rng.random() < 0.7:  # lapels, or a hood
         for side in (1, -1):
-            s.fill([(x, 0.35), (x + side * 0.15, 0.12), (x + side * 0.06, 0.04)], value * s.rng.uniform(0.5, 1.2), False)
+            s.fill(
+                [(x, 0.35), (x + side * 0.15, 0.12), (x + side * 0.06, 0.04)], value * s.rng.uniform(0.5, 1.2), False
+            )
     for side in (1, -1):
         if s.rng.random() < 0.6:  # pockets
             s.line([(0.5 + side * 0.08, 0.66), (0.5 + side * 0.18, 0.64)], 0.02, dark, False)

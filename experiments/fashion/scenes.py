@@ -84,7 +84,9 @@ def _cloth_colour(value: NDArray[np.float32], rng: np.random.Generator) -> NDArr
 
 def find_photos(folder: Path = FOLDER) -> Path | None:
     """The folder with Fashion-MNIST's files, if it is there."""
-    files = [folder / f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    files = [
+        folder / f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    ]
     return folder if all(file.is_file() for file in files) else None
 
 
@@ -117,7 +119,9 @@ def write_private(
             root,
             split,
             (
-                paint([(photos[j] / 255.0, int(labels[j])) for j in group], np.random.default_rng([seed, 21, number, i]))
+                paint(
+                    [(photos[j] / 255.0, int(labels[j])) for j in group], np.random.default_rng([seed, 21, number, i])
+                )
                 for i, group in enumerate(groups)
             ),
         )

@@ -151,9 +151,7 @@ def test_every_private_recipe_makes_a_plan_within_its_epsilon(found: BenchmarkSe
 
 def test_a_candidate_is_tried_with_the_noise_of_the_private_step() -> None:
     real = settings.make_plan(
-        settings.resolve(
-            settings.from_kwargs(model="a.pt", data="b.yaml", **SETS["fashion"].private_options(8.0))
-        )
+        settings.resolve(settings.from_kwargs(model="a.pt", data="b.yaml", **SETS["fashion"].private_options(8.0)))
     )
     tried = tuning.simulated("fashion", 8.0, 8, 4000, {"optimizer.lr": 0.5, "trainable": "all"})
     plan = tried["plan"]
