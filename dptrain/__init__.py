@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .ledger import BudgetLedger
     from .plan import PrivacyPlan
     from .planning import plan_grid
+    from .pretraining.run import PretrainResult, pretrain
     from .run import TrainResult, train
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _HOME = {
     "DptrainError": "errors",
     "FlatClip": "clipping",
     "ModelError": "errors",
+    "PretrainResult": "pretraining.run",
     "PrivacyError": "errors",
     "PrivacyPlan": "plan",
     "TrackingError": "errors",
@@ -40,6 +42,7 @@ _HOME = {
     "detection": "",
     "per_sample_gradients": "gradients",
     "plan_grid": "planning",
+    "pretrain": "pretraining.run",
     "train": "run",
 }
 
@@ -53,6 +56,7 @@ __all__ = [
     "DptrainError",
     "FlatClip",
     "ModelError",
+    "PretrainResult",
     "PrivacyError",
     "PrivacyPlan",
     "TrackingError",
@@ -64,6 +68,7 @@ __all__ = [
     "detection",
     "per_sample_gradients",
     "plan_grid",
+    "pretrain",
     "train",
 ]
 

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import audit, budget, calibrate, evaluate, plan, report, train
+from .commands import audit, budget, calibrate, evaluate, plan, pretrain, report, train
 from .commands.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, described, fail, messages
 from .commands.options import Parser
 from .errors import DptrainError
 
-_COMMANDS = (train, plan, calibrate, evaluate, budget, report, audit)  # in the order of --help
+_COMMANDS = (pretrain, train, plan, calibrate, evaluate, budget, report, audit)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if arguments[:1] == ["train"]:
                 return train.train(arguments[1:], debug)
+            if arguments[:1] == ["pretrain"]:
+                return pretrain.pretrain(arguments[1:])
             options = _parser().parse_args(arguments)
             return int(options.command(options))
         except KeyboardInterrupt as error:

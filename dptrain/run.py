@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
+from .pretraining.record import declared_start
 from .progress import Progress, make_console
 from .publishing import config_text, draw, open_tracker, publish
 from .results import append_rows
@@ -95,6 +96,8 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
 def train_from_config(config: TrainConfig) -> TrainResult:
     """Do what :func:`train` does, from the typed configuration that Hydra fills."""
     config = settings.resolve(config)
+    if config.public_data is None:
+        config = replace(config, public_data=declared_start(config.model))
     if config.tuning.method != "none":
         from .tuning import tune
 

@@ -287,14 +287,14 @@ def nearest_key(key: str, candidates: list[str] | None = None) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def config_error(error: OmegaConfBaseException) -> ConfigError:
+def config_error(error: OmegaConfBaseException, schema: type = TrainConfig) -> ConfigError:
     """Say in one line what OmegaConf refused: the key, the value and the type expected, or the nearest valid key."""
     key = error.full_key or (str(error.key) if error.key is not None else "")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return ConfigError(f"unknown key {key}{nearest_key(key) or ' (dptrain train --help lists the keys)'}")
     first_line = _without_objects(str(error).strip().splitlines()[0])
     field_name, _, is_item = key.partition("[")
-    expected = {name: _type_in_words(str(item.type)) for name, item in keys()}.get(field_name)
+    expected = {name: _type_in_words(str(item.type)) for name, item in keys(schema)}.get(field_name)
     if isinstance(error, ValidationError) and expected:
         value = re.search(r"[Vv]alue '(.*)'(?: of type| is not| for field)", first_line)
         shown = f"={value.group(1)}" if value else ""

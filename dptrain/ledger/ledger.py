@@ -17,7 +17,7 @@ from . import admission, curves, keys, naming, roles, sealing, snapshots
 from .admission import Request
 from .manifest import Manifest, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
-from .store import Store
+from .store import Store, sqlite_file
 from .tables import atoms, datasets, mechanisms, runs
 from .verify import Verification, export, verify
 
@@ -78,6 +78,12 @@ class BudgetLedger:
     ) -> None:
         self._store = Store(url, key, create)
 
+    @classmethod
+    def existing(cls, url: str, key: bytes | str | Path | None = None) -> BudgetLedger | None:
+        """Open a ledger that is there; ``None`` where an SQLite file is not."""
+        file = sqlite_file(url)
+        return None if file is not None and not file.exists() else cls(url, key, create=False)
+
     @property
     def address(self) -> str:
         """Where the ledger is, without a password."""
@@ -114,6 +120,14 @@ class BudgetLedger:
                 return snapshots.find_files(self._store, connection, hashes)
 
         return make_manifest(self._store.key, [Path(file) for file in image_files], known, progress, groups)
+
+    def shared_images(self, manifest: Manifest) -> dict[str, int]:
+        """Return how many pictures of the manifest each dataset holds, or has ever held; by its name."""
+        self._own(manifest)
+        with self._store.read() as connection:
+            counts = snapshots.shared_units(connection, manifest)
+            rows = connection.execute(select(datasets.c.id, datasets.c.name).where(datasets.c.id.in_(list(counts))))
+            return {name: counts[number] for number, name in rows}
 
     def create(
         self, name: str, *, epsilon: float, delta: float, unit: str = "image", manifest: Manifest

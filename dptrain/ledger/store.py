@@ -73,7 +73,7 @@ class Store:
         self.url = _parse(url)
         self.address = self.url.render_as_string(hide_password=True)
         self.name = self.address
-        self.file = self._sqlite_file()
+        self.file = _sqlite_file(self.url)
         if self.file is not None:
             # Rendered, since a name may hold what means something in an address.
             self.name, self.address = _shown(self.file), _address(self.file).render_as_string()
@@ -83,19 +83,6 @@ class Store:
             self.engine = self._engine()
             _STORES.add(self)
             self._prepare(key, create)
-
-    def _sqlite_file(self) -> Path | None:
-        if self.url.get_backend_name() != "sqlite":
-            return None
-        if not self.url.database or self.url.database == ":memory:":
-            raise BudgetError(f"{self.name} is a ledger in memory, which forgets: give a file, sqlite:///budget.db")
-        try:
-            file = Path(self.url.database).absolute()
-            if file.exists() and not file.is_file():
-                raise BudgetError(f"{file} is no ordinary file, and so no ledger: give another, --url or budget.url")
-        except (OSError, ValueError) as error:
-            raise BudgetError(f"{self.name} is no file name ({error}): give sqlite:///budget.db") from error
-        return file
 
     def _engine(self) -> Engine:
         if self.file is None:
@@ -321,6 +308,26 @@ def _address(file: Path) -> URL:
 
 def _shown(file: Path) -> str:
     return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a ledger's address, there or not; ``None`` for a server."""
+    return _sqlite_file(_parse(url))
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    if url.get_backend_name() != "sqlite":
+        return None
+    name = url.render_as_string(hide_password=True)
+    if not url.database or url.database == ":memory:":
+        raise BudgetError(f"{name} is a ledger in memory, which forgets: give a file, sqlite:///budget.db")
+    try:
+        file = Path(url.database).absolute()
+        if file.exists() and not file.is_file():
+            raise BudgetError(f"{file} is no ordinary file, and so no ledger: give another, --url or budget.url")
+    except (OSError, ValueError) as error:
+        raise BudgetError(f"{name} is no file name ({error}): give sqlite:///budget.db") from error
+    return file
 
 
 def _parse(url: str) -> URL:

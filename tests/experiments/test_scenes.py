@@ -35,7 +35,7 @@ def test_every_class_is_in_val() -> None:
 
 def test_boxes_are_tight_around_the_ink(monkeypatch: pytest.MonkeyPatch) -> None:
     """On blank paper the pixels that differ are the ink; the box may be off by a pixel of soft edge."""
-    monkeypatch.setattr(scenes, "_background", lambda rng: np.full((scenes.SIZE, scenes.SIZE, 3), 200.0))
+    monkeypatch.setattr(scenes, "background", lambda rng: np.full((scenes.SIZE, scenes.SIZE, 3), 200.0))
     for glyph in handwritten_glyphs()[:20]:
         rng = np.random.default_rng(glyph.source)
         image, boxes = scenes.paint([glyph], rng)

@@ -7,6 +7,7 @@ from .noise_bugs import WHOLE
 
 ACCOUNTANT = "tests/test_accounting.py::"
 LEDGER = "tests/ledger/test_ledger.py::"
+PRETRAINING = "tests/pretraining/test_pretrain.py::"
 _GOLDENS = ACCOUNTANT + "test_goldens"
 _FAST = ACCOUNTANT + "test_fast_rdp_is_dp_accountings_own"
 _LEDGER = "dptrain.ledger.ledger:BudgetLedger."
@@ -143,5 +144,30 @@ RECORD_BUGS = (
         "dptrain.training:PrivateTrainer.state", '"step": self.step,',
         '"step": self.step, "gradient": {name: p.grad for name, p in self.parameters.items()},',
         WHOLE, "tests/privacy/test_spent_steps.py::test_a_run_that_fails_is_charged_the_steps_it_started",
+    ),
+    # the public start
+    bug(
+        "private images in the public start",
+        "Pre-training looks at the ledger, and goes on whatever it finds there.",
+        "dptrain.pretraining.record:refuse_private_images", "if shared:", "if shared and not images:",
+        PRETRAINING + "test_images_that_a_ledger_protects_are_refused_under_any_name",
+    ),
+    bug(
+        "validation images not looked at",
+        "Only the training split of a public set is held against the ledger.",
+        "dptrain.pretraining.run:PublicRun._compare_with_ledger", ', *self.data.files("val")]', "]",
+        PRETRAINING + "test_images_that_a_ledger_protects_are_refused_under_any_name",
+    ),
+    bug(
+        "private weights called public",
+        "What a private run made may start a public training, and its record says that the data was public.",
+        "dptrain.pretraining.record:refuse_private_start", '(start.parent / "statement.json").is_file()', "not start",
+        PRETRAINING + "test_weights_of_a_private_run_are_no_public_start",
+    ),
+    bug(
+        "record of other weights",
+        "The statement takes its words on public data from a record that lies beside other weights.",
+        "dptrain.pretraining.record:declared_start", "file_hash(file) in known.values()", "known",
+        PRETRAINING + "test_the_record_of_other_weights_declares_nothing",
     ),
 )  # fmt: skip

@@ -1,0 +1,167 @@
+"""One number of the benchmark at a time: each run in a process of its own, its result in a JSON of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import commit
+from dptrain.files import file_hash, write_json
+from experiments.benchmark.sets import SETS, BenchmarkSet
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one set.
+
+    Attributes:
+        set: Its name.
+        kind: ``start`` (the public start, untrained), ``plain`` or ``private``.
+        repeat: Which of several; of a plain run it is the seed, a private run draws afresh each time.
+        epsilon: Of a private run.
+        rate: Learning rate of a plain run.
+    """
+
+    set: str
+    kind: str
+    repeat: int = 0
+    epsilon: float | None = None
+    rate: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name among the runs of its set."""
+        of = "" if self.epsilon is None else f"_eps{self.epsilon:g}"
+        return f"{self.kind}{of}{'' if self.rate is None else f'_lr{self.rate:g}'}_{self.repeat}"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what it is, as plain data."""
+        found = SETS[self.set]
+        own: dict[str, Any] = {"job": asdict(self), "imgsz": found.imgsz, "start_sha256": file_hash(found.start())}
+        if self.kind == "plain":
+            own["plain"] = asdict(found.plain)
+        if self.kind == "private":
+            assert self.epsilon is not None
+            own["private"] = found.private_options(self.epsilon)
+        return json.loads(json.dumps(own))
+
+
+def jobs_of(found: BenchmarkSet, epsilons: Sequence[float], repeats: int, best: float | None) -> Iterator[Job]:
+    """Every job of a set, the cheapest knowledge first: one repeat of everything, then the next.
+
+    Args:
+        found: The set.
+        epsilons: Of the private runs.
+        repeats: Of plain and private runs.
+        best: The plain rate that did best, once it is known; only the tries come before.
+    """
+    yield Job(found.name, "start")
+    for rate in found.plain.rates:
+        yield Job(found.name, "plain", 0, rate=rate)
+    if best is None:
+        return
+    for repeat in range(repeats):
+        for epsilon in sorted(epsilons, reverse=True):
+            yield Job(found.name, "private", repeat, epsilon)
+        if repeat:
+            yield Job(found.name, "plain", repeat, rate=best)
+
+
+def measure(job: Job, data: Path, folder: Path) -> Row:
+    """Do one run; called in a process of its own, whose memory is then the run's."""
+    from dptrain.results import MAP, MAP50
+
+    found = SETS[job.set]
+    began = time.perf_counter()
+    if job.kind == "private":
+        values, row = _private(found, job, data, folder)
+    elif job.kind == "plain":
+        from experiments.plain import fine_tune
+
+        assert job.rate is not None
+        metrics, seconds = fine_tune(found.start(), data, found.plain, job.rate, imgsz=found.imgsz, seed=job.repeat)
+        values, row = metrics.values, {"train_seconds": round(seconds, 1)}
+    else:
+        from dptrain.detection import load_model
+        from dptrain.detection.data import DetectionDataset, load_data
+        from dptrain.detection.evaluate import evaluate
+
+        parsed = load_data(data)
+        model = load_model(found.start(), parsed.num_classes, names=parsed.names)
+        values, row = evaluate(model, DetectionDataset(parsed, "val", found.imgsz)).values, {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "mAP50": round(values[MAP50], 4), "mAP50-95": round(values[MAP], 4), **row,
+        "seconds": round(time.perf_counter() - began, 1), "peak_memory_mb": round(peak / 1e6),
+    }  # fmt: skip
+
+
+def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[dict[str, float], Row]:
+    import dptrain
+
+    assert job.epsilon is not None
+    options = found.private_options(job.epsilon)
+    shutil.rmtree(folder / job.key, ignore_errors=True)  # of a run that was cut
+    result = dptrain.train(
+        model=str(found.start()),
+        data=str(data),
+        output_dir=str(folder / job.key),
+        evaluate_every=options["steps"],
+        tracking={"enabled": False},
+        budget={"url": ledger_url(folder)},
+        **options,
+    )
+    plan = result.plan
+    row = {"epsilon": round(result.epsilon, 4), "noise_multiplier": plan.noise_multiplier, "steps": plan.steps}
+    return result.metrics, row
+
+
+def ledger_url(folder: Path) -> str:
+    """The ledger of a set's runs: it knows what having looked at all of them costs."""
+    return f"sqlite:///{(folder / 'budget.db').absolute().as_posix()}"
+
+
+class Results:
+    """The JSON files of a set's runs under one folder."""
+
+    def __init__(self, folder: Path, any_commit: bool = False) -> None:
+        self.folder, self.any_commit, self.commit = folder, any_commit, commit()
+
+    def find(self, job: Job) -> Row | None:
+        """What the job gave, if it was done with the same settings by the same commit."""
+        file = self.folder / f"{job.key}.json"
+        if not file.is_file():
+            return None
+        try:
+            row = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return None  # cut while it was written by hand: measured again
+        same = row.get("settings") == job.settings() and (self.any_commit or row.get("commit") == self.commit)
+        return row if same else None
+
+    def best_rate(self, found: BenchmarkSet) -> float | None:
+        """The plain rate with the highest mAP50-95 on val, once all were tried."""
+        tries = {rate: self.find(Job(found.name, "plain", 0, rate=rate)) for rate in found.plain.rates}
+        if any(row is None for row in tries.values()):
+            return None
+        return max(tries, key=lambda rate: (tries[rate] or {})["mAP50-95"])
+
+    def do(self, job: Job, data: Path) -> Row:
+        """Measure a job in a process of its own and keep what it gave."""
+        settings = job.settings()
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            numbers = pool.submit(measure, job, data, self.folder).result()
+        row = {**asdict(job), **numbers, "commit": self.commit, "settings": settings}
+        write_json(self.folder / f"{job.key}.json", row)
+        return row

@@ -1,0 +1,225 @@
+"""The sets of the benchmark: where their images and their public start come from, and how each is trained on.
+
+Every private recipe says where its numbers come from: from public scenes (``python -m experiments.tuning``), or from
+the private set itself, which a real user would have to pay for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dptrain.files import file_hash
+from experiments.bccd import DEFAULT_DATA as BCCD
+from experiments.digits import public_start as digits_start
+from experiments.digits import scenes as digits
+from experiments.fashion import scenes as fashion
+from experiments.painting import SIZE
+from experiments.plain import PlainRecipe
+from experiments.starts import start_of
+
+ABD_WHEEL = "ABD_model-0.3.0-py3-none-any.whl"
+ABD_SHA256 = "c3335b0cc6c504c4ac74b62bf2bc9aa06ecf402fa71184ec88f40a1f37979859"  # of the ABD_model/ABD.pt in it
+
+
+class Missing(Exception):
+    """What a set needs is not there; the message says in one line how to get it."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """One private set with its public start.
+
+    Attributes:
+        name: What ``--set`` calls it.
+        what: For the table.
+        units: Declared, public number of privacy units.
+        imgsz: Side of the images in pixels.
+        start: Finds the public start; may raise :class:`Missing`.
+        prepare: Writes or finds the images under a folder, and returns their data.yaml; may raise :class:`Missing`.
+        private: Keywords of ``dptrain.train``, but for what the benchmark itself sets.
+        at_epsilon: Those that differ by epsilon.
+        plain: How to fine-tune without privacy.
+        tuned: Where the private recipe's numbers come from.
+        epsilons: Of the curve.
+    """
+
+    name: str
+    what: str
+    units: int
+    imgsz: int
+    start: Callable[[], Path]
+    prepare: Callable[[Path], Path]
+    private: Mapping[str, Any]
+    plain: PlainRecipe
+    tuned: str
+    at_epsilon: Mapping[float, Mapping[str, Any]] = field(default_factory=dict)
+    epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    delta: float = 1e-5
+
+    def private_options(self, epsilon: float) -> dict[str, Any]:
+        """Keywords of ``dptrain.train`` at an epsilon, sections merged."""
+        merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.private.items()}
+        for key, value in self.at_epsilon.get(epsilon, {}).items():
+            merged[key] = {**merged.get(key, {}), **value} if isinstance(value, Mapping) else value
+        privacy = {**merged.pop("privacy", {}), "epsilon": epsilon, "delta": self.delta, "dataset_size": self.units}
+        return {"imgsz": self.imgsz, "physical_batch_size": 64, "workers": 0, **merged, "privacy": privacy}
+
+
+def _once(root: Path, key: str, write: Callable[[Path], Path]) -> Path:
+    """The data.yaml under ``root``, written if it is not there whole; ``key`` names its content."""
+    mark = root / "complete.txt"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != key:
+        shutil.rmtree(root, ignore_errors=True)  # what a stopped writing, or an older version, has left
+        write(root)
+        mark.write_text(key, encoding="utf-8")
+    return root / "data.yaml"
+
+
+def _there(path: Path, how: str) -> Path:
+    if not path.is_file():
+        raise Missing(f"{path.name} is not there: {how}")
+    return path
+
+
+def _fashion(root: Path, train: int = fashion.TRAIN_SCENES) -> Path:
+    folder = fashion.find_photos()
+    if folder is None:
+        raise Missing(fashion.MISSING)
+    return _once(root, f"fashion {train}", lambda place: fashion.write_private(place, folder, train))
+
+
+def _cameras(root: Path) -> Path:
+    """The fashion scenes, the first 19,200 of them shared out to 1,200 made-up cameras of 16, by their file names."""
+    data = _fashion(root, CAMERAS * SCENES_OF_A_CAMERA)
+    for kind, suffix in (("images", "png"), ("labels", "txt")):
+        for i in range(CAMERAS * SCENES_OF_A_CAMERA):
+            old = root / kind / "train" / f"{i:04d}.{suffix}"
+            if old.exists():
+                old.rename(old.with_name(f"cam{i // SCENES_OF_A_CAMERA:04d}_{i % SCENES_OF_A_CAMERA:02d}.{suffix}"))
+    return data
+
+
+def _bccd(root: Path) -> Path:
+    place = Path(os.environ.get("DPTRAIN_BCCD", BCCD))
+    return _there(
+        place, "get github.com/Shenggan/BCCD_Dataset, its boxes as YOLO text, and name its data.yaml in $DPTRAIN_BCCD"
+    )
+
+
+def _abd() -> Path:
+    """The detector in the PyPI wheel abd-model 0.3.0, a YOLOv8n that knows molecules; none of its code is run."""
+    folder = Path("runs/abd")
+    weights = folder / "ABD.pt"
+    if not weights.is_file():
+        wheel = _there(
+            folder / ABD_WHEEL,
+            f"pip download --no-deps abd-model==0.3.0 -d {folder} (a third party's public checkpoint)",
+        )
+        with zipfile.ZipFile(wheel) as archive, archive.open("ABD_model/ABD.pt") as source:
+            weights.write_bytes(source.read())
+    if file_hash(weights) != ABD_SHA256:
+        raise Missing(f"{weights} is another file than abd-model 0.3.0 holds: delete it and download the wheel again")
+    return weights
+
+
+def _start(name: str) -> Callable[[], Path]:
+    return lambda: _there(start_of(name), f"python -m experiments.starts {name}")
+
+
+CAMERAS, SCENES_OF_A_CAMERA = 1200, 16
+_BY_TUNING = "chosen on public scenes, python -m experiments.tuning; no private image had a part in it"
+_FLIPS = {"fliplr": 0.5}
+
+_FASHION = BenchmarkSet(
+    name="fashion",
+    what="20,000 scenes of product photos (Fashion-MNIST), 10 classes",
+    units=fashion.TRAIN_SCENES,
+    imgsz=SIZE,
+    start=_start("fashion"),
+    prepare=_fashion,
+    private={
+        "steps": 80, "trainable": "norm_and_bias", "ema": {"decay": 0.9},
+        "optimizer": {"name": "adam", "lr": 1e-2}, "schedule": {"name": "constant"},
+        "privacy": {"clip_norm": 1.0, "expected_batch_size": 1024},
+    },
+    at_epsilon={1.0: {"steps": 40}, 2.0: {"steps": 60}},
+    plain=PlainRecipe(steps=1200),
+    tuned=_BY_TUNING,
+)  # fmt: skip
+
+SETS = {
+    found.name: found
+    for found in (
+        _FASHION,
+        BenchmarkSet(
+            name="digits",
+            what="700 scenes of handwritten digits, 10 classes",
+            units=digits.TRAIN_SCENES,
+            imgsz=SIZE,
+            start=lambda: digits_start.WEIGHTS,
+            prepare=lambda root: _once(root, "digits 700", lambda place: digits.write_private(place)),
+            private={
+                "steps": 40, "trainable": "norm_and_bias", "ema": {"decay": 0.9},
+                "optimizer": {"name": "adam", "lr": 1.5e-2}, "schedule": {"name": "constant"},
+                "privacy": {"clip_norm": 1.0, "expected_batch_size": 256},
+            },
+            plain=PlainRecipe(steps=200),
+            tuned="tuned on these very scenes (experiments/recipe.py), which no budget paid for",
+        ),
+        BenchmarkSet(
+            name="cells",
+            what="205 photos of blood smears (BCCD), 3 classes, from drawn smears",
+            units=205,
+            imgsz=192,
+            start=_start("cells"),
+            prepare=_bccd,
+            private={
+                "steps": 30, "trainable": "norm_and_bias", "ema": {"decay": 0.9}, "augment": {**_FLIPS, "flipud": 0.5},
+                "optimizer": {"name": "adam", "lr": 5e-3}, "schedule": {"name": "constant"},
+                "privacy": {"clip_norm": 1.0, "expected_batch_size": 128},
+            },
+            plain=PlainRecipe(steps=200, batch=32, augment={**_FLIPS, "flipud": 0.5}),
+            tuned=_BY_TUNING,
+            delta=205**-1.1,
+        ),
+        BenchmarkSet(
+            name="cells_abd",
+            what="205 photos of blood smears (BCCD), 3 classes, from a third party's detector of molecules",
+            units=205,
+            imgsz=192,
+            start=_abd,
+            prepare=_bccd,
+            private={
+                "steps": 30, "trainable": "norm_and_bias", "ema": {"decay": 0.9}, "augment": {**_FLIPS, "flipud": 0.5},
+                "optimizer": {"name": "adam", "lr": 5e-3}, "schedule": {"name": "constant"},
+                "privacy": {"clip_norm": 1.0, "expected_batch_size": 128},
+            },
+            plain=PlainRecipe(steps=200, batch=32, rates=(2e-4, 5e-4, 1e-3), augment={**_FLIPS, "flipud": 0.5}),
+            tuned="the recipe of the set cells, untried",
+            delta=205**-1.1,
+        ),
+        BenchmarkSet(
+            name="cameras",
+            what="19,200 scenes of product photos in 1,200 made-up cameras of 16; the unit is a camera",
+            units=CAMERAS,
+            imgsz=SIZE,
+            start=_start("fashion"),
+            prepare=_cameras,
+            private={
+                **_FASHION.private, "steps": 40,
+                "privacy": {
+                    "clip_norm": 1.0, "expected_batch_size": 256, "unit": "group", "rows_per_unit": 4,
+                    "groups": {"regex": r"^(cam\d+)_"},
+                },
+            },
+            plain=PlainRecipe(steps=1200),
+            tuned="the recipe of the set fashion with fewer steps, untried",
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,90 @@
+"""The table and the picture of the benchmark."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+KEYS = ("mAP50", "mAP50-95")
+
+
+def spread(rows: Sequence[Row], key: str) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; of one run there is no deviation."""
+    values = [row[key] for row in rows]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def of_kind(rows: Sequence[Row], kind: str, epsilon: float | None = None) -> list[Row]:
+    """The runs of a kind; of plain runs those at the rate that did best."""
+    found = [row for row in rows if row["kind"] == kind and row["epsilon_asked"] == epsilon]
+    if kind != "plain" or not found:
+        return found
+    best = max((row for row in found if row["repeat"] == 0), key=lambda row: row["mAP50-95"])["rate"]
+    return [row for row in found if row["rate"] == best]
+
+
+def lines(results: Mapping[str, Any]) -> list[str]:
+    """The table as Markdown: a line for each set's start, plain run and epsilon."""
+    head = ["set", "training", "runs", "mAP50", "of plain", "mAP50-95", "of plain", "time, s", "memory, MB"]
+    text = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
+    for name, part in results["sets"].items():
+        rows = part["runs"]
+        plain = of_kind(rows, "plain")
+        kinds = [("public start", of_kind(rows, "start")), ("plain", plain)]
+        asked = sorted({row["epsilon_asked"] for row in rows if row["kind"] == "private"})
+        kinds += [(f"private, epsilon {epsilon:g}", of_kind(rows, "private", epsilon)) for epsilon in asked]
+        for what, found in kinds:
+            if found:
+                text.append(_line(name, what, found, plain))
+    return text
+
+
+def _line(name: str, what: str, rows: Sequence[Row], plain: Sequence[Row]) -> str:
+    cells = [name, what, str(len(rows))]
+    for key in KEYS:
+        mean, deviation = spread(rows, key)
+        cells.append(f"{mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else ""))
+        whole = spread(plain, key)[0] if plain else 0
+        cells.append(f"{mean / whole:.1%}" if whole and rows is not plain else "")
+    seconds, memory = (statistics.mean(row[key] for row in rows) for key in ("seconds", "peak_memory_mb"))
+    return "| " + " | ".join([*cells, f"{seconds:.0f}", f"{memory:.0f}"]) + " |"
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """mAP by epsilon for each set: every run a point, a line through the means; plain and its spread; the start."""
+    from matplotlib.figure import Figure
+
+    shown = {name: part for name, part in results["sets"].items() if of_private(part["runs"])}
+    if not shown:
+        return
+    figure = Figure(figsize=(5.2 * len(shown), 4), layout="constrained")
+    for axes, (name, part) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        rows, private = part["runs"], of_private(part["runs"])
+        asked = sorted({row["epsilon_asked"] for row in private})
+        for key, colour in zip(KEYS, ("tab:blue", "tab:orange"), strict=True):
+            means = [spread(of_kind(rows, "private", epsilon), key)[0] for epsilon in asked]
+            axes.plot(asked, means, "-", color=colour, label=f"private, {key}")
+            axes.plot([r["epsilon_asked"] for r in private], [r[key] for r in private], "o", color=colour, markersize=4)
+            if plain := of_kind(rows, "plain"):
+                mean, deviation = spread(plain, key)
+                axes.axhline(mean, color=colour, linestyle="--", label=f"plain, {key}")
+                if deviation:
+                    axes.axhspan(mean - deviation, mean + deviation, color=colour, alpha=0.15)
+            if start := of_kind(rows, "start"):
+                axes.axhline(start[0][key], color=colour, linestyle=":", label=f"public start, {key}")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(asked, [f"{epsilon:g}" for epsilon in asked])
+        axes.set(xlabel=f"epsilon of one run (delta {part['delta']:.2g}, RDP)", ylabel="on val", ylim=(0, 1))
+        axes.set_title(f"{name}: {part['what']}", fontsize=8)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+
+
+def of_private(rows: Sequence[Row]) -> list[Row]:
+    """The private runs."""
+    return [row for row in rows if row["kind"] == "private"]

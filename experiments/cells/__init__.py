@@ -1,0 +1,1 @@
+"""Scenes of stained blood, drawn from what a textbook says; public."""

@@ -1,0 +1,153 @@
+"""Choose a private recipe on public scenes, so that the private result hides no epsilon.
+
+    python -m experiments.tuning fashion --lr 3e-3 1e-2 3e-2 --trainable norm_and_bias all
+
+A candidate is tried on a public stand-in of the private set, with the noise of each step that the private run would
+have: noise multiplier and batch are both divided by ``--scale``, and the number of steps stays, which leaves the noise
+of the mean gradient as it is and costs that many times less (Sander, Stock and Sablayrolles 2023, "TAN without a
+burn"). The stand-ins:
+
+- fashion: scenes of scikit-learn's handwritten digits, each glyph in many scenes, from the start of font-drawn digits:
+  ten classes of small grey photos on the same sheets, from a start that has only seen drawings.
+- cells: drawn smears in made-up colours (``cells/shifted.py``), as many as there are photos, from the start of drawn
+  smears.
+
+Writes experiments/results/tuning_SET.json, a row for each candidate, also the bad ones; none is tried twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dptrain
+from dptrain import config as settings
+from dptrain.files import write_json
+from dptrain.pretraining.scenes import load_generator, write_scenes, write_split, write_yaml
+from dptrain.results import MAP, MAP50
+from experiments.benchmark.sets import SETS
+from experiments.digits import scenes as digits
+from experiments.digits.glyphs import handwritten_glyphs
+from experiments.sweep import machine
+
+RESULTS = Path(__file__).resolve().parent / "results"
+STAND_INS = ("fashion", "cells")
+HANDWRITING_SCENES = 4000
+
+
+def stand_in(name: str, root: Path) -> tuple[Path, Path, int]:
+    """The public start, the data.yaml and the number of scenes that stand in for a set."""
+    place = root / "tuning" / name
+    if name == "cells":
+        units = SETS["cells"].units
+        if not (place / "data.yaml").is_file():
+            write_scenes(load_generator("experiments.cells.shifted"), place, {"train": units, "val": 100}, seed=7)
+        return SETS["cells"].start(), place / "data.yaml", units
+    if not (place / "data.yaml").is_file():
+        _write_handwriting(place)
+    return SETS["digits"].start(), place / "data.yaml", HANDWRITING_SCENES
+
+
+def _write_handwriting(root: Path) -> None:
+    """Scenes of handwritten digits; a glyph is in several scenes of its split, for here it is public."""
+    glyphs = handwritten_glyphs()
+    order = np.random.default_rng(0).permutation(len(glyphs))
+    halves = {"train": order[: len(order) * 3 // 4], "val": order[len(order) * 3 // 4 :]}
+    for number, (split, count) in enumerate((("train", HANDWRITING_SCENES), ("val", 300))):
+
+        def scenes(of: Any = halves[split], number: int = number, count: int = count) -> Any:
+            for i in range(count):
+                rng = np.random.default_rng([40, number, i])
+                yield digits.paint([glyphs[j] for j in rng.choice(of, rng.integers(1, 4), replace=False)], rng)
+
+        write_split(root, split, scenes())
+    write_yaml(root, digits.NAMES, "handwritten digits, repeated; public here")
+
+
+def simulated(name: str, epsilon: float, scale: float, units: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of ``dptrain.train`` that try a candidate with the private run's noise at a part of its cost.
+
+    Args:
+        name: The set whose recipe is tried.
+        epsilon: Of the private run that is simulated.
+        scale: By which noise multiplier and batch are divided.
+        units: Scenes of the stand-in.
+        changes: Dotted keys of ``dptrain train`` and their values.
+    """
+    options = SETS[name].private_options(epsilon)
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        (options.setdefault(section, {}) if section else options)[leaf] = value
+    plan = settings.make_plan(settings.resolve(settings.from_kwargs(model="x.pt", data="x.yaml", **options)))
+    batch = max(1, round(plan.expected_batch_size / scale))
+    small = replace(
+        plan,
+        noise_multiplier=plan.noise_multiplier * batch / plan.expected_batch_size,
+        expected_batch_size=batch,
+        sample_rate=min(1.0, batch / units),
+    )
+    options.pop("privacy")
+    options.pop("steps")
+    return {**options, "plan": small}
+
+
+def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every combination of what was given."""
+    axes: dict[str, Sequence[Any]] = {
+        "optimizer.lr": options.lr, "trainable": options.trainable, "steps": options.steps, "ema.decay": options.ema,
+        "privacy.expected_batch_size": options.batch, "privacy.clip_norm": options.clip_norm,
+    }  # fmt: skip
+    given = {key: values for key, values in axes.items() if values}
+    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="try private recipes on public scenes with the private run's noise")
+    parser.add_argument("set", choices=STAND_INS)
+    parser.add_argument("--epsilon", type=float, default=8.0)
+    parser.add_argument("--scale", type=float, default=8.0, help="by which noise multiplier and batch are divided")
+    parser.add_argument("--lr", type=float, nargs="+")
+    parser.add_argument("--trainable", nargs="+", help="groups; several patterns of one candidate joined by +")
+    parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--ema", type=float, nargs="+")
+    parser.add_argument("--batch", type=int, nargs="+", help="expected batch size of the private run")
+    parser.add_argument("--clip-norm", type=float, nargs="+")
+    parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
+    options = parser.parse_args()
+    options.trainable = [t.split("+") if "+" in t else t for t in options.trainable or ()]
+
+    file = RESULTS / f"tuning_{options.set}.json"
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.is_file() else []
+    start, data, units = stand_in(options.set, options.root)
+    output = options.root / "tuning" / "run"
+    for changes in candidates(options):
+        tried = {"epsilon": options.epsilon, "scale": options.scale, **changes}
+        if any(all(row.get(k) == v for k, v in tried.items()) for row in rows):
+            continue
+        shutil.rmtree(output, ignore_errors=True)
+        began = time.perf_counter()
+        keywords = simulated(options.set, options.epsilon, options.scale, units, changes)
+        try:
+            result = dptrain.train(
+                model=str(start), data=str(data), output_dir=str(output), tracking={"enabled": False},
+                budget={"url": None}, evaluate_every=keywords["plan"].steps, **keywords,
+            )  # fmt: skip
+            found = {"mAP50": round(result.metrics[MAP50], 4), "mAP50-95": round(result.metrics[MAP], 4)}
+        except dptrain.PrivacyError as error:  # it diverged
+            found = {"mAP50": 0.0, "mAP50-95": 0.0, "failed": str(error)}
+        rows.append({**tried, **found, "seconds": round(time.perf_counter() - began)})
+        print(rows[-1], flush=True)
+        write_json(file, {"what": __doc__.splitlines()[0], "machine": machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

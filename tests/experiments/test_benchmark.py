@@ -1,0 +1,172 @@
+"""The benchmark: what it runs, what it keeps, what it may say; and one small run of it against a measured band."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dptrain import config as settings
+from experiments import tuning
+from experiments.benchmark import __main__ as command
+from experiments.benchmark import band, runs
+from experiments.benchmark.runs import Job, Results, jobs_of
+from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
+from experiments.benchmark.table import draw, lines
+
+DIGITS = SETS["digits"]
+
+
+def row(kind: str, score: float, **more: Any) -> dict[str, Any]:
+    """A run as the results hold it."""
+    base = {"kind": kind, "repeat": 0, "rate": None, "epsilon_asked": None, "mAP50": score, "mAP50-95": score / 2}
+    return {**base, "seconds": 100.0, "peak_memory_mb": 1500, **more}
+
+
+RUNS = [
+    row("start", 0.2),
+    row("plain", 0.5, rate=1e-3),
+    row("plain", 0.8, rate=2e-3),
+    row("plain", 0.7, rate=2e-3, repeat=1),
+    row("private", 0.72, epsilon_asked=8.0),
+    row("private", 0.75, epsilon_asked=8.0, repeat=1),
+    row("private", 0.6, epsilon_asked=2.0),
+]
+WHOLE = {"sets": {"digits": {"what": "digits", "delta": 1e-5, "runs": RUNS}}}
+
+
+def test_a_share_is_of_the_mean_of_the_best_plain_rate() -> None:
+    text = lines(WHOLE)
+    plain = next(line for line in text if "| plain |" in line)
+    assert "| 2 | 0.750 ± 0.071 |" in plain
+    eight = next(line for line in text if "epsilon 8" in line)
+    assert "| 2 | 0.735 ± 0.021 | 98.0% | 0.367 ± 0.011 | 98.0% |" in eight
+    assert "| 1 | 0.600 | 80.0% |" in next(line for line in text if "epsilon 2" in line)
+
+
+def test_the_picture_is_drawn_also_of_a_table_that_is_not_whole(tmp_path: Path) -> None:
+    draw(WHOLE, tmp_path / "whole.png")
+    assert (tmp_path / "whole.png").stat().st_size > 5000
+    draw({"sets": {"digits": {**WHOLE["sets"]["digits"], "runs": RUNS[:2]}}}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_plain_rates_are_tried_before_anything_hangs_on_them() -> None:
+    tries = list(jobs_of(DIGITS, [8, 1], 2, None))
+    assert [job.kind for job in tries] == ["start", "plain", "plain", "plain"]
+    all_jobs = list(jobs_of(DIGITS, [1, 8], 2, best=1e-3))
+    assert [job.key for job in all_jobs[4:]] == [
+        "private_eps8_0", "private_eps1_0", "private_eps8_1", "private_eps1_1", "plain_lr0.001_1",
+    ]  # fmt: skip
+
+
+def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("digits", "private", 0, 8.0)
+    monkeypatch.setattr(runs, "commit", lambda: "aaa")
+    results = Results(tmp_path)
+    assert results.find(job) is None
+    kept = {"mAP50-95": 0.5, "commit": "aaa", "settings": job.settings()}
+    file = tmp_path / f"{job.key}.json"
+    file.write_text(json.dumps(kept))
+    assert results.find(job) == kept
+    changed = replace(DIGITS, private={**DIGITS.private, "steps": 41})
+    with monkeypatch.context() as patch:
+        patch.setitem(SETS, "digits", changed)
+        assert results.find(job) is None
+    monkeypatch.setattr(runs, "commit", lambda: "bbb")
+    assert Results(tmp_path).find(job) is None and Results(tmp_path, any_commit=True).find(job) == kept
+
+
+def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
+    """What the command line gives."""
+    base = {
+        "set": ["digits"], "epsilons": [8.0], "seeds": 1, "minutes": None, "name": "try", "root": tmp_path,
+        "any_commit": False, "command": "python -m experiments.benchmark",
+    }  # fmt: skip
+    return argparse.Namespace(**{**base, **changes})
+
+
+@pytest.fixture
+def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The benchmark without training: a run is its key; returns the keys done."""
+    done: list[str] = []
+
+    def do(self: Results, job: Job, data: Path) -> dict[str, Any]:
+        done.append(job.key)
+        found = {
+            "kind": job.kind, "repeat": job.repeat, "rate": job.rate, "mAP50": 0.5, "mAP50-95": 0.25,
+            "seconds": 600.0, "peak_memory_mb": 1, "commit": self.commit, "settings": job.settings(),
+        }  # fmt: skip
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{job.key}.json").write_text(json.dumps(found))
+        return found
+
+    monkeypatch.setattr(Results, "do", do)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setitem(SETS, "digits", replace(DIGITS, prepare=lambda root: root / "data.yaml"))
+    return done
+
+
+def test_what_was_done_is_not_done_again(no_runs: list[str], tmp_path: Path) -> None:
+    assert command.Benchmark(options(tmp_path)).run()
+    assert len(no_runs) == 5
+    first = list(no_runs)
+    (tmp_path / "try" / "digits" / f"{first[-1]}.json").unlink()
+    assert command.Benchmark(options(tmp_path)).run()
+    assert no_runs[5:] == [first[-1]]
+    kept = json.loads((tmp_path / "results" / "try.json").read_text())
+    assert len(kept["sets"]["digits"]["runs"]) == 5 and kept["machine"]["cores"] and "tuned" in kept["sets"]["digits"]
+
+
+def test_no_run_is_started_that_would_end_too_late(no_runs: list[str], tmp_path: Path) -> None:
+    assert not command.Benchmark(options(tmp_path, minutes=5)).run()  # a plain run takes ten
+    assert no_runs == ["start_0", "plain_lr0.0005_0"]
+
+
+def test_a_set_that_is_not_there_is_left_out_with_a_line(
+    no_runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> Path:
+        raise Missing("get it there")
+
+    monkeypatch.setitem(SETS, "fashion", replace(SETS["fashion"], start=missing))
+    assert command.Benchmark(options(tmp_path, set=["fashion", "digits"])).run()
+    assert capsys.readouterr().err.splitlines() == ["fashion: left out: get it there"]
+    assert len(no_runs) == 5
+
+
+@pytest.mark.parametrize("found", [SETS[name] for name in ("fashion", "digits", "cells")], ids=lambda s: s.name)
+def test_every_private_recipe_makes_a_plan_within_its_epsilon(found: BenchmarkSet) -> None:
+    for epsilon in found.epsilons:
+        given = settings.from_kwargs(model="a.pt", data="b.yaml", **found.private_options(epsilon))
+        plan = settings.make_plan(settings.resolve(given))
+        assert plan.epsilon() <= epsilon and plan.delta < 1 / found.units
+        assert plan.expected_batch_size <= found.units
+
+
+def test_a_candidate_is_tried_with_the_noise_of_the_private_step() -> None:
+    real = settings.make_plan(
+        settings.resolve(settings.from_kwargs(model="a.pt", data="b.yaml", **SETS["fashion"].private_options(8.0)))
+    )
+    tried = tuning.simulated("fashion", 8.0, 8, 4000, {"optimizer.lr": 0.5, "trainable": "all"})
+    plan = tried["plan"]
+    assert plan.steps == real.steps and plan.expected_batch_size == real.expected_batch_size / 8
+    noise, private = (p.noise_multiplier * p.clip_norm / p.expected_batch_size for p in (plan, real))
+    assert noise == pytest.approx(private)
+    assert tried["optimizer"]["lr"] == 0.5 and tried["trainable"] == "all"
+    assert SETS["fashion"].private["optimizer"]["lr"] != 0.5  # the set's own recipe is left alone
+
+
+def test_a_small_private_run_lands_in_the_measured_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not band.RESULTS.is_file():
+        pytest.skip("the band is not measured yet: python -m experiments.benchmark.band")
+    low, high = json.loads(band.RESULTS.read_text())["band"]
+    monkeypatch.setitem(SETS, "digits", band.small_set())
+    found = runs.measure(band.JOB, SETS["digits"].prepare(tmp_path / "data"), tmp_path / "run")
+    assert found["epsilon"] <= 8 and found["steps"] == 12
+    assert low <= found["mAP50"] <= high, found
