@@ -1,4 +1,4 @@
-"""What a redacted picture still says about what was redacted, attacked as one would: sharpening and re-identification."""
+"""What a redacted picture still says of what was redacted, attacked as one would: sharpening, re-identification."""
 
 from __future__ import annotations
 
