@@ -39,6 +39,7 @@ VIDEO_SUFFIXES = frozenset(WRITTEN) | {".3gp", ".flv", ".gif", ".m2ts", ".mpeg",
 _LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt")  # they do not wait for a slow reader
 _SCHEMES = (*_LIVE, "http", "https", "tcp")
 _DEFAULT_RATE = Fraction(25)
+_EXACT = 4 | 0x40000  # swscale's SWS_BICUBIC and SWS_ACCURATE_RND: without the latter, grey 114 comes back as 110
 
 
 @dataclass
@@ -191,7 +192,7 @@ def open_stream(source: str, audio: bool) -> Video | Camera:
 
 def _upright(frame: Any) -> np.ndarray:
     """BGR pixels as a player shows them: phones store a turn beside the picture."""
-    image: np.ndarray = frame.to_ndarray(format="bgr24")
+    image: np.ndarray = frame.to_ndarray(format="bgr24", interpolation=_EXACT)
     turns = round((frame.rotation or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
@@ -237,7 +238,9 @@ class VideoWriter:
             raise DataError(f"{self._video.name}: the picture changes its size in the middle; cut the video there")
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.image[:height, :width]), "bgr24")
         wanted = {"dst_colorspace": self._colour("colorspace"), "dst_color_range": self._colour("color_range")}
-        picture = picture.reformat(format="yuv420p", **{key: value for key, value in wanted.items() if value})
+        picture = picture.reformat(
+            format="yuv420p", interpolation=_EXACT, **{key: value for key, value in wanted.items() if value}
+        )
         self._last = max(round(frame.pts * self._video.time_base / self._base), self._last + 1)
         picture.pts, picture.time_base = self._last, self._base
         self._container.mux(self._track.encode(picture))

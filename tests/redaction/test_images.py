@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from dptrain.cli import main
 from dptrain.errors import ConfigError, DataError
@@ -64,7 +64,7 @@ def test_a_thumbnail_that_shows_the_unblurred_picture_is_gone_and_so_is_all_else
     thumbnail = photo_with_secrets(source)
     with Image.open(source) as photo:  # the file is what it claims to be
         exif = photo.getexif()
-        assert exif.get_ifd(0x8825) and exif.get_ifd(1)[0x0202] == len(thumbnail)
+        assert exif.get_ifd(ExifTags.IFD.IFD1)[0x0202] == len(thumbnail) and exif.get_ifd(0x8825)
     assert thumbnail in source.read_bytes() and source.read_bytes().count(SECRET) == 2
 
     redact(source, target, regions=["0%,0%,100%,50%"], method="gaussian")

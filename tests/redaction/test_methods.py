@@ -70,7 +70,8 @@ def test_a_frame_that_is_redacted_whole_shows_nothing_of_its_detail(method: str)
     image = np.random.default_rng(2).integers(0, 256, (120, 160, 3), np.uint8)
     after = redacted(image, [box(0, 0, 160, 120)], method)
     assert len(np.unique(after.reshape(-1, 3), axis=0)) < 3000
-    assert abs(np.corrcoef(after.ravel(), image.ravel())[0, 1]) < 0.1
+    shared = ((after - after.mean()) * (image - image.mean())).mean()
+    assert abs(shared) < 0.1 * image.std() * max(after.std(), 1)
 
 
 @pytest.mark.parametrize("method", ["gaussian", "pixelate"])
@@ -134,15 +135,15 @@ def recovered(original: np.ndarray, blurred: np.ndarray, cell: int) -> float:
     return max(abs(np.corrcoef(truth, detail(attempt, cell))[0, 1]) for attempt in attacks(blurred))
 
 
-@pytest.mark.parametrize("method", ["gaussian", "pixelate"])
-def test_sharpening_brings_no_detail_back(method: str, people: list[np.ndarray]) -> None:
+def test_sharpening_brings_no_detail_back(people: list[np.ndarray]) -> None:
     """A blur of a fixed kernel is the control: the same attacks undo it."""
     whole, cell = [box(0, 0, 160, 160)], 160 // (3 * CELLS)
-    chosen = people[::8]
-    ours = [recovered(patch, redacted(patch, whole, method), cell) for patch in chosen]
+    chosen = people[::14]
     fixed = [recovered(patch, cv2.GaussianBlur(patch, (0, 0), 4), cell) for patch in chosen]
-    assert np.median(fixed) > 0.6
-    assert np.median(ours) < 0.12 and max(ours) < 0.3
+    assert np.median(fixed) > 0.45
+    for method in ("gaussian", "pixelate"):
+        ours = [recovered(patch, redacted(patch, whole, method), cell) for patch in chosen]
+        assert np.median(ours) < 0.12 and max(ours) < 0.25
 
 
 def rank_one(probes: list[np.ndarray], gallery: list[np.ndarray]) -> float:
@@ -156,11 +157,12 @@ def test_what_is_filled_or_inpainted_cannot_be_found_in_a_gallery(people: list[n
     frame = cv2.resize(people[0], (240, 240))
     for method in ("fill", "inpaint"):
         probes = []
-        for patch in people:
+        gallery = people[::4]
+        for patch in gallery:
             picture = frame.copy()
             picture[40:200, 40:200] = patch
             probes.append(redacted(picture, [box(40, 40, 200, 200)], method)[40:200, 40:200])
-        assert rank_one(probes, people) <= 1 / len(people) + 1e-9
+        assert rank_one(probes, gallery) <= 1 / len(gallery) + 1e-9
 
 
 def test_a_blur_is_recognised_by_who_has_the_original(people: list[np.ndarray]) -> None:

@@ -18,9 +18,6 @@ def test_items_come_in_order_and_errors_reach_the_consumer() -> None:
 
     got = []
     with Ahead(items(), 2) as ahead, pytest.raises(ValueError, match="broken"):
-        got.extend(ahead)
-        raise AssertionError("the error is lost")
-    with Ahead(items(), 2) as ahead, pytest.raises(ValueError, match="broken"):
         for item in ahead:
             got.append(item)
     assert got == list(range(5))

@@ -66,7 +66,7 @@ def test_a_region_is_covered_in_every_frame_and_the_rest_is_the_same(tmp_path: P
     assert len(after) == len(before) == 30 == report.files[0].frames
     assert after[0].shape == (96, 160, 3)
     for a, b in zip(before, after, strict=True):
-        assert greyness(b, np.array([22, 12, 78, 58])) == 1
+        assert greyness(b, np.array([22, 12, 78, 58])) > 0.9
         assert np.abs(a[66:, :160].astype(int) - b[66:]).mean() < 8
     assert np.abs(np.mean([a[66:, :160].mean((0, 1)) for a in before], 0)
                   - np.mean([b[66:].mean((0, 1)) for b in after], 0)).max() < 2  # no shift of colour  # fmt: skip
@@ -122,13 +122,13 @@ def test_frames_in_which_the_detector_misses_stay_redacted(on_miss: str, hold: i
     target = tmp_path / "out.mp4"
     report = redact(source, target, weights=WEIGHTS, imgsz=256, conf=0.1, on_miss=on_miss, hold=hold, batch_size=4)
     after = read_video(target)
-    covered = [greyness(frame, box) > 0.97 for frame, box in zip(after, truth, strict=True)]
+    covered = [greyness(frame, box) > 0.9 for frame, box in zip(after, truth, strict=True)]
     entry = report.files[0]
     if hold == 0:
         assert not any(covered[10:15])  # the misses are real
         return
     assert all(covered)
-    whole = [greyness(frame, np.array([0, 0, 256, 128])) > 0.99 for frame in after]
+    whole = [greyness(frame, np.array([0, 0, 256, 128])) > 0.97 for frame in after]
     assert [number for number, is_whole in enumerate(whole) if is_whole] == (
         [*range(10, 15)] if on_miss == "blur-all" else []
     )
@@ -164,7 +164,7 @@ def test_a_turned_video_is_redacted_as_it_is_shown(tmp_path: Path) -> None:
         redact(source, tmp_path / "out.mp4", regions=["0%,0%,100%,30%"], overwrite=True)
         before, after = read_video(source), read_video(tmp_path / "out.mp4")
         assert before[0].shape == after[0].shape == (160, 96, 3)
-        assert greyness(after[0], np.array([0, 0, 96, 46])) == 1
+        assert greyness(after[0], np.array([0, 0, 96, 46])) > 0.9
         assert np.abs(before[0][54:].astype(int) - after[0][54:]).mean() < 8
 
 
@@ -227,7 +227,7 @@ def test_a_stream_ends_after_its_frames_and_its_password_is_nowhere(
     target = tmp_path / "out.mp4"
     assert main(["redact", served, "-o", str(target), "--region", "0,0,50,50", "--frames", "12"]) == 0
     after = read_video(target)
-    assert len(after) == 12 and all(greyness(frame, np.array([2, 2, 48, 48])) == 1 for frame in after)
+    assert len(after) == 12 and all(greyness(frame, np.array([2, 2, 48, 48])) > 0.9 for frame in after)
     said = capsys.readouterr()
     texts = [said.out, said.err, *(f.read_text() for f in (tmp_path / "out.mp4.redaction").glob("*.[jc]s*"))]
     assert not any("hunter" in text for text in texts)
@@ -255,7 +255,7 @@ def test_a_camera_is_read_until_its_seconds_are_over(tmp_path: Path, monkeypatch
     after = read_video(tmp_path / "out.mkv")
     assert report.files[0].source == "camera 0"
     assert 0 < len(after) <= 51 and len(after) == report.files[0].frames
-    assert all(greyness(frame, np.array([2, 2, 48, 48])) == 1 for frame in after)
+    assert all(greyness(frame, np.array([2, 2, 48, 48])) > 0.9 for frame in after)
 
 
 def test_without_pyav_a_video_is_refused_with_the_way_to_get_it(
