@@ -6,7 +6,8 @@ import math
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from .sheet import ContactSheet
 from .sources import Job, find_jobs, refuse_suffix
 from .threads import Ahead, Behind, mapped_ahead
 from .tracking import Tracker, fill_gaps
-from .video import Camera, Frame, Video, VideoWriter, need_av, open_stream
+from .video import Camera, Decoded, Frame, Video, VideoWriter, need_av, open_stream
 
 if TYPE_CHECKING:
     from ..detection.finding import Finder, Prepared
@@ -254,59 +255,74 @@ class _Work:
         self._tell(entry)
 
     def _frames(self, video: Video | Camera, job: Job, entry: FileReport, stream: IO[bytes]) -> None:
-        """Read, find, hold and write every frame; whatever fails, the file that was begun is thrown away."""
+        """Read, find, hold and write every frame; whatever fails, the file that was begun is thrown away.
+
+        One thread decodes, one encodes, some make and take pixels between them, and this one asks the model.
+        """
         depth = self.settings.batch_size
-        batch: list[tuple[Frame, Prepared | None]] = []
+        batch: list[_Shot] = []
+
+        def prepare(item: Any) -> _Shot | None:
+            if not isinstance(item, Decoded):
+                return None
+            frame = video.picture(item)
+            return _Shot(frame, None if self.finder is None else self.finder.prepare(frame.image))
+
         with (
-            Ahead(self._prepared(video), depth, video.live) as items,
+            Ahead(video, depth, video.live) as items,
+            mapped_ahead(prepare, items, _WORKERS, depth) as shots,
             VideoWriter(stream, job.output.suffix, video) as out,
+            ThreadPoolExecutor(_WORKERS) as pool,
+            Behind(1, depth) as behind,
         ):
-            with Behind(1, depth) as behind:
 
-                def write(frame: Frame, boxes: list[Box]) -> None:
-                    self._encode(out, entry, frame, boxes, float(frame.pts * video.time_base))
+            def emit(frame: Frame, boxes: list[Box]) -> None:
+                behind.put(self._encode, out, entry, frame, pool.submit(self._redacted, out, frame, boxes), video)
 
-                window = _Window(self.settings, lambda frame, boxes: behind.put(write, frame, boxes))
-                for frame, prepared in items:
-                    if prepared is None and not isinstance(frame, Frame):
-                        behind.put(out.sound, frame)
-                        continue
-                    batch.append((frame, prepared))
-                    ended = job.kind == "stream" and self._is_over(window.taken + len(batch), frame, video)
-                    if len(batch) == self.settings.batch_size or ended:
-                        self._take(batch, window)
-                        batch.clear()
-                    if ended:
-                        break
-                    if self.stop.is_set():
-                        raise KeyboardInterrupt
-                self._take(batch, window)
-                window.close()
-            entry.dropped = items.dropped
+            window = _Window(self.settings, emit)
+            for item, future in shots:
+                shot = future.result()
+                if shot is None:
+                    behind.put(out.sound, item)
+                    continue
+                batch.append(shot)
+                ended = job.kind == "stream" and self._is_over(window.taken + len(batch), shot.frame, video)
+                if len(batch) == self.settings.batch_size or ended:
+                    self._take(batch, window)
+                    batch.clear()
+                if ended:
+                    break
+                if self.stop.is_set():
+                    raise KeyboardInterrupt
+            self._take(batch, window)
+            window.close()
+        entry.dropped = items.dropped
 
     def _is_over(self, taken: int, frame: Frame, video: Video | Camera) -> bool:
         return taken >= self.frames or float(frame.pts * video.time_base) >= self.seconds or self.stop.is_set()
 
-    def _prepared(self, video: Video | Camera) -> Iterator[tuple[Any, Prepared | None]]:
-        """Frames with what the model takes, made by the thread that reads; packets of sound with None."""
-        for item in video:
-            yield item, self.finder.prepare(item.image) if self.finder is not None and isinstance(item, Frame) else None
-
-    def _take(self, batch: Sequence[tuple[Frame, Prepared | None]], window: _Window) -> None:
-        if not batch:
-            return
-        found = self._find([prepared for _, prepared in batch], [frame.image for frame, _ in batch])
-        for (frame, _), boxes in zip(batch, found, strict=True):
-            window.add(frame, boxes)
-
-    def _encode(self, out: VideoWriter, entry: FileReport, frame: Frame, boxes: list[Box], seconds: float) -> None:
+    def _redacted(self, out: VideoWriter, frame: Frame, boxes: list[Box]) -> tuple[Any, list[Box]]:
         boxes = [*self._regions(frame.image), *boxes]
         redact_pixels(frame.image, boxes, self.settings.method, self.settings.cells)
-        out.write(frame)
+        return out.convert(frame), boxes
+
+    def _encode(
+        self, out: VideoWriter, entry: FileReport, frame: Frame, redacted: Future[Any], video: Video | Camera
+    ) -> None:
+        picture, boxes = redacted.result()
+        out.write(picture, frame.pts)
+        seconds = float(frame.pts * video.time_base)
         self.table.add(entry.source, entry.frames, seconds, boxes)
         if self.sheet.wants(entry.frames):
             self.sheet.add(f"{entry.source} {seconds:.1f} s", frame.image, boxes)
         entry.count(boxes)
+
+    def _take(self, batch: Sequence[_Shot], window: _Window) -> None:
+        if not batch:
+            return
+        found = self._find([shot.prepared for shot in batch], [shot.frame.image for shot in batch])
+        for shot, boxes in zip(batch, found, strict=True):
+            window.add(shot.frame, boxes)
 
     # both -------------------------------------------------------------------------------------------------------------
 
@@ -331,6 +347,12 @@ class _Picture:
     job: Job
     entry: FileReport
     image: np.ndarray
+    prepared: Prepared | None
+
+
+@dataclass
+class _Shot:
+    frame: Frame
     prepared: Prepared | None
 
 

@@ -16,6 +16,7 @@ from .settings import Box, whole_pixels
 
 _LEAST_OVERLAP = 0.1  # intersection over union at which two boxes may be of one object
 _STEADY = 2  # detections after which a miss is one; a single flicker of the detector holds its box and no more
+_SAME = 0.7  # of a track's box, under a detection: another box of the same object, of another class perhaps
 _MEMORY = 0.5  # of the velocity, a frame
 _EDGE = 0.01  # of the picture's side
 
@@ -64,7 +65,8 @@ class Tracker:
         Returns:
             A box for each object that was detected in one of the ``hold`` frames before and is not in this one. It
             covers the place where the object was last seen, the place where its velocity takes it, and all between.
-            And whether one of them is a miss: an object that was followed, and has not just left the picture.
+            And whether one of them is a miss: an object that was followed, has not just left the picture, and is not
+            where another one is detected.
         """
         found = np.array([box[:4] for box in boxes], np.float64).reshape(-1, 4)
         for track in self._tracks:
@@ -76,8 +78,13 @@ class Tracker:
         new = [_Track(found[i], np.zeros(2), boxes[i].label, boxes[i].confidence) for i in sorted(free)]
         self._tracks = [track for track in self._tracks if track.missed <= self._hold] + new
         missing = [track for track in self._tracks if track.missed]
-        steady = any(track.seen >= _STEADY and not track.leaves(self._height, self._width) for track in missing)
-        return [self._held(track) for track in missing], steady
+        missed = any(
+            track.seen >= _STEADY
+            and not track.leaves(self._height, self._width)
+            and not _under(track.expected(), found)
+            for track in missing
+        )
+        return [self._held(track) for track in missing], missed
 
     def _see(self, track: _Track, box: np.ndarray, detection: Box) -> None:
         moved = (_centre(box) - _centre(track.box)) / track.missed
@@ -111,6 +118,12 @@ def fill_gaps(
 
 def _centre(box: np.ndarray) -> np.ndarray:
     return (box[:2] + box[2:]) / 2
+
+
+def _under(box: np.ndarray, found: np.ndarray) -> bool:
+    """Whether one of the boxes (n, 4) covers most of ``box``."""
+    low, high = np.maximum(found[:, :2], box[:2]), np.minimum(found[:, 2:], box[2:])
+    return bool((np.clip(high - low, 0, None).prod(1) >= _SAME * (box[2:] - box[:2]).prod()).any())
 
 
 def _pairs(tracks: Sequence[_Track], found: np.ndarray) -> list[tuple[int, int]]:

@@ -43,6 +43,19 @@ _EXACT = 4 | 0x40000  # swscale's SWS_BICUBIC and SWS_ACCURATE_RND: without the 
 
 
 @dataclass
+class Decoded:
+    """One picture of a video as its decoder gives it.
+
+    Attributes:
+        data: What ``picture`` of its video makes pixels of.
+        pts: Its time, in units of the video's ``time_base``.
+    """
+
+    data: Any
+    pts: int
+
+
+@dataclass
 class Frame:
     """One picture of a video.
 
@@ -125,7 +138,7 @@ class Video:
         }
         self.unreadable = 0
 
-    def __iter__(self) -> Iterator[Frame | Packet]:
+    def __iter__(self) -> Iterator[Decoded | Packet]:
         last = -1
         tracks = (self._stream,) if self.audio is None else (self._stream, self.audio)
         try:
@@ -141,12 +154,18 @@ class Video:
                     continue
                 for frame in decoded:
                     last = frame.pts if frame.pts is not None and frame.pts > last else last + self._step()
-                    yield Frame(_upright(frame), last)
+                    yield Decoded(frame, last)
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"{self.name}: cannot be read on ({error.strerror})") from None
 
     def _step(self) -> int:
         return max(int(1 / (self.rate * self.time_base)), 1)
+
+    def picture(self, decoded: Decoded) -> Frame:
+        """Make pixels of a decoded picture, as a player shows it: phones store a turn beside it. In any thread."""
+        image: np.ndarray = decoded.data.to_ndarray(format="bgr24", interpolation=_EXACT)
+        turns = round((decoded.data.rotation or 0) / 90) % 4
+        return Frame(np.ascontiguousarray(np.rot90(image, turns)) if turns else image, decoded.pts)
 
     def close(self) -> None:
         """Close the file or the connection."""
@@ -171,14 +190,18 @@ class Camera:
         self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 25).limit_denominator(1000)
         self.colours: dict[str, int] = {}
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[Decoded]:
         begin, last = time.monotonic(), -1
         while True:
             there, image = self._capture.read()
             if not there:
                 return
             last = max(int((time.monotonic() - begin) * 1000), last + 1)
-            yield Frame(image, last)
+            yield Decoded(image, last)
+
+    def picture(self, decoded: Decoded) -> Frame:
+        """Return the pixels of a picture."""
+        return Frame(decoded.data, decoded.pts)
 
     def close(self) -> None:
         """Let the camera go."""
@@ -188,13 +211,6 @@ class Camera:
 def open_stream(source: str, audio: bool) -> Video | Camera:
     """Open a camera by its number, or a stream by its address."""
     return Camera(int(source)) if source.isdecimal() else Video(source, audio)
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """BGR pixels as a player shows them: phones store a turn beside the picture."""
-    image: np.ndarray = frame.to_ndarray(format="bgr24", interpolation=_EXACT)
-    turns = round((frame.rotation or 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def refuse_suffix(file: Path) -> None:
@@ -229,19 +245,26 @@ class VideoWriter:
         # AVI has no times, only a rate.
         self._base = 1 / video.rate if suffix.lower() == ".avi" else video.time_base
 
-    def write(self, frame: Frame) -> None:
-        """Encode a frame; an odd last row or column is left out, which the usual colour format cannot hold."""
+    def convert(self, frame: Frame) -> Any:
+        """Make what the encoder takes of a frame, in any thread.
+
+        An odd last row or column is left out, which the usual colour format cannot hold.
+        """
         height, width = (side // 2 * 2 for side in frame.image.shape[:2])
-        if self._track is None:
-            self._start(height, width)
-        if (height, width) != self._size:
-            raise DataError(f"{self._video.name}: the picture changes its size in the middle; cut the video there")
+        if not height or not width:
+            raise DataError(f"{self._video.name}: a picture of less than 2 x 2 pixels cannot be written as a video")
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.image[:height, :width]), "bgr24")
         wanted = {"dst_colorspace": self._colour("colorspace"), "dst_color_range": self._colour("color_range")}
-        picture = picture.reformat(
-            format="yuv420p", interpolation=_EXACT, **{key: value for key, value in wanted.items() if value}
-        )
-        self._last = max(round(frame.pts * self._video.time_base / self._base), self._last + 1)
+        known = {name: value for name, value in wanted.items() if value}
+        return picture.reformat(format="yuv420p", interpolation=_EXACT, **known)
+
+    def write(self, picture: Any, pts: int) -> None:
+        """Encode a converted frame; frames come in order."""
+        if self._track is None:
+            self._start(picture.height, picture.width)
+        if (picture.height, picture.width) != self._size:
+            raise DataError(f"{self._video.name}: the picture changes its size in the middle; cut the video there")
+        self._last = max(round(pts * self._video.time_base / self._base), self._last + 1)
         picture.pts, picture.time_base = self._last, self._base
         self._container.mux(self._track.encode(picture))
 
@@ -251,8 +274,6 @@ class VideoWriter:
         return 0 if value == 2 and name != "color_range" else value
 
     def _start(self, height: int, width: int) -> None:
-        if not height or not width:
-            raise DataError(f"{self._video.name}: a picture of less than 2 x 2 pixels cannot be written as a video")
         track = self._container.add_stream(self._codec, rate=self._video.rate, options=dict(self._options))
         track.width, track.height, track.pix_fmt = width, height, "yuv420p"
         track.codec_context.time_base = self._base
@@ -298,6 +319,6 @@ class VideoWriter:
             self._container.mux(self._track.encode(None))
         try:
             self._container.close()
-        except self._av.error.FFmpegError:
+        except Exception:  # of a file that was begun and is thrown away: of FFmpeg, of a disk that is full
             if kind is None:
                 raise

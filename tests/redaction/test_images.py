@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("a.png", "say where to write"),
+        ("a.png --region 0,0,1,1", "say where to write"),
         ("a.png -o b.png", "nothing to redact"),
         ("a.png -o b.png --classes face --region 0,0,1,1", "classes need weights"),
         ("a.png -o b.png --region 0,0,1", "region '0,0,1' is not x1,y1,x2,y2"),

@@ -81,6 +81,14 @@ def test_only_an_object_that_was_followed_and_has_not_left_is_missed(track: list
     assert held and miss is missed
 
 
+def test_a_second_box_of_one_object_that_goes_is_no_miss() -> None:
+    tracker = Tracker(5, HEIGHT, WIDTH)
+    for _ in range(3):
+        tracker.update([at(100, label="3"), at(103, label="8")])
+    held, miss = tracker.update([at(101, label="3")])
+    assert len(held) == 1 and not miss
+
+
 def test_held_boxes_are_called_held_and_keep_label_and_confidence() -> None:
     tracker = Tracker(2, HEIGHT, WIDTH)
     tracker.update([at(50, label="plate")])

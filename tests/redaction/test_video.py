@@ -274,6 +274,6 @@ def test_without_pyav_a_video_is_refused_with_the_way_to_get_it(
 def test_frames_of_a_video_come_with_growing_times(tmp_path: Path) -> None:
     video_with_sound(tmp_path / "in.mp4")
     video = Video(tmp_path / "in.mp4")
-    times = [item.pts for item in video if hasattr(item, "pts")]
+    times = [item.pts for item in video]
     video.close()
     assert times == sorted(set(times)) and len(times) == 20 and not math.isnan(float(video.rate)) and GREY == 114
