@@ -20,10 +20,10 @@ from ..files import file_hash, write_atomically
 from ..signals import stop_signal
 from .images import write_image
 from .methods import redact_pixels
-from .report import SHEET, BoxTable, FileReport, RedactionReport, write_report
+from .report import BOXES, REPORT, SHEET, BoxTable, FileReport, RedactionReport, write_report
 from .settings import Box, RedactionSettings, grown
 from .sheet import ContactSheet
-from .sources import Job, find_jobs, refuse_suffix
+from .sources import Job, find_jobs, refuse_report, refuse_suffix
 from .threads import Ahead, Behind, mapped_ahead
 from .tracking import Tracker, fill_gaps
 from .video import Camera, Decoded, Frame, Video, VideoWriter, need_av, open_stream
@@ -88,6 +88,7 @@ def redact(
         need_av()
     place = Path(output) if output is not None else Path(source)
     folder = Path(report) if report is not None else place.with_name(f"{place.name}.redaction")
+    refuse_report(folder, (REPORT, BOXES, SHEET), str(source), overwrite)
     finder, reached = _finder(weights, chosen, recall, recall_data)
     if finder is not None:
         chosen = replace(chosen, conf=finder.conf)

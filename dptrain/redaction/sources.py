@@ -104,11 +104,28 @@ def _cannot_list(error: OSError) -> None:
     raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); pictures in it would be left out")
 
 
+def refuse_report(folder: Path, names: tuple[str, ...], source: str, overwrite: bool) -> None:
+    """Refuse a folder for the report in which it would lie among the originals, or on an earlier one.
+
+    Raises:
+        ConfigError: It names the file.
+    """
+    if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
+        raise ConfigError(f"--report {folder} is inside {source}, which is read: choose a folder beside it")
+    for file in (folder / name for name in names):
+        if file.exists() and not overwrite:
+            raise ConfigError(f"{file} is there already: choose another --report, or --overwrite")
+
+
 def _refuse_overwriting(jobs: list[Job], in_place: bool, overwrite: bool) -> None:
     written = [job for job in jobs if job.kind != "other"]
     originals = {_identity(Path(job.source)) for job in written if job.kind != "stream"}
     for job in written:
         there = job.output.exists()
+        if in_place and (job.output.is_symlink() or job.output.stat().st_nlink > 1):
+            raise ConfigError(
+                f"{job.output} is a link, or has other names, and what they lead to would stay as it is: redact a copy"
+            )
         if not in_place and there and _identity(job.output) in originals:
             raise ConfigError(
                 f"{job.output} is an original, and originals stay as they are: use --in-place to replace them"

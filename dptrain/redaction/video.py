@@ -120,8 +120,10 @@ class Video:
         self.name = shown(source)
         self.live = str(source).partition("://")[0].lower() in _LIVE and "://" in str(source)
         options = {"rtsp_transport": "tcp"} if str(source).startswith("rtsp") else {}
+        # A relative name with a colon in it would be taken for an address.
+        place = str(source) if is_stream(str(source)) else str(Path(source).absolute())
         try:
-            self._container: InputContainer = self._av.open(str(source), options=options, timeout=(20, 20))
+            self._container: InputContainer = self._av.open(place, options=options, timeout=(20, 20))
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"{self.name}: cannot be opened as a video ({error.strerror})") from None
         if not self._container.streams.video:

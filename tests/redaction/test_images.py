@@ -225,8 +225,15 @@ def test_originals_and_other_files_are_never_overwritten_unless_asked(tmp_path: 
 
     redact(photos / "a.png", tmp_path / "b.png", overwrite=True, **region)
     assert (cv2.imread(str(tmp_path / "b.png"))[:10, :10] == GREY).all()
+    with pytest.raises(ConfigError, match="has other names"):  # hard.png would go on showing the original
+        redact(photos, in_place=True, **region)
+    (tmp_path / "hard.png").unlink()
     redact(photos, in_place=True, **region)
     assert (cv2.imread(str(photos / "a.png"))[:10, :10] == GREY).all()
+    for report, words in ((photos / "reports", "is inside"), (tmp_path / "photos.redaction", "report.json is there")):
+        with pytest.raises(ConfigError, match=words):
+            redact(photos, tmp_path / "more", report=report, **region)
+    assert not (tmp_path / "more").exists()
 
 
 def test_a_picture_that_cannot_be_redacted_is_not_written_and_the_others_are(
