@@ -19,6 +19,7 @@ from .options import Commands
 if TYPE_CHECKING:
     from ..perturbation import PerturbationResult
     from ..perturbation.epsilon import InputNoise
+    from ..perturbation.evaluate import Row
 
 _KINDS = ("noise", "blur", "jpeg", "dark")
 
@@ -104,6 +105,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             output=options.output or Path(datetime.now().strftime("perturb/%Y-%m-%d_%H-%M-%S")),
             tracking_uri=None if options.no_tracking else options.tracking_uri,
             experiment=options.experiment,
+            on_row=_say,
         )
     if options.json:
         print(json.dumps({**result.as_dict(), "output_dir": str(result.folder)}))
@@ -111,6 +113,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     for line in (*_table(result), f"written    {result.folder}"):
         print(line)
     return 0
+
+
+def _say(row: Row) -> None:
+    """One line a level as it is done: many levels on a large split take hours."""
+    level = "" if row.kind == "clean" else f" {row.level:g}"
+    logging.getLogger(__name__).info("%s%s: mAP50 %.4f", row.kind, level, row.metrics["metrics/mAP50B"])
 
 
 def _table(result: PerturbationResult) -> Iterator[str]:

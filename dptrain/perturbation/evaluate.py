@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -25,8 +24,6 @@ from .picture import draw
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger(__name__)
 
 CLEAN = "clean"
 RESULT, PICTURE = "perturbation.json", "perturbation.png"
