@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
     from .gradients import UnitBatch, check_independence, clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
+    from .perturbation import evaluate_perturbed, export_perturbed
     from .plan import PrivacyPlan
     from .planning import plan_grid
     from .pretraining.run import PretrainResult, pretrain
+    from .redaction import redact
     from .run import TrainResult, train
 
 __version__ = "0.1.0"
@@ -40,9 +42,12 @@ _HOME = {
     "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
     "detection": "",
+    "evaluate_perturbed": "perturbation",
+    "export_perturbed": "perturbation",
     "per_sample_gradients": "gradients",
     "plan_grid": "planning",
     "pretrain": "pretraining.run",
+    "redact": "redaction",
     "train": "run",
 }
 
@@ -66,9 +71,12 @@ __all__ = [
     "check_independence",
     "clipped_gradient_sum",
     "detection",
+    "evaluate_perturbed",
+    "export_perturbed",
     "per_sample_gradients",
     "plan_grid",
     "pretrain",
+    "redact",
     "train",
 ]
 

@@ -27,7 +27,7 @@ def register(commands: Commands) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     weights = Path(options.weights)
-    imgsz = options.imgsz if options.imgsz is not None else _run_imgsz(weights)
+    imgsz = options.imgsz if options.imgsz is not None else run_imgsz(weights)
     for name, value, least in (("--imgsz", imgsz, 32), ("--batch-size", options.batch_size, 1)):
         if value < least:
             raise ConfigError(f"{name}={value} must be {least} or more")
@@ -65,7 +65,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_imgsz(weights: Path) -> int:
+def run_imgsz(weights: Path) -> int:
     """The image size that the run which wrote these weights was trained at, where its config.yaml lies beside them."""
     config = weights.parent.parent / "config.yaml"
     if weights.parent.name != "weights" or not config.is_file():

@@ -88,6 +88,10 @@ class DetectionDataset(Dataset):
         """Class and xywh box in parts of the original image, float32 of shape (m, 5); a copy."""
         return self._labels[self._starts[index] : self._starts[index + 1]].copy()
 
+    def read(self, index: int) -> np.ndarray:
+        """Decode one image: uint8 BGR pixels (height, width, 3)."""
+        return read_image(self.image_files[index])
+
     def sample(self, index: int, seed: int = 0) -> dict[str, torch.Tensor]:
         """Read, augment and letterbox one image; the first of what :meth:`samples` returns."""
         return self.samples(index, seed, 1)[0]
@@ -107,7 +111,7 @@ class DetectionDataset(Dataset):
         Raises:
             DataError: The image cannot be read any more.
         """
-        image = read_image(self.image_files[index])
+        image = self.read(index)
         return [self._sample(image, self.labels(index), [seed, index, copy]) for copy in range(copies)]
 
     def _sample(self, image: np.ndarray, labels: np.ndarray, key: list[int]) -> dict[str, torch.Tensor]:

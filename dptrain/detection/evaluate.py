@@ -27,6 +27,7 @@ from .loader import StepLoader
 
 KEYS = ("metrics/precisionB", "metrics/recallB", "metrics/mAP50B", "metrics/mAP50-95B")
 CLASS_KEYS = ("precision", "recall", "mAP50", "mAP50-95")
+SHOWN = 0.25  # confidence from which Ultralytics shows a box
 _IOUS = torch.linspace(0.5, 0.95, 10)
 
 
@@ -38,10 +39,12 @@ class Metrics:
         values: Means over the classes that have boxes, by ``KEYS``: Ultralytics' names without the parentheses, which
             MLflow does not take. All in [0, 1]; 0 where the split has no boxes.
         per_class: Class name to ``CLASS_KEYS``, for the classes that have boxes in the split.
+        detections: Boxes of a confidence above :data:`SHOWN`, in all images; a box counts once for each such class.
     """
 
     values: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    detections: int = 0
 
 
 def evaluate(
@@ -86,7 +89,7 @@ def evaluate(
     metrics = DetMetrics(names=dataset.data.names)
     loader = StepLoader(dataset, batch_size, workers, target)
     steps = loader.steps(iter([Draw(np.arange(len(dataset)), 0)]))
-    done = 0
+    done = shown = 0
     with _prepared(model, target, max_det):
         for batch in next(steps):
             assert not isinstance(batch, UnitBatch)  # images are served as they are without units
@@ -96,6 +99,7 @@ def evaluate(
             for i, detection in enumerate(detections):
                 mine = owners == i
                 metrics.update_stats(_statistics(detection.cpu(), boxes[mine], classes[mine], str(done + i)))
+                shown += int((detection[:, 4] > SHOWN).sum())
             done += len(detections)
         steps.close()
     metrics.process(plot=False)
@@ -103,7 +107,7 @@ def evaluate(
         dataset.data.names[int(number)]: dict(zip(CLASS_KEYS, map(float, metrics.class_result(row)), strict=True))
         for row, number in enumerate(metrics.ap_class_index)
     }
-    return Metrics(dict(zip(KEYS, map(float, metrics.mean_results()), strict=True)), per_class)
+    return Metrics(dict(zip(KEYS, map(float, metrics.mean_results()), strict=True)), per_class, shown)
 
 
 def predict(

@@ -140,7 +140,12 @@ def _kind(task: str | None) -> str:
     return f"a model for {task!r}" if task else "a model of another kind"
 
 
-def _from_checkpoint(file: Path) -> DetectionModel:
+def open_checkpoint(file: Path) -> DetectionModel:
+    """Return the network of a checkpoint in single precision: a detector, or one of Ultralytics' kinds of it.
+
+    Raises:
+        ModelError: The file is missing, cannot be opened, or holds something else.
+    """
     if not file.is_file():
         raise ModelError(f"model={str(file)!r}: no such file (dptrain downloads nothing: put the checkpoint there)")
     try:
@@ -154,6 +159,11 @@ def _from_checkpoint(file: Path) -> DetectionModel:
         ) from error
     if not isinstance(detector, DetectionModel):
         raise ModelError(f"model={str(file)!r} holds a {type(detector).__name__}, not a detector")
+    return detector
+
+
+def _from_checkpoint(file: Path) -> DetectionModel:
+    detector = open_checkpoint(file)
     try:
         _check_detector(detector, file)
     except ModelError:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dptrain import BudgetLedger
 from dptrain.accounting import dp_sgd_event
 from dptrain.cli import main
-from dptrain.commands.evaluate import _run_imgsz
+from dptrain.commands.evaluate import run_imgsz
 from dptrain.files import flatten
 from dptrain.folder import RunFolder
 from dptrain.ledger.manifest import Picture, from_pictures
@@ -153,7 +153,7 @@ def command(arguments: list[str]) -> tuple[int, str]:
 ))  # fmt: skip
 def test_the_image_size_beside_weights_is_a_number_or_refused(run: Path, text: str) -> None:
     (run / "config.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
-    size, _ = answer(lambda: _run_imgsz(run / "weights" / "last.pt"), run / "config.yaml")
+    size, _ = answer(lambda: run_imgsz(run / "weights" / "last.pt"), run / "config.yaml")
     (run / "config.yaml").unlink()
     assert size is None or type(size) is int
 

@@ -235,9 +235,9 @@ GRADIENT_BUGS = (
         "mosaic",
         "A quarter of the next image is pasted into each.",
         "dptrain.detection.data:DetectionDataset.samples",
-        "image = read_image(self.image_files[index])",
-        "image = read_image(self.image_files[index]).copy()\n"
-        "    other = read_image(self.image_files[(index + 1) % len(self.image_files)])\n"
+        "image = self.read(index)",
+        "image = self.read(index).copy()\n"
+        "    other = self.read((index + 1) % len(self.image_files))\n"
         "    h, w = (max(1, min(a, b) // 2) for a, b in zip(image.shape[:2], other.shape[:2]))\n"
         "    image[:h, :w] = other[:h, :w]",
         PAIRS, DATA + "test_other_images_do_not_matter",

@@ -1,0 +1,171 @@
+"""``dptrain perturb``: how a detector stands noise, blur, compression, darkness; perturbed copies of a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .evaluate import run_imgsz
+from .options import Commands
+
+if TYPE_CHECKING:
+    from ..perturbation import PerturbationResult
+    from ..perturbation.epsilon import InputNoise
+    from ..perturbation.evaluate import Row
+
+_KINDS = ("noise", "blur", "jpeg", "dark")
+
+
+def register(commands: Commands) -> None:
+    """Add the command and its two parts."""
+    perturb = commands.add_parser("perturb", help="robustness to noise, blur, JPEG and darkness; noisy copies")
+    parts = perturb.add_subparsers(title="parts", metavar="PART", required=True, parser_class=type(perturb))
+    evaluate = parts.add_parser("evaluate", help="mAP and detections over levels of each perturbation")
+    evaluate.add_argument("--weights", required=True, help="a .pt file, such as runs/x/weights/last.pt")
+    evaluate.add_argument("--data", required=True, help="an Ultralytics data.yaml")
+    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
+    evaluate.add_argument("--noise", type=_levels, metavar="S,...", help="standard deviations in grey levels of 255")
+    evaluate.add_argument("--blur", type=_levels, metavar="S,...", help="standard deviations in pixels")
+    evaluate.add_argument("--jpeg", type=_levels, metavar="Q,...", help="qualities, 1 to 100")
+    evaluate.add_argument("--dark", type=_levels, metavar="F,...", help="shares of the light that are left")
+    evaluate.add_argument("--imgsz", type=int, help="pixels; default that of the weights' run, else 640")
+    evaluate.add_argument("--batch-size", type=int, default=32)
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    evaluate.add_argument("--workers", type=int, default=0, help="processes that load images")
+    evaluate.add_argument("--seed", type=int, default=0, help="decides the noise; default %(default)s")
+    evaluate.add_argument("--delta", type=float, default=1e-5, help="for the epsilon of the noise; default %(default)s")
+    evaluate.add_argument("-o", "--output", type=Path, help="folder; default perturb/<date>_<time>")
+    evaluate.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="MLflow store; default %(default)s")
+    evaluate.add_argument("--experiment", default="dptrain-perturb", help="of MLflow; default %(default)s")
+    evaluate.add_argument("--no-tracking", action="store_true", help="log nothing to MLflow")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(command=_evaluate)
+
+    export = parts.add_parser("export", help="perturbed copies of a dataset, with its labels")
+    export.add_argument("--data", required=True, help="an Ultralytics data.yaml")
+    export.add_argument("--kind", required=True, choices=_KINDS)
+    export.add_argument("--level", required=True, type=float, help="as in perturb evaluate")
+    export.add_argument(
+        "--seed",
+        type=int,
+        help="decides the noise, and lets whoever knows it take it off; default: drawn and forgotten",
+    )
+    export.add_argument("--delta", type=float, default=1e-5, help="for the epsilon of the noise; default %(default)s")
+    export.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
+    export.add_argument("--json", action="store_true", help="print JSON")
+    export.set_defaults(command=_export)
+
+
+def _levels(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no list of numbers such as 10,20") from error
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    imgsz = options.imgsz if options.imgsz is not None else run_imgsz(Path(options.weights))
+    if imgsz < 32 or imgsz % 32:
+        raise ConfigError(f"--imgsz={imgsz} is not a multiple of 32")
+    for name, value, least in (("--batch-size", options.batch_size, 1), ("--workers", options.workers, 0)):
+        if value < least:
+            raise ConfigError(f"{name}={value} must be {least} or more")
+    if not 0 < options.delta < 1:
+        raise ConfigError(f"--delta={options.delta} is not between 0 and 1")
+    if options.split == "train":
+        logging.getLogger(__name__).warning(
+            "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
+        )
+    from ..config import parse_device, usable_device
+
+    device = usable_device(parse_device(options.device, "--device"), "--device")
+    from ..perturbation import evaluate_perturbed
+
+    given = {name: getattr(options, name) for name in _KINDS if getattr(options, name) is not None}
+    with redirect_stdout(sys.stderr if options.json else sys.stdout):
+        result = evaluate_perturbed(
+            options.weights,
+            options.data,
+            levels=given or None,
+            split=options.split,
+            imgsz=imgsz,
+            batch_size=options.batch_size,
+            device=device,
+            workers=options.workers,
+            seed=options.seed,
+            delta=options.delta,
+            output=options.output or Path(datetime.now().strftime("perturb/%Y-%m-%d_%H-%M-%S")),
+            tracking_uri=None if options.no_tracking else options.tracking_uri,
+            experiment=options.experiment,
+            on_row=_say,
+        )
+    if options.json:
+        print(json.dumps({**result.as_dict(), "output_dir": str(result.folder)}))
+        return 0
+    for line in (*_table(result), f"written    {result.folder}"):
+        print(line)
+    return 0
+
+
+def _say(row: Row) -> None:
+    """One line a level as it is done: many levels on a large split take hours."""
+    level = "" if row.kind == "clean" else f" {row.level:g}"
+    logging.getLogger(__name__).info("%s%s: mAP50 %.4f", row.kind, level, row.metrics["metrics/mAP50B"])
+
+
+def _table(result: PerturbationResult) -> Iterator[str]:
+    worth: dict[float, float] = {}
+    for entry in result.input_noise:
+        worth.setdefault(entry["level"], entry["epsilon"])  # of the whole picture, which comes first
+    yield f"{'kind':<6} {'level':>8} {'mAP50':>8} {'mAP50-95':>9} {'detections':>11}   local epsilon of a picture"
+    for row in result.rows:
+        epsilon = "none"
+        if row.kind == "noise":
+            epsilon = f"{worth[row.level]:.3g} (delta {result.settings['delta']:.2g})"
+        level = "" if row.kind == "clean" else f"{row.level:g}"
+        metrics = row.metrics["metrics/mAP50B"], row.metrics["metrics/mAP50-95B"]
+        yield f"{row.kind:<6} {level:>8} {metrics[0]:8.4f} {metrics[1]:9.4f} {row.detections:11.2f}   {epsilon}"
+    if worth:
+        yield "An epsilon of this size promises nothing: noise on pictures tests robustness, and does not protect them."
+
+
+def _export(options: argparse.Namespace) -> int:
+    if not 0 < options.delta < 1:
+        raise ConfigError(f"--delta={options.delta} is not between 0 and 1")
+    from ..perturbation import export_perturbed, input_noise
+
+    done = export_perturbed(options.data, options.output, kind=options.kind, level=options.level, seed=options.seed)
+    worth = list(input_noise(options.level, *done.size, options.delta)) if options.kind == "noise" else []
+    if options.json:
+        epsilon = worth[0].epsilon if worth else None
+        report = {"data": str(done.data), "images": done.images, "labels": done.labels, "local_epsilon": epsilon}
+        print(json.dumps({**report, "delta": options.delta}))
+        return 0
+    print(f"{done.images} images, {done.labels} label files: {done.data}")
+    for line in _worth(worth, options):
+        print(line)
+    return 0
+
+
+def _worth(worth: list[InputNoise], options: argparse.Namespace) -> Iterator[str]:
+    from ..perturbation.epsilon import TARGET
+
+    if not worth:
+        yield f"{options.kind} is no differential privacy: it has no randomness"
+        return
+    yield f"as local differential privacy, delta {options.delta:.2g}:"
+    for entry in worth:
+        yield (
+            f"  {entry.what}: epsilon {entry.epsilon:.3g}; epsilon {TARGET:g} would need noise of {entry.needed:,.0f} "
+            "grey levels, of 255"
+        )
+    if options.seed is not None:
+        yield f"and whoever knows --seed {options.seed} takes the noise off: epsilon infinite"

@@ -1,0 +1,207 @@
+"""How a detector does on pictures made worse step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..detection.data import DetectionDataset, load_data
+from ..detection.evaluate import evaluate
+from ..detection.images import read_image
+from ..detection.model import load_model
+from ..detection.sources import DataConfig
+from ..errors import ConfigError
+from ..files import write_atomically, write_json
+from ..tracking import NoTracker, Tracker
+from .epsilon import input_noise
+from .kinds import KINDS, Kind, kind_of, perturb
+from .picture import draw
+
+if TYPE_CHECKING:
+    import torch
+
+CLEAN = "clean"
+RESULT, PICTURE = "perturbation.json", "perturbation.png"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One level of one perturbation; ``kind`` is ``clean`` for the pictures as they are.
+
+    Attributes:
+        kind, level: What was done to the pictures.
+        metrics: Ultralytics' means by name, in [0, 1]. **Not noised.**
+        detections: Boxes above a confidence of 0.25, an image.
+    """
+
+    kind: str
+    level: float
+    metrics: dict[str, float]
+    detections: float
+
+
+@dataclass(frozen=True)
+class PerturbationResult:
+    """The outcome of :func:`evaluate_perturbed`.
+
+    Attributes:
+        rows: The clean one, then by kind and level.
+        images: How many pictures each row was measured on.
+        input_noise: What the noise levels are worth as local differential privacy, by level, for a picture of the
+            first one's size.
+        settings: What was asked for.
+        folder: Where ``perturbation.json`` and ``perturbation.png`` were written; None where nowhere.
+    """
+
+    rows: list[Row]
+    images: int
+    input_noise: list[dict[str, Any]]
+    settings: dict[str, Any]
+    folder: Path | None = None
+
+    def curve(self, kind: str) -> list[Row]:
+        """The rows of a kind, from clean to the worst."""
+        return [row for row in self.rows if row.kind in (CLEAN, kind)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result as JSON holds it."""
+        names = ("settings", "images", "rows", "input_noise")
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+
+class PerturbedDataset(DetectionDataset):
+    """A split whose pictures are perturbed when they are read; labels stay as they are."""
+
+    kind: Kind | None = None
+    level = 0.0
+    seed = 0
+
+    def read(self, index: int) -> np.ndarray:
+        image = super().read(index)
+        if self.kind is None:
+            return image
+        return perturb(image, self.kind, self.level, self.seed, picture_name(self.data, self.image_files[index]))
+
+
+def picture_name(data: DataConfig, image: Path) -> str:
+    """The name by which a picture's noise is drawn: below the dataset's folder, the same on every machine."""
+    root = data.path.resolve()
+    return (image.relative_to(root) if image.is_relative_to(root) else Path(image.name)).as_posix()
+
+
+def evaluate_perturbed(
+    weights: str | Path,
+    data: str | Path,
+    *,
+    levels: Mapping[str, Sequence[float]] | None = None,
+    split: str = "val",
+    imgsz: int = 640,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+    seed: int = 0,
+    delta: float = 1e-5,
+    output: str | Path | None = None,
+    tracking_uri: str | None = None,
+    experiment: str = "dptrain-perturb",
+    on_row: Callable[[Row], None] | None = None,
+) -> PerturbationResult:
+    """Measure mAP and the number of detections over levels of noise, blur, compression and darkness.
+
+    Args:
+        weights: A YOLO ``.pt`` file.
+        data: A data.yaml. The metrics carry no noise, so the split is declared public by being measured.
+        levels: By kind (``noise``, ``blur``, ``jpeg``, ``dark``); default :data:`dptrain.perturbation.kinds.KINDS`'.
+        split: train, val or test.
+        imgsz, batch_size, device, workers: As in ``dptrain evaluate``.
+        seed: Decides the noise; the same for every model, so that they can be compared.
+        delta: For the epsilon that the noise levels are worth.
+        output: Folder for ``perturbation.json`` and ``perturbation.png``.
+        tracking_uri: MLflow store for the curves: ``<kind>/mAP50``, ``<kind>/mAP50-95`` and ``<kind>/detections``
+            beside ``<kind>/level`` at steps 0 (clean), 1, 2, ...
+        experiment: MLflow experiment.
+        on_row: Called after each level.
+
+    Raises:
+        ConfigError: A kind or level is not one.
+        DataError, ModelError: The data or the weights cannot be used.
+        TrackingError: The MLflow store cannot be reached.
+    """
+    wanted = checked_levels(levels)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed={seed} is not a whole number of 0 or more")
+    config = load_data(data)
+    dataset = PerturbedDataset(config, split, imgsz)
+    dataset.seed = seed
+    model = load_model(weights).to(device)
+    settings = {
+        "weights": str(weights), "data": str(data), "split": split, "imgsz": imgsz, "seed": seed, "delta": delta
+    }  # fmt: skip
+    folder = None if output is None else Path(output)
+    tracker: Tracker = NoTracker()
+    if tracking_uri is not None:
+        name = f"perturb {Path(weights).stem} {datetime.now():%Y-%m-%d %H:%M}"
+        tracker = Tracker.start(tracking_uri, experiment, name, {"dptrain.command": "perturb evaluate"})
+    with tracker:
+        tracker.parameters(settings)
+        rows: list[Row] = []
+
+        def measure(kind: Kind | None, level: float) -> Row:
+            dataset.kind, dataset.level = kind, level
+            found = evaluate(model, dataset, batch_size=batch_size, device=device, workers=workers)
+            row = Row(CLEAN if kind is None else kind.name, level, found.values, found.detections / len(dataset))
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+            return row
+
+        clean = measure(None, 0.0)
+        for kind_name, tried in wanted.items():
+            kind = KINDS[kind_name]
+            for step, (level, row) in enumerate([(kind.clean, clean), *((level, None) for level in tried)]):
+                shown = row or measure(kind, level)
+                tracker.metrics(
+                    {
+                        f"{kind_name}/level": level,
+                        f"{kind_name}/mAP50": shown.metrics["metrics/mAP50B"],
+                        f"{kind_name}/mAP50-95": shown.metrics["metrics/mAP50-95B"],
+                        f"{kind_name}/detections": shown.detections,
+                    },
+                    step,
+                )
+        height, width = read_image(dataset.image_files[0]).shape[:2]
+        worth = [
+            {"level": level, "delta": delta, **asdict(entry)}
+            for level in wanted.get("noise", ())
+            for entry in input_noise(level, height, width, delta)
+        ]
+        result = PerturbationResult(rows, len(dataset), worth, settings, folder)
+        if folder is not None:
+            write_json(folder / RESULT, result.as_dict())
+            write_atomically(folder / PICTURE, lambda stream: draw(result, stream))
+            tracker.file(folder / RESULT)
+            tracker.file(folder / PICTURE)
+    return result
+
+
+def checked_levels(levels: Mapping[str, Sequence[float]] | None) -> dict[str, list[float]]:
+    """Return the levels of each kind in order, from the mildest; the clean one is always measured and left out.
+
+    Raises:
+        ConfigError: A kind or level is not one, or there is none.
+    """
+    given = {name: kind.levels for name, kind in KINDS.items()} if levels is None else levels
+    found = {}
+    for name, values in given.items():
+        kind = kind_of(name)
+        tried = {kind.check(value) for value in values} - {kind.clean}
+        if tried:
+            found[name] = sorted(tried, reverse=kind.clean > kind.least)
+    if not found:
+        raise ConfigError("no level to try: give some, such as --noise 10,20")
+    return found
