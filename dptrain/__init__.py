@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .plan import PrivacyPlan
     from .planning import plan_grid
     from .run import TrainResult, train
+    from .scrubbing import ScrubReport, scrub
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _HOME = {
     "ModelError": "errors",
     "PrivacyError": "errors",
     "PrivacyPlan": "plan",
+    "ScrubReport": "scrubbing",
     "TrackingError": "errors",
     "TrainResult": "run",
     "audit_training": "audit",
@@ -37,6 +39,7 @@ _HOME = {
     "detection": "",
     "per_sample_gradients": "gradients",
     "plan_grid": "planning",
+    "scrub": "scrubbing",
     "train": "run",
 }
 
@@ -51,6 +54,7 @@ __all__ = [
     "ModelError",
     "PrivacyError",
     "PrivacyPlan",
+    "ScrubReport",
     "TrackingError",
     "TrainResult",
     "audit_training",
@@ -59,6 +63,7 @@ __all__ = [
     "detection",
     "per_sample_gradients",
     "plan_grid",
+    "scrub",
     "train",
 ]
 

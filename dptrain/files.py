@@ -113,6 +113,12 @@ def file_hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def label_path(image: Path) -> Path:
+    """The label file of an image: the last ``images`` folder of its path becomes ``labels``, the suffix ``.txt``."""
+    head, sep, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    return Path(f"{head}{os.sep}labels{os.sep}{tail}" if sep else tail).with_suffix(".txt")
+
+
 def steps_started(folder: Path) -> int:
     """Steps whose noise was drawn in a run's folder, also those that a crash lost: the size of its journal."""
     journal = folder / JOURNAL
