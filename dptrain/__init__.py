@@ -8,13 +8,23 @@ if TYPE_CHECKING:
     from . import detection
     from .audit import AuditResult, audit_training
     from .clipping import FlatClip
-    from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
+    from .errors import (
+        BudgetError,
+        ConfigError,
+        DataError,
+        DptrainError,
+        ModelError,
+        PrivacyError,
+        SealError,
+        TrackingError,
+    )
     from .gradients import check_independence, clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
     from .plan import PrivacyPlan
     from .planning import plan_grid
     from .run import TrainResult, train
     from .scrubbing import ScrubReport, scrub
+    from .sealing import seal, unseal
 
 __version__ = "0.1.0"
 
@@ -31,6 +41,7 @@ _HOME = {
     "PrivacyError": "errors",
     "PrivacyPlan": "plan",
     "ScrubReport": "scrubbing",
+    "SealError": "errors",
     "TrackingError": "errors",
     "TrainResult": "run",
     "audit_training": "audit",
@@ -40,7 +51,9 @@ _HOME = {
     "per_sample_gradients": "gradients",
     "plan_grid": "planning",
     "scrub": "scrubbing",
+    "seal": "sealing",
     "train": "run",
+    "unseal": "sealing",
 }
 
 __all__ = [
@@ -55,6 +68,7 @@ __all__ = [
     "PrivacyError",
     "PrivacyPlan",
     "ScrubReport",
+    "SealError",
     "TrackingError",
     "TrainResult",
     "audit_training",
@@ -64,7 +78,9 @@ __all__ = [
     "per_sample_gradients",
     "plan_grid",
     "scrub",
+    "seal",
     "train",
+    "unseal",
 ]
 
 

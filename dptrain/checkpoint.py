@@ -6,8 +6,9 @@ import dataclasses
 import fcntl
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -67,8 +68,14 @@ CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", 
 CHECKPOINT_FORMAT = 1
 
 
-def save_checkpoint(file: Path, state: dict[str, Any], plan: PrivacyPlan, seed: int | None) -> None:
-    """Write the state of a run, atomically.
+def save_checkpoint(
+    file: Path,
+    state: dict[str, Any],
+    plan: PrivacyPlan,
+    seed: int | None,
+    write: Callable[[Path, Callable[[IO[bytes]], object]], object] = write_atomically,
+) -> None:
+    """Write the state of a run, atomically; ``write`` does it, and may seal it.
 
     Raises:
         PrivacyError: The state has a key that is not on the whitelist.
@@ -77,11 +84,13 @@ def save_checkpoint(file: Path, state: dict[str, Any], plan: PrivacyPlan, seed: 
     unknown = set(payload) - set(CHECKPOINT_KEYS)
     if unknown:
         raise PrivacyError(f"a checkpoint may not hold {sorted(unknown)}: only {', '.join(CHECKPOINT_KEYS)}")
-    write_atomically(file, lambda stream: torch.save(payload, stream))
+    write(file, lambda stream: torch.save(payload, stream))
 
 
-def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str, Any]:
-    """Read the state of a run that followed the same plan; tensors on the CPU.
+def load_checkpoint(
+    file: Path, plan: PrivacyPlan, seed: int | None, content: IO[bytes] | None = None
+) -> dict[str, Any]:
+    """Read the state of a run that followed the same plan; tensors on the CPU. ``content`` is that of a sealed file.
 
     Raises:
         PrivacyError: There is no such file, it cannot be read, or it belongs to another plan or seed.
@@ -89,8 +98,8 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
     if not file.is_file():
         raise PrivacyError(f"{file} is not there, so the run cannot be resumed: start a new one in another output_dir")
     try:
-        refuse_damage(file)
-        payload = torch.load(file, map_location="cpu", weights_only=True)
+        refuse_damage(content or file)
+        payload = torch.load(content or file, map_location="cpu", weights_only=True)
         written, seeded, found = payload["plan"], payload["seed"], payload["format"]
         missing = [key for key in CHECKPOINT_KEYS if key not in payload]
     except Exception as error:  # a damaged file fails in many ways; all mean the same to the user
@@ -115,7 +124,7 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
     return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer")}
 
 
-def refuse_damage(file: Path) -> None:
+def refuse_damage(file: Path | IO[bytes]) -> None:
     """Hold the parts of a torch file against their checksums, which torch itself does not look at.
 
     Raises:

@@ -40,6 +40,7 @@ from .schema import (
     OptimizerConfig,
     PrivacyConfig,
     ScheduleConfig,
+    SealConfig,
     TrackingConfig,
     TrainConfig,
     TuningConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "OptimizerConfig",
     "PrivacyConfig",
     "ScheduleConfig",
+    "SealConfig",
     "TrackingConfig",
     "TrainConfig",
     "TuningConfig",
@@ -174,6 +176,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
                 too_large = f", and at most {_LARGEST:g}" if value > _LARGEST else ""
                 raise ConfigError(f"{key}={value} must be {needed}{too_large}")
     _check_rest(config)
+    _check_seal(config.seal)
     _check_tuning(config)
     return config
 
@@ -304,6 +307,18 @@ def _check_rest(config: TrainConfig) -> None:
     if config.steps is not None and config.schedule.warmup_steps > config.steps:
         warmup = config.schedule.warmup_steps
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
+
+
+def _check_seal(seal: SealConfig) -> None:
+    """A secret key in the settings would be in config.yaml and in the history of a shell."""
+    from .sealing.keys import recipients_of, refuse_secret
+
+    for key in ("identity", "keyring"):
+        refuse_secret(str(getattr(seal, key) or ""), f"seal.{key}")
+    if seal.identity and seal.keyring:
+        raise ConfigError(f"seal.identity={seal.identity} and seal.keyring={seal.keyring} are one too many: give one")
+    if seal.recipients:
+        recipients_of(seal.recipients)
 
 
 def _check_tuning(config: TrainConfig) -> None:

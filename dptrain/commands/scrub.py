@@ -34,7 +34,9 @@ def register(commands: Commands) -> None:
     scrub.add_argument("--keep-icc", action="store_true", help="keep colour profiles")
     scrub.add_argument("--dicom", default="dicom", choices=("dicom", "png", "both"), help="make of DICOM files: "
                        "scrubbed DICOM, 8-bit images to train on, or both; default %(default)s")  # fmt: skip
-    scrub.add_argument("--window", metavar="CENTER,WIDTH", type=_window, help="for --dicom png; default the file's own")
+    scrub.add_argument(
+        "--window", metavar="CENTER,WIDTH", type=_window, help="as --window=-600,1500; default the file's own"
+    )
     scrub.add_argument("--keep-burned-in", action="store_true", help="do not withhold images with burned-in writing")
     scrub.add_argument("--json", action="store_true", help="print JSON")
     scrub.set_defaults(command=_scrub)

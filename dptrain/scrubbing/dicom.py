@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from .clean import Damaged
 from .jpeg import clean_jpeg
 from .names import Names, is_pseudonym
@@ -112,7 +113,10 @@ def clean_dicom(data: bytes, names: Names) -> ScrubbedDicom:
     Raises:
         Damaged: It cannot be read, or holds no pixels.
     """
-    import pydicom
+    try:
+        import pydicom
+    except ImportError:
+        raise ConfigError("DICOM files need the package pydicom: pip install 'dptrain[dicom]'") from None
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.filewriter import correct_ambiguous_vr
 
