@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import detection
     from .audit import AuditResult, audit_training
+    from .checking import CheckReport, check
     from .clipping import FlatClip
     from .errors import (
         BudgetError,
@@ -33,6 +34,7 @@ _HOME = {
     "AuditResult": "audit",
     "BudgetError": "errors",
     "BudgetLedger": "ledger",
+    "CheckReport": "checking",
     "ConfigError": "errors",
     "DataError": "errors",
     "DptrainError": "errors",
@@ -45,6 +47,7 @@ _HOME = {
     "TrackingError": "errors",
     "TrainResult": "run",
     "audit_training": "audit",
+    "check": "checking",
     "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
     "detection": "",
@@ -60,6 +63,7 @@ __all__ = [
     "AuditResult",
     "BudgetError",
     "BudgetLedger",
+    "CheckReport",
     "ConfigError",
     "DataError",
     "DptrainError",
@@ -72,6 +76,7 @@ __all__ = [
     "TrackingError",
     "TrainResult",
     "audit_training",
+    "check",
     "check_independence",
     "clipped_gradient_sum",
     "detection",

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import audit, budget, calibrate, evaluate, plan, report, scrub, seal, train
+from .commands import audit, budget, calibrate, check, evaluate, plan, report, scrub, seal, train
 from .commands.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, described, fail, messages
 from .commands.options import Parser
 from .errors import DptrainError
 
-_COMMANDS = (train, plan, calibrate, evaluate, budget, report, audit, scrub, seal)  # in the order of --help
+_COMMANDS = (train, plan, calibrate, evaluate, budget, report, audit, check, scrub, seal)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
