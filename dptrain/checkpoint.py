@@ -99,6 +99,8 @@ def load_checkpoint(
         raise PrivacyError(f"{file} is not there, so the run cannot be resumed: start a new one in another output_dir")
     try:
         refuse_damage(content or file)
+        if content is not None:
+            content.seek(0)
         payload = torch.load(content or file, map_location="cpu", weights_only=True)
         written, seeded, found = payload["plan"], payload["seed"], payload["format"]
         missing = [key for key in CHECKPOINT_KEYS if key not in payload]

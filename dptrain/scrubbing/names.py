@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hmac
 import io
 import os
 import re
@@ -14,8 +15,8 @@ from pathlib import Path, PurePath
 
 from ..errors import ConfigError
 from ..files import MOST_TEXT, read_file
-from ..ledger.keys import KEY_BYTES, mac
 
+_KEY_BYTES = 32
 _DIGITS = 20  # 80 bits: two of a million files share a name with probability below 1e-12
 _PSEUDONYM = re.compile(rf"[0-9a-f]{{{_DIGITS}}}(_\d{{4}})?")
 # Folder names that readers of a dataset look for; any other can be a patient's, a ward's, a place's.
@@ -35,7 +36,7 @@ class Names:
 
     def of(self, text: str, kind: str) -> str:
         """Return the pseudonym of a name among those of its kind (file, folder, patient)."""
-        return mac(self._key, f"scrub {kind}", text.encode("utf-8", "surrogateescape")).hex()[:_DIGITS]
+        return self._mac(kind, text).hex()[:_DIGITS]
 
     def folder(self, place: PurePath) -> PurePath:
         """Return the new place of a folder; the names that a dataset is read by stay as they are."""
@@ -44,7 +45,10 @@ class Names:
 
     def uid(self, old: str) -> str:
         """Return the UID that stands for a DICOM one everywhere: a UUID of its own (PS3.5 annex B.2)."""
-        return f"2.25.{uuid.UUID(bytes=mac(self._key, 'scrub uid', old.encode())[:16], version=4).int}"
+        return f"2.25.{uuid.UUID(bytes=self._mac('uid', old)[:16], version=4).int}"
+
+    def _mac(self, kind: str, text: str) -> bytes:
+        return hmac.digest(self._key, f"{kind}\0{text}".encode("utf-8", "surrogateescape"), "sha256")
 
 
 def is_pseudonym(name: str) -> bool:
@@ -59,11 +63,11 @@ def find_key(file: str | Path | None) -> bytes:
         ConfigError: It cannot be read or made, is no key, or can be read by everyone.
     """
     if file is None:
-        return secrets.token_bytes(KEY_BYTES)
+        return secrets.token_bytes(_KEY_BYTES)
     path = Path(file).expanduser()
     try:
         if not path.exists():
-            _write_secret(path, secrets.token_hex(KEY_BYTES) + "\n")
+            _write_secret(path, secrets.token_hex(_KEY_BYTES) + "\n")
         text, mode = read_file(path, 4096).decode("ascii", "replace").strip(), path.stat().st_mode
     except OSError as error:
         raise ConfigError(f"--key {file} cannot be read or made ({error.strerror}): choose another place") from None

@@ -94,7 +94,9 @@ def test_copies_inside_a_split_are_one_finding(pets: Path) -> None:
 
 def test_pictures_of_one_grey_are_not_alike(pets: Path) -> None:
     for number in (6, 7, 8):
-        cv2.imwrite(str(image(pets, number)), np.full((*SIZE, 3), 40 * number - 200, np.uint8))
+        grey = np.full((*SIZE, 3), 40 * number - 200, np.uint8)
+        grey[:, SIZE[1] // 2 :] += 1  # as sensors and encoders leave it
+        cv2.imwrite(str(image(pets, number)), grey)
     assert kinds(check(pets)) == {}
 
 

@@ -189,6 +189,7 @@ def dicom(
     ds.ReferencedImageSequence[0].ReferencedSOPInstanceUID = generate_uid()
     block = ds.private_block(0x0011, "ACME", create=True)
     block.add_new(1, "LO", secret)
+    block.add_new(2, "DS", "771234")
     ds.add_new((0x6000, 0x0022), "LO", secret)
     ds.add_new((0x6000, 0x3000), "OW", SECRET + b"\0")
     ds.Rows, ds.Columns = pixels.shape[-2:] if pixels.ndim == 2 else pixels.shape[1:3]
