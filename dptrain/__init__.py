@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import detection
     from .audit import AuditResult, audit_training
+    from .checking import CheckReport, check
     from .clip_settings import Clipping
     from .clipping import FlatClip
-    from .errors import BudgetError, ConfigError, DataError, DptrainError, ModelError, PrivacyError, TrackingError
+    from .errors import (
+        BudgetError,
+        ConfigError,
+        DataError,
+        DptrainError,
+        ModelError,
+        PrivacyError,
+        SealError,
+        TrackingError,
+    )
     from .gradients import UnitBatch, check_independence, clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
     from .perturbation import evaluate_perturbed, export_perturbed
@@ -18,6 +28,8 @@ if TYPE_CHECKING:
     from .pretraining.run import PretrainResult, pretrain
     from .redaction import redact
     from .run import TrainResult, train
+    from .scrubbing import ScrubReport, scrub
+    from .sealing import seal, unseal
 
 __version__ = "0.1.0"
 
@@ -26,6 +38,7 @@ _HOME = {
     "AuditResult": "audit",
     "BudgetError": "errors",
     "BudgetLedger": "ledger",
+    "CheckReport": "checking",
     "Clipping": "clip_settings",
     "ConfigError": "errors",
     "DataError": "errors",
@@ -35,10 +48,13 @@ _HOME = {
     "PretrainResult": "pretraining.run",
     "PrivacyError": "errors",
     "PrivacyPlan": "plan",
+    "ScrubReport": "scrubbing",
+    "SealError": "errors",
     "TrackingError": "errors",
     "TrainResult": "run",
     "UnitBatch": "gradients",
     "audit_training": "audit",
+    "check": "checking",
     "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
     "detection": "",
@@ -48,13 +64,17 @@ _HOME = {
     "plan_grid": "planning",
     "pretrain": "pretraining.run",
     "redact": "redaction",
+    "scrub": "scrubbing",
+    "seal": "sealing",
     "train": "run",
+    "unseal": "sealing",
 }
 
 __all__ = [
     "AuditResult",
     "BudgetError",
     "BudgetLedger",
+    "CheckReport",
     "Clipping",
     "ConfigError",
     "DataError",
@@ -64,10 +84,13 @@ __all__ = [
     "PretrainResult",
     "PrivacyError",
     "PrivacyPlan",
+    "ScrubReport",
+    "SealError",
     "TrackingError",
     "TrainResult",
     "UnitBatch",
     "audit_training",
+    "check",
     "check_independence",
     "clipped_gradient_sum",
     "detection",
@@ -77,7 +100,10 @@ __all__ = [
     "plan_grid",
     "pretrain",
     "redact",
+    "scrub",
+    "seal",
     "train",
+    "unseal",
 ]
 
 

@@ -7,8 +7,9 @@ import fcntl
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -68,8 +69,14 @@ CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", 
 CHECKPOINT_FORMAT = 2
 
 
-def save_checkpoint(file: Path, state: dict[str, Any], plan: PrivacyPlan, seed: int | None) -> None:
-    """Write the state of a run, atomically.
+def save_checkpoint(
+    file: Path,
+    state: dict[str, Any],
+    plan: PrivacyPlan,
+    seed: int | None,
+    write: Callable[[Path, Callable[[IO[bytes]], object]], object] = write_atomically,
+) -> None:
+    """Write the state of a run, atomically; ``write`` does it, and may seal it.
 
     Raises:
         PrivacyError: The state has a key that is not on the whitelist.
@@ -78,11 +85,13 @@ def save_checkpoint(file: Path, state: dict[str, Any], plan: PrivacyPlan, seed: 
     unknown = set(payload) - set(CHECKPOINT_KEYS)
     if unknown:
         raise PrivacyError(f"a checkpoint may not hold {sorted(unknown)}: only {', '.join(CHECKPOINT_KEYS)}")
-    write_atomically(file, lambda stream: torch.save(payload, stream))
+    write(file, lambda stream: torch.save(payload, stream))
 
 
-def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str, Any]:
-    """Read the state of a run that followed the same plan; tensors on the CPU.
+def load_checkpoint(
+    file: Path, plan: PrivacyPlan, seed: int | None, content: IO[bytes] | None = None
+) -> dict[str, Any]:
+    """Read the state of a run that followed the same plan; tensors on the CPU. ``content`` is that of a sealed file.
 
     Raises:
         PrivacyError: There is no such file, it cannot be read, or it belongs to another plan or seed.
@@ -90,8 +99,10 @@ def load_checkpoint(file: Path, plan: PrivacyPlan, seed: int | None) -> dict[str
     if not file.is_file():
         raise PrivacyError(f"{file} is not there, so the run cannot be resumed: start a new one in another output_dir")
     try:
-        refuse_damage(file)
-        payload = torch.load(file, map_location="cpu", weights_only=True)
+        refuse_damage(content or file)
+        if content is not None:
+            content.seek(0)
+        payload = torch.load(content or file, map_location="cpu", weights_only=True)
         written, seeded, found = payload["plan"], payload["seed"], payload["format"]
         missing = [key for key in CHECKPOINT_KEYS if key not in payload]
     except Exception as error:  # a damaged file fails in many ways; all mean the same to the user
@@ -122,7 +133,7 @@ def plan_values(plan: PrivacyPlan) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def refuse_damage(file: Path) -> None:
+def refuse_damage(file: Path | IO[bytes]) -> None:
     """Hold the parts of a torch file against their checksums, which torch itself does not look at.
 
     Raises:

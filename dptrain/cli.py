@@ -6,12 +6,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import audit, budget, calibrate, evaluate, perturb, plan, pretrain, redact, report, train
+from .commands import (
+    audit,
+    budget,
+    calibrate,
+    check,
+    evaluate,
+    perturb,
+    plan,
+    pretrain,
+    redact,
+    report,
+    scrub,
+    seal,
+    train,
+)
 from .commands.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, described, fail, messages
 from .commands.options import Parser
 from .errors import DptrainError
 
-_COMMANDS = (pretrain, train, plan, calibrate, evaluate, budget, report, audit, redact, perturb)  # in the order of --help
+# In the order of --help.
+_COMMANDS = (
+    pretrain, train, plan, calibrate, evaluate, budget, report, audit, check, scrub, redact, perturb, seal,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

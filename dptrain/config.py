@@ -50,6 +50,7 @@ from .schema import (
     OptimizerConfig,
     PrivacyConfig,
     ScheduleConfig,
+    SealConfig,
     TrackingConfig,
     TrainConfig,
     TuningConfig,
@@ -71,6 +72,7 @@ __all__ = [
     "OptimizerConfig",
     "PrivacyConfig",
     "ScheduleConfig",
+    "SealConfig",
     "TrackingConfig",
     "TrainConfig",
     "TuningConfig",
@@ -188,6 +190,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
                 raise ConfigError(f"{key}={value} must be {needed}{too_large}")
     _check_rest(config)
     _check_units(config)
+    _check_seal(config.seal)
     _check_tuning(config)
     return config
 
@@ -404,6 +407,18 @@ def check_groups(groups: GroupsConfig, prefix: str = "privacy.groups.") -> None:
                 f"{prefix}regex={groups.regex} has {pairs} groups in parentheses: exactly one must be the group; write "
                 "(?:...) for the others"
             )
+
+
+def _check_seal(seal: SealConfig) -> None:
+    """A secret key in the settings would be in config.yaml and in the history of a shell."""
+    from .sealing.keys import recipients_of, refuse_secret
+
+    for key in ("identity", "keyring"):
+        refuse_secret(str(getattr(seal, key) or ""), f"seal.{key}")
+    if seal.identity and seal.keyring:
+        raise ConfigError(f"seal.identity={seal.identity} and seal.keyring={seal.keyring} are one too many: give one")
+    if seal.recipients:
+        recipients_of(seal.recipients)
 
 
 def _check_tuning(config: TrainConfig) -> None:

@@ -48,3 +48,7 @@ class TrackingError(DptrainError, RuntimeError):
 
 class BudgetError(DptrainError, RuntimeError):
     """A run does not fit the budget of its dataset, or the ledger cannot be reached, read or trusted."""
+
+
+class SealError(DptrainError, RuntimeError):
+    """A sealed file cannot be opened: another key, or not a bit as it was sealed. Nothing of it is used."""

@@ -66,12 +66,48 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     write_text(file, json.dumps(values, indent=1))
 
 
+_archives: dict[str, Mapping[str, memoryview]] = {}  # opened archives, by their path
+
+
+def mount(archive: Path, members: Mapping[str, memoryview]) -> None:
+    """Let :func:`read_file` and :func:`file_size` find the members of an archive in memory as files below its path."""
+    _archives[str(archive)] = members
+
+
+def mounted(archive: Path) -> Mapping[str, memoryview] | None:
+    """The members of an archive that is in memory, None where it is not."""
+    return _archives.get(str(archive))
+
+
+def _member(file: Path) -> memoryview | None:
+    """The member that a path names, None where it leads into no archive."""
+    text = str(file)
+    for archive, members in _archives.items():
+        if text.startswith(f"{archive}{os.sep}"):
+            found = members.get(text[len(archive) + 1 :])
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
+            return found
+    return None
+
+
+def file_size(file: Path) -> int:
+    """The number of bytes of a file, or of a member of an archive in memory."""
+    member = _member(file)
+    return file.stat().st_size if member is None else member.nbytes
+
+
 def read_file(file: Path, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of an ordinary file of at most ``most`` bytes; a pipe or a device may never end.
+
+    A path into an archive in memory (:func:`mount`) gives that member's.
 
     Raises:
         OSError: It cannot be read, is no ordinary file or a larger one; ``strerror`` says which.
     """
+    member = _member(file)
+    if member is not None:
+        return bytes(member)
     try:
         status = file.stat()
     except ValueError:  # a zero byte, or a character that no file name can hold
@@ -111,6 +147,12 @@ def file_hash(file: Path) -> str:
     """Return the sha256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: the last ``images`` folder of its path becomes ``labels``, the suffix ``.txt``."""
+    head, sep, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    return Path(f"{head}{os.sep}labels{os.sep}{tail}" if sep else tail).with_suffix(".txt")
 
 
 def steps_started(folder: Path) -> int:

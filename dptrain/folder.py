@@ -15,7 +15,7 @@ from .results import TABLES
 from .spending import NOTE
 
 CHECKPOINT = "checkpoint.pt"
-_OF_A_START = (JOURNAL, NOTE, CHECKPOINT, "settings.json", "config.yaml", "mlflow_run", *TABLES)
+_OF_A_START = (JOURNAL, NOTE, CHECKPOINT, f"{CHECKPOINT}.age", "settings.json", "config.yaml", "mlflow_run", *TABLES)
 
 
 class RunFolder:

@@ -43,7 +43,7 @@ def open_tracker(
     tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
     write_text(note, tracker.run_id)
     if known is None:
-        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(("tracking.", "budget."))}
+        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(("tracking.", "budget.", "seal."))}
         claim = claim_of(plan, plan.steps, tuning)
         tracker.parameters({**flat, "privacy.epsilon": claim.epsilon, "privacy.epsilon_pld": claim.epsilon_pld})
     return tracker

@@ -44,6 +44,7 @@ from .results import append_rows
 from .rounding import round_up, shown
 from .sampling import UnitRows
 from .schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, AugmentConfig, TrainConfig
+from .sealing.outputs import Outputs, unlock
 from .signals import stop_signal
 from .spending import Spending, data_name
 from .statement import claim_of, make_statement, write_statement
@@ -58,7 +59,7 @@ class TrainResult:
     """What a finished run gives back.
 
     Attributes:
-        weights: ``weights/last.pt``, the moving average; opens with ``ultralytics.YOLO``.
+        weights: ``weights/last.pt``, the moving average; opens with ``ultralytics.YOLO``; ``last.pt.age`` if sealed.
         epsilon: RDP epsilon of all steps that were started, at ``plan.delta``.
         metrics: Ultralytics' metrics on the validation split at the end; empty without evaluation.
         statement: The privacy statement, as in ``statement.json``.
@@ -95,7 +96,7 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
 
 def train_from_config(config: TrainConfig) -> TrainResult:
     """Do what :func:`train` does, from the typed configuration that Hydra fills."""
-    config = settings.resolve(config)
+    config = unlock(settings.resolve(config))
     if config.public_data is None:
         config = replace(config, public_data=declared_start(config.model))
     if config.tuning.method != "none":
@@ -126,6 +127,7 @@ class Run:
         self.config, self.plan, self.console, self.tuning = config, plan, console, tuning
         self.folder = RunFolder(Path(config.output_dir), config.resume)
         self.output = self.folder.path
+        self.outputs = Outputs(config.seal)
         self.folder.check()
         self.device = torch.device(settings.usable_device(config.device))
         data = load_data(config.data)
@@ -187,6 +189,9 @@ class Run:
         values = asdict(self.config)
         for name in FREE_TO_CHANGE:
             values.pop(name)
+        del values["seal"]
+        if self.config.seal.recipients:
+            values["sealed"] = True
         return {
             **values,
             "start_sha256": self.start_hash,
@@ -257,7 +262,7 @@ class Run:
             self._restore()
             stop = stack.enter_context(stop_signal())
             stack.enter_context(self._says_how_to_go_on())
-            if not (self.output / CHECKPOINT).exists():
+            if not self._checkpoint_file.exists():
                 self._checkpoint()  # the start, which may be random
             if self.trainer.step == 0:
                 self._evaluate(tracker)
@@ -329,9 +334,10 @@ class Run:
     def _restore(self) -> None:
         if not self.config.resume:
             return
-        checkpoint = self.output / CHECKPOINT
+        checkpoint = self._checkpoint_file
         if checkpoint.exists():
-            state = load_checkpoint(checkpoint, self.plan, self.config.seed)
+            content = self.outputs.read(self.output / CHECKPOINT)
+            state = load_checkpoint(checkpoint, self.plan, self.config.seed, content)
         elif self.folder.journal.steps < self.plan.steps:
             state = self.trainer.state()  # stopped before its first checkpoint: the start, with those steps spent
         else:
@@ -346,15 +352,20 @@ class Run:
             + (f"; {lost} later steps were started and lost, and stay spent" if lost > 0 else "")
         )
 
+    @property
+    def _checkpoint_file(self) -> Path:
+        return self.outputs.place(self.output / CHECKPOINT)
+
     def _checkpoint(self) -> None:
-        save_checkpoint(self.output / CHECKPOINT, self.trainer.state(), self.plan, self.config.seed)
+        state = self.trainer.state()
+        save_checkpoint(self.output / CHECKPOINT, state, self.plan, self.config.seed, self.outputs.write)
 
     def _write_weights(self) -> None:
         """Write the state and the weights, in this order, before anything of them is reported."""
         self._checkpoint()
-        save_weights(self.model, self.output / "weights" / "last_raw.pt")
+        save_weights(self.model, self.output / "weights" / "last_raw.pt", write=self.outputs.write)
         with self.trainer.average.applied():
-            save_weights(self.model, self.output / "weights" / "last.pt")
+            save_weights(self.model, self.output / "weights" / "last.pt", write=self.outputs.write)
 
     def _write_statement(self, status: str) -> dict[str, Any]:
         statement = make_statement(
@@ -476,8 +487,9 @@ class Run:
         statement = self._write_statement("finished")  # last of the folder: from here on the run is over
         metrics = publish(self.output, tracker)
         epsilon = statement["guarantee"]["epsilon"]
-        self._say(f"done: epsilon {shown(epsilon)} at delta {self.plan.delta:.3g}; {self.output / 'weights/last.pt'}")
-        return TrainResult(self.output / "weights" / "last.pt", epsilon, metrics, statement, self.output, self.plan)
+        weights = self.outputs.place(self.output / "weights" / "last.pt")
+        self._say(f"done: epsilon {shown(epsilon)} at delta {self.plan.delta:.3g}; {weights}")
+        return TrainResult(weights, epsilon, metrics, statement, self.output, self.plan)
 
 
 @contextmanager

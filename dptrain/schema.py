@@ -202,6 +202,17 @@ class BudgetConfig:
 
 
 @dataclass
+class SealConfig:
+    """Sealed datasets (``data=pets.seal``) and sealed outputs. ``docs/seal.md`` has what it promises."""
+
+    identity: str | None = _key(
+        None, "file with the key of a sealed dataset or checkpoint; default from the environment"
+    )
+    keyring: str | None = _key(None, "or its entry in the system's keyring")
+    recipients: list[str] = _key([], "age1... or files of them: weights and checkpoints are written sealed")
+
+
+@dataclass
 class TuningConfig:
     """Choosing among settings at a price that is accounted (Papernot and Steinke 2022)."""
 
@@ -218,7 +229,7 @@ class TrainConfig:
     """Everything one training run is told. See ``dptrain train --help`` for the keys."""
 
     model: str = _key(MISSING, "yolo26n.yaml (from scratch), a .pt checkpoint trained on public data, or a preset")
-    data: str = _key(MISSING, "an Ultralytics data.yaml, or a preset")
+    data: str = _key(MISSING, "an Ultralytics data.yaml, a sealed dataset (.seal), or a preset")
     imgsz: int = _key(640, "side of the letterboxed square image in pixels, a multiple of 32")
     device: str = _key("auto", "auto, cpu, cuda, cuda:1, mps")
     steps: int | None = _key(None, f"number of steps; default found from epsilon and noise, or {DEFAULT_STEPS}")
@@ -252,6 +263,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    seal: SealConfig = field(default_factory=SealConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
 
 

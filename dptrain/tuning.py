@@ -165,11 +165,11 @@ def tune(config: TrainConfig) -> TrainResult:
     chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(revealed), key)}" for key in config.tuning.search)
     console.print(
         f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {shown(tuning.epsilon)} at delta "
-        f"{tuning.plan.delta:.3g}, the choice included; {output / 'weights/last.pt'}",
+        f"{tuning.plan.delta:.3g}, the choice included; {output / 'weights' / result.weights.name}",
         soft_wrap=True,
         markup=False,
     )
-    return replace(result, weights=output / "weights" / "last.pt", epsilon=tuning.epsilon, output_dir=output)
+    return replace(result, weights=output / "weights" / result.weights.name, epsilon=tuning.epsilon, output_dir=output)
 
 
 def plan_tuning(config: TrainConfig) -> Tuning:

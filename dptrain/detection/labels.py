@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
-from ..files import MOST_TEXT, read_file
+from ..files import MOST_TEXT, label_path, read_file
+
+__all__ = ["TOLERANCE", "label_path", "read_labels"]
 
 #: How far an edge may lie outside the image, in parts of its side. Ultralytics allows coordinates the same 1 %: tools
 #: that count pixels from 1, or round, put an honest edge that far out.
 TOLERANCE = 0.01
-
-
-def label_path(image: Path) -> Path:
-    """The label file of an image: the last ``images`` folder of its path becomes ``labels``, the suffix ``.txt``."""
-    head, sep, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
-    return Path(f"{head}{os.sep}labels{os.sep}{tail}" if sep else tail).with_suffix(".txt")
 
 
 def read_labels(path: Path, num_classes: int) -> np.ndarray | None:

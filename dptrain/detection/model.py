@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import nn
@@ -259,8 +260,14 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
     return stock.eval()
 
 
-def save_weights(detector: DetectionModel, file: str | Path, *, half: bool = False) -> Path:
-    """Write a checkpoint that ``ultralytics.YOLO(file)`` opens without dptrain.
+def save_weights(
+    detector: DetectionModel,
+    file: str | Path,
+    *,
+    half: bool = False,
+    write: Callable[[Path, Callable[[IO[bytes]], object]], object] = write_atomically,
+) -> Path:
+    """Write a checkpoint that ``ultralytics.YOLO(file)`` opens without dptrain; ``write`` does it, and may seal it.
 
     It holds the model and nothing about the run: a whitelist of one.
     """
@@ -269,5 +276,5 @@ def save_weights(detector: DetectionModel, file: str | Path, *, half: bool = Fal
         stock = stock.half()
     train_args = {"task": "detect", "data": None}
     payload = {"model": stock, "ema": None, "train_args": train_args, "license": "AGPL-3.0"}
-    write_atomically(Path(file), lambda stream: torch.save(payload, stream))
+    write(Path(file), lambda stream: torch.save(payload, stream))
     return Path(file)

@@ -21,7 +21,8 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 
 from ..errors import ConfigError, ModelError
-from .model import _BATCH_NORMS, _check_names, _from_checkpoint, _from_yaml, _replace_norms, _set_classes, set_names
+from .heads import check_names, set_classes, set_names
+from .model import _BATCH_NORMS, _from_checkpoint, _from_yaml, _replace_norms
 
 Epoch = Callable[[int, dict[str, float]], None]
 
@@ -40,14 +41,14 @@ def public_model(model: str, names: Mapping[int, str], norm: str = "auto") -> De
         ModelError: The file is missing, unreadable, or not a plain detector.
         ConfigError: ``norm=batch``, and the checkpoint has none.
     """
-    _check_names(names, len(names))
+    check_names(names, len(names))
     file = Path(model)
     if file.suffix in (".yaml", ".yml"):
         detector = _from_yaml(model, len(names))
         norm = "group" if norm == "auto" else norm
     elif file.suffix == ".pt":
         detector = _from_checkpoint(file)
-        _set_classes(detector, len(names), names)
+        set_classes(detector, len(names), names)
     else:
         raise ModelError(f"model={model!r}: expected a model .yaml (such as yolo26n.yaml) or a .pt checkpoint")
     if norm == "group":
@@ -76,7 +77,7 @@ class PublicTraining(DetectionTrainer):  # not ...Trainer: Ultralytics adds its 
         super().__init__(overrides=arguments)
         if detector is not None:
             self.model = detector
-        self.callbacks = defaultdict(list)
+        self.callbacks: dict[str, list[Callable[..., None]]] = defaultdict(list)
         self.add_callback("on_train_batch_end", lambda _: on_batch())
         self.add_callback("on_fit_epoch_end", lambda _: on_epoch(self.epoch + 1, self._row()))
 
@@ -94,7 +95,8 @@ class PublicTraining(DetectionTrainer):  # not ...Trainer: Ultralytics adds its 
 
     def save_model(self) -> bool:
         """Write the checkpoint whole or not at all: a killed training must find a sound one."""
-        whole, self.last = self.last, self.last.with_suffix(".part")
+        whole = Path(self.last)
+        self.last: Path = whole.with_suffix(".part")
         try:
             done = super().save_model()
             self.last.replace(whole)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import MOST_TEXT, read_file
+from ..files import MOST_TEXT, file_size, read_file
+from ..sealing.archive import is_sealed_dataset, open_dataset
 from .data_yaml import class_names, read_yaml, shown
 from .images import IMAGE_SUFFIXES
 
@@ -63,7 +64,7 @@ def load_data(path: str | Path) -> DataConfig:
     current folder. A relative ``path`` starts from the folder of the ``data.yaml``. ``download`` is never followed.
 
     Args:
-        path: The ``data.yaml``.
+        path: The ``data.yaml``, or a sealed dataset, which is read from memory.
 
     Returns:
         The splits' image files; ``test`` may be empty, and ``val`` where none is declared.
@@ -71,8 +72,11 @@ def load_data(path: str | Path) -> DataConfig:
     Raises:
         DataError: One line with the place, the value and the mend: no such file, not YAML, no names, ``nc`` that does
             not match, a missing folder or image, an image listed twice within a split.
+        SealError: It is a sealed dataset that cannot be opened.
     """
     file = Path(path)
+    if is_sealed_dataset(file):
+        return _load_sealed(file)
     data = read_yaml(file)
     root = _root(file, data)
     names = class_names(file, data)
@@ -91,6 +95,16 @@ def load_data(path: str | Path) -> DataConfig:
     if not files.get("train"):
         raise DataError(missing["train"])
     return DataConfig(root, names, file=file, missing=missing, **files)
+
+
+def _load_sealed(file: Path) -> DataConfig:
+    splits = open_dataset(file)
+    inside = file.expanduser().absolute() / "data.yaml"
+    missing = {split: f"{file}: the sealed dataset has no {split} split" for split in SPLITS if split not in splits}
+    if "train" in missing:
+        raise DataError(missing["train"])
+    found = {split: splits.get(split, ()) for split in SPLITS}
+    return DataConfig(inside.parent, class_names(inside, read_yaml(inside)), file=inside, missing=missing, **found)
 
 
 def refuse_overlap(data: DataConfig) -> None:
@@ -253,7 +267,7 @@ def _each_once(file: Path, split: str, images: Iterable[Path]) -> tuple[Path, ..
 
 def _size(image: Path) -> int:
     try:
-        return image.stat().st_size
+        return file_size(image)
     except OSError as error:
         raise DataError(f"{image}: cannot read the image ({error.strerror}); check path and permission") from None
 

@@ -17,7 +17,7 @@ from ..rounding import round_up
 from ..schema import MOST_MEAN_RUNS
 from . import facts
 from .audit import read_audit
-from .files import JSON, WEIGHT_FILES, WEIGHTS, read_json, read_statement
+from .files import JSON, SEALED, WEIGHT_FILES, WEIGHTS, read_json, read_statement
 from .shape import check_shape, get, is_number
 
 SETTINGS = "settings.json"
@@ -136,7 +136,7 @@ def _find(run: Path) -> tuple[Path, bool, str | None]:
     if not there:
         raise ConfigError(f"{run} is not there: give the folder of a run, or one of its weights files")
     folder, asked = (run.parent, run.name) if run.is_file() else (run, None)
-    if asked is not None and asked != JSON and run.suffix != ".pt":
+    if asked is not None and asked != JSON and not run.name.endswith((".pt", f".pt{SEALED}")):
         raise ConfigError(f"{run} is neither a weights file (.pt) nor a {JSON}: give the folder of the run")
     above = folder.resolve().parent
     if folder.resolve().name == WEIGHTS and (above / JOURNAL).exists():
@@ -305,7 +305,9 @@ def _agree_with_weights(
     known = statement.get("weights")
     if not isinstance(known, dict):
         raise PrivacyError(f"{source}: weights is not a table of sha256")
-    wanted = {file.name for file in folder.iterdir()} & known.keys() if shipped else set(WEIGHT_FILES)
+    wanted = {name + SEALED if name + SEALED in known else name for name in WEIGHT_FILES}
+    if shipped:
+        wanted = {file.name for file in folder.iterdir()} & known.keys()
     if asked is not None and asked != JSON:
         wanted.add(asked)
     for name in sorted(wanted):

@@ -16,6 +16,7 @@ from .render import to_json, to_markdown
 STATEMENT_FILES = JSON, MARKDOWN, HTML = "statement.json", "statement.md", "statement.html"
 WEIGHTS = "weights"
 WEIGHT_FILES = ("last.pt", "last_raw.pt")
+SEALED = ".age"  # after the name of a file that the run wrote sealed
 
 
 def write_statement(folder: Path, statement: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def write_statement(folder: Path, statement: Mapping[str, Any]) -> dict[str, Any
     The facts and the page that a person opens also go beside the weights, to travel with them. The page is written when
     the run ends or stops; one of an earlier state is removed, since the weights beside it have gone on.
     """
-    weights = {name: file_hash(folder / WEIGHTS / name) for name in WEIGHT_FILES if (folder / WEIGHTS / name).exists()}
+    names = [name + suffix for name in WEIGHT_FILES for suffix in ("", SEALED)]
+    weights = {name: file_hash(folder / WEIGHTS / name) for name in names if (folder / WEIGHTS / name).exists()}
     complete = sealed({**statement, "weights": weights})
     pages = {JSON: to_json(complete), f"{WEIGHTS}/{JSON}": to_json(complete), MARKDOWN: to_markdown(complete)}
     if statement["status"] == "running":

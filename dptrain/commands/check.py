@@ -1,0 +1,118 @@
+"""``dptrain check``: what should be mended in a dataset before training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, DataError
+from ..files import JOURNAL
+from .options import Commands
+
+if TYPE_CHECKING:
+    from ..checking import CheckReport
+
+EXIT_FOUND = 3
+_SHOWN = 5
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    check = commands.add_parser(
+        "check",
+        help="broken images, duplicates, label errors, metadata, planted patches, before training",
+        epilog=f"Exit status {EXIT_FOUND}: something was found. The output is as private as the images.",
+    )
+    check.add_argument("data", metavar="DATA", help="an Ultralytics data.yaml, or a sealed dataset")
+    check.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="also write a page with pictures")
+    check.add_argument("--weights", type=Path, help="a detector of what must not be there, such as people")
+    check.add_argument("--forbid", default="person,face", help="its classes, by name; default %(default)s")
+    check.add_argument("--conf", type=float, default=0.25, help="confidence from which it counts; default %(default)s")
+    check.add_argument("--imgsz", type=int, default=640, help="image size for the detector; default %(default)s")
+    check.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    check.add_argument("--allow", default="", metavar="KIND[,KIND]", help="findings that do not count for the status")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.set_defaults(command=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    if not 0 < options.conf < 1:
+        raise ConfigError(f"--conf={options.conf} must be between 0 and 1")
+    if options.imgsz < 32 or options.imgsz % 32:
+        raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
+    if options.output is not None:
+        _refuse_place(options.output)
+    from ..config import parse_device
+
+    device = parse_device(options.device, "--device")
+    from ..checking.findings import KINDS
+
+    allowed = {kind.strip() for kind in options.allow.split(",") if kind.strip()}
+    if allowed - KINDS.keys():
+        raise ConfigError(f"--allow {options.allow}: {', '.join(allowed - KINDS.keys())} is none of {', '.join(KINDS)}")
+    from ..checking import check
+
+    forbid = [name.strip() for name in options.forbid.split(",") if name.strip()]
+    report = check(
+        options.data, weights=options.weights, forbid=forbid, conf=options.conf, imgsz=options.imgsz, device=device
+    )
+    if options.output is not None:
+        _write(options.output, report)
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        _print(report, options.output)
+    return EXIT_FOUND if any(count and kind not in allowed for kind, count in report.counts().items()) else 0
+
+
+def _refuse_place(file: Path) -> None:
+    """A run's folder goes to MLflow, and its weights to other people."""
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"-o {file} is not an .html file")
+    folder = file.expanduser().resolve().parent
+    if any((place / JOURNAL).exists() for place in (folder, *folder.parents)):
+        raise ConfigError(f"-o {file} is in the folder of a run, which may be published: choose another place")
+
+
+def _write(file: Path, report: CheckReport) -> None:
+    from ..checking.page import to_html
+    from ..files import write_text
+
+    try:
+        write_text(file.expanduser(), to_html(report))
+        file.expanduser().chmod(0o600)
+    except OSError as error:
+        raise DataError(f"-o {file} cannot be written ({error.strerror}): choose another") from None
+
+
+def _print(report: CheckReport, page: Path | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..checking.findings import KINDS, PRIVATE
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column, justify in (("looked for", "left"), ("found", "right"), ("why it matters", "left")):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    counts = report.counts()
+    for kind, why in KINDS.items():
+        skipped = kind == "forbidden object" and report.skipped
+        table.add_row(kind, "-" if skipped else str(counts[kind]), why)
+    terminal = Console(markup=False, highlight=False)
+    console = terminal if terminal.is_terminal else Console(markup=False, highlight=False, width=200)
+    console.print(", ".join(f"{count} {split} images" for split, count in report.images.items()))
+    console.print(table)
+    for kind in KINDS:
+        found = [finding for finding in report.findings if finding.kind == kind]
+        for finding in found[:_SHOWN]:
+            console.print(f"{kind}: {finding.text}", soft_wrap=True)
+        if len(found) > _SHOWN:
+            console.print(f"{kind}: and {len(found) - _SHOWN} more", soft_wrap=True)
+    for text in report.skipped:
+        console.print(f"not looked for: {text}", soft_wrap=True)
+    if page is not None:
+        console.print(f"page: {page}", soft_wrap=True)
+    console.print(PRIVATE, soft_wrap=True)
