@@ -25,8 +25,8 @@ from .settings import Box, RedactionSettings, grown
 from .sheet import ContactSheet
 from .sources import Job, find_jobs, refuse_report, refuse_suffix
 from .threads import Ahead, Behind, mapped_ahead
-from .tracking import Tracker, fill_gaps
 from .video import Camera, Decoded, Frame, Video, VideoWriter, need_av, open_stream
+from .window import Window
 
 if TYPE_CHECKING:
     from ..detection.finding import Finder, Prepared
@@ -280,7 +280,7 @@ class _Work:
             def emit(frame: Frame, boxes: list[Box]) -> None:
                 behind.put(self._encode, out, entry, frame, pool.submit(self._redacted, out, frame, boxes), video)
 
-            window = _Window(self.settings, emit)
+            window = Window(self.settings, emit)
             for item, future in shots:
                 shot = future.result()
                 if shot is None:
@@ -318,7 +318,7 @@ class _Work:
             self.sheet.add(f"{entry.source} {seconds:.1f} s", frame.image, boxes)
         entry.count(boxes)
 
-    def _take(self, batch: Sequence[_Shot], window: _Window) -> None:
+    def _take(self, batch: Sequence[_Shot], window: Window) -> None:
         if not batch:
             return
         found = self._find([shot.prepared for shot in batch], [shot.frame.image for shot in batch])
@@ -355,43 +355,3 @@ class _Picture:
 class _Shot:
     frame: Frame
     prepared: Prepared | None
-
-
-class _Window:
-    """Keeps frames back until it is known what is found in the ``hold`` frames after them."""
-
-    def __init__(self, settings: RedactionSettings, emit: Callable[[Frame, list[Box]], None]) -> None:
-        self._settings, self._emit = settings, emit
-        self._frames: list[Frame] = []
-        self._found: list[list[Box]] = []
-        self._held: list[list[Box]] = []
-        self._tracker: Tracker | None = None
-        self.taken = 0
-
-    def add(self, frame: Frame, boxes: list[Box]) -> None:
-        """Take the next frame with what was detected in it."""
-        height, width = frame.image.shape[:2]
-        if self._tracker is None:
-            self._tracker = Tracker(self._settings.hold, height, width)
-        held, missed = self._tracker.update(boxes)
-        if missed and self._settings.on_miss == "blur-all":
-            held.append(Box(0, 0, width, height, "", math.nan, "frame"))
-        self._frames.append(frame)
-        self._found.append(boxes)
-        self._held.append(held)
-        self.taken += 1
-        hold = self._settings.hold
-        if len(self._frames) >= 2 * hold:
-            self._release(max(hold, 1))
-
-    def close(self) -> None:
-        """Let the last frames go."""
-        if self._frames:
-            self._release(len(self._frames))
-
-    def _release(self, count: int) -> None:
-        height, width = self._frames[0].image.shape[:2]
-        boxes = fill_gaps(self._found, self._held, count, self._settings.hold, height, width)
-        for frame, found in zip(self._frames[:count], boxes, strict=True):
-            self._emit(frame, found)
-        del self._frames[:count], self._found[:count], self._held[:count]

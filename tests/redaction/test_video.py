@@ -247,7 +247,7 @@ def test_a_stream_that_is_not_there_is_one_line_without_its_password(
 
 
 def test_a_camera_is_read_until_its_seconds_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_video(tmp_path / "in.mp4", [textured(96, 160, number % 5) for number in range(300)])
+    source = write_video(tmp_path / "in.mp4", [textured(96, 160, number) for number in range(5)] * 24)
     real = cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: real(str(source)) if number == 0 else real(number))
     clock = iter(np.arange(0, 1000, 0.04))
