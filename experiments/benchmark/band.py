@@ -47,7 +47,9 @@ def main() -> None:
     mean, deviation = statistics.mean(scores), statistics.stdev(scores)
     band = [round(max(0.0, mean - WIDTH * deviation), 4), round(min(1.0, mean + WIDTH * deviation), 4)]
     found = {"mean": round(mean, 4), "deviation": round(deviation, 4), "band": band}
-    write_json(RESULTS, {"command": "python -m experiments.benchmark.band", "machine": machine(), **found, "runs": rows})
+    write_json(
+        RESULTS, {"command": "python -m experiments.benchmark.band", "machine": machine(), **found, "runs": rows}
+    )
     print(found)
 
 
