@@ -71,6 +71,9 @@ class PublicTraining(DetectionTrainer):  # not ...Trainer: Ultralytics adds its 
         on_epoch: Called with the epochs done and Ultralytics' row for them.
     """
 
+    callbacks: dict[str, list[Any]]
+    last: Path
+
     def __init__(
         self, detector: DetectionModel | None, arguments: dict[str, Any], on_batch: Callable[[], None], on_epoch: Epoch
     ) -> None:
