@@ -530,9 +530,9 @@ def test_a_parameter_that_the_loss_does_not_reach_is_refused_by_name(method: str
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_head_that_the_loss_leaves_out_is_refused_by_name(detectors: Callable[[str, str], Any], method: str) -> None:
-    from dptrain.detection.loss import _head_loss
+    from dptrain.detection.loss import PerImageLoss
 
-    one_head = lambda m, b: _head_loss(m, 10).per_image(m(b["img"])["one2many"], b)  # noqa: E731
+    one_head = lambda m, b: PerImageLoss()._of_head(m, 10).per_image(m(b["img"])["one2many"], b)  # noqa: E731
     with pytest.raises(dptrain.ModelError, match="one2one_cv2"):
         dptrain.per_sample_gradients(detectors("yolo26n", "group"), one_head, random_batch([1, 2]), method)
 
