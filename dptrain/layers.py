@@ -100,9 +100,9 @@ class LowRankConv2d(nn.Module):
         if base.groups != 1:
             raise ModelError(f"a convolution of {base.groups} groups has no low-rank form of few numbers: leave it out")
         place: Any = {"device": base.weight.device, "dtype": base.weight.dtype}
-        shape: Any = (base.in_channels, rank, base.kernel_size, base.stride, base.padding, base.dilation)
+        shape: Any = (base.kernel_size, base.stride, base.padding, base.dilation)
         self.base, self.scale = base, scale
-        self.down = nn.Conv2d(*shape, bias=False, padding_mode=base.padding_mode, **place)
+        self.down = nn.Conv2d(base.in_channels, rank, *shape, 1, False, base.padding_mode, **place)
         self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False, **place)
         nn.init.zeros_(self.up.weight)
 
