@@ -133,7 +133,9 @@ def _start(name: str) -> Callable[[], Path]:
 
 
 CAMERAS, SCENES_OF_A_CAMERA = 1200, 16
-_BY_TUNING = "chosen on public scenes, python -m experiments.tuning; no private image had a part in it"
+_BY_TUNING = (
+    "set before any run on these images, and not tuned yet: python -m experiments.tuning does it on public scenes"
+)
 _FLIPS = {"fliplr": 0.5}
 
 _FASHION = BenchmarkSet(
