@@ -134,8 +134,6 @@ def _start(name: str) -> Callable[[], Path]:
 
 CAMERAS, SCENES_OF_A_CAMERA = 1200, 16
 _BY_TUNING = "set before any run on these images, and not tuned; python -m experiments.tuning does it on public scenes"
-    "set before any run on these images, and not tuned yet: python -m experiments.tuning does it on public scenes"
-)
 _FLIPS = {"fliplr": 0.5}
 
 _FASHION = BenchmarkSet(
