@@ -116,7 +116,8 @@ def test_a_seed_repeats_an_audit_and_without_one_no_two_are_alike() -> None:
     assert not np.array_equal(first.scores, other.scores)
 
 
-def test_a_detector_on_public_images_is_audited(tmp_path: Path) -> None:
+def test_a_detector_on_public_images_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{tmp_path / 'none.db'}")
     rng = np.random.default_rng(0)
     data = write_dataset(tmp_path / "open", [draw_scene(64, rng) for _ in range(3)], ["a", "b", "c"])
     plan = default_plan(steps=2, canaries=60)

@@ -34,6 +34,14 @@ def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same squares are somebody's private images in the ledger that other tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{tmp_path_factory.mktemp('own') / 'budget.db'}")
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, PretrainResult]]:
     """A data.yaml of public images, and a start made of them."""
