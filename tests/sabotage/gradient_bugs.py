@@ -24,7 +24,7 @@ GRADIENT_BUGS = (
     bug(
         "no clip",
         "The factors are computed and never used: every gradient enters the sum as it is.",
-        _WEIGHTS, _FACTORS, "torch.ones_like(norms)",
+        _WEIGHTS, _FACTORS, "norms.new_ones(norms.shape)",
         PAIRS, _LARGEST,
     ),
     bug(
