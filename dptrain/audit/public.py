@@ -25,14 +25,13 @@ def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -
     """
     from ..detection.sources import load_data
     from ..ledger import BudgetLedger
-    from ..ledger.store import is_there
     from ..spending import hash_images
 
     address = url or os.environ.get("DPTRAIN_BUDGET_URL") or "sqlite:///budget.db"
-    if url is None and not is_there(address):
+    ledger = BudgetLedger.existing(address, key) if url is None else BudgetLedger(url, key, create=False)
+    if ledger is None:
         return False
-    ledger = BudgetLedger(address, key, create=False)
-    holders = ledger.holders(hash_images(ledger, load_data(data).train))
+    holders = sorted(ledger.shared_images(hash_images(ledger, load_data(data).train)))
     if holders:
         raise BudgetError(
             f"data={str(data)!r} was declared public, and the ledger {ledger.name} has images of it as private, in "

@@ -122,9 +122,17 @@ class BudgetLedger:
         return make_manifest(self._store.key, [Path(file) for file in image_files], known, progress, groups)
 
     def shared_images(self, manifest: Manifest) -> dict[str, int]:
-        """Return how many pictures of the manifest each dataset holds, or has ever held; by its name."""
+        """Return how many pictures of the manifest each dataset holds, or has ever held; by its name.
+
+        Nothing is written.
+
+        Raises:
+            BudgetError: The database was changed by other ways.
+        """
         self._own(manifest)
         with self._store.read() as connection:
+            sealing.check(self._store, connection)
+            sealing.check_units(self._store, connection)
             counts = snapshots.shared_units(connection, manifest)
             rows = connection.execute(select(datasets.c.id, datasets.c.name).where(datasets.c.id.in_(list(counts))))
             return {name: counts[number] for number, name in rows}
@@ -306,20 +314,6 @@ class BudgetLedger:
         """Return the charges of a dataset, or of all, in the order of their reservations; the ``last`` ones only."""
         with self._store.read() as connection:
             return read_movements(self._store, connection, name, last)
-
-    def holders(self, manifest: Manifest) -> list[str]:
-        """Return the names of the datasets that hold any of these pictures; nothing is written.
-
-        Raises:
-            BudgetError: The database was changed by other ways.
-        """
-        self._own(manifest)
-        with self._store.read() as connection:
-            sealing.check(self._store, connection)
-            sealing.check_units(self._store, connection)
-            shared = snapshots.shared_units(connection, manifest)
-            names = select(datasets.c.name).where(datasets.c.id.in_(list(shared))).order_by(datasets.c.name)
-            return list(connection.scalars(names))
 
     def refresh_pld(self, name: str) -> None:
         """Compute the tighter reading of a dataset where that is quick, and keep it for :meth:`show`."""

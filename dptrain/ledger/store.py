@@ -296,12 +296,6 @@ def _orders(known: Mapping[str, str]) -> tuple[float, ...]:
     return tuple(float(order) for order in json.loads(known["orders"]))
 
 
-def is_there(url: str) -> bool:
-    """Whether an SQLite address has a file; of a server, only opening it tells."""
-    parsed = _parse(url)
-    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()
-
-
 def _address(file: Path) -> URL:
     return URL.create("sqlite", database=str(file))
 
