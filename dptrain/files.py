@@ -167,3 +167,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """Return which settings are not what they were, in words for a message; empty where none.
+
+    All of them: one that follows from another (a learning rate, from its optimizer) changes with it.
+    """
+    new, old = flatten(now), flatten(before)
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}={new.get(key)} (there: {old.get(key)})" for key in changed)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .checkpoint import StepJournal
 from .errors import ConfigError, PrivacyError
-from .files import JOURNAL, flatten, read_json, remove_parts, write_json, write_text
+from .files import JOURNAL, differences, read_json, remove_parts, write_json, write_text
 from .results import TABLES
 from .spending import NOTE
 
@@ -123,13 +123,11 @@ class RunFolder:
         """A resumed run under another plan would be accounted wrongly; under other settings it would be another run."""
         file = self.path / "settings.json"
         try:
-            known = flatten(read_json(file))
-        except (OSError, ValueError) as error:
+            changed = differences(json.loads(json.dumps(settings)), read_json(file))
+        except (OSError, ValueError, AttributeError) as error:
             raise PrivacyError(f"{file} cannot be read, so the run cannot be resumed") from error
-        now = flatten(json.loads(json.dumps(settings)))
-        for key in known.keys() | now.keys():
-            if known.get(key) != now.get(key):
-                raise PrivacyError(
-                    f"{key}={now.get(key)} differs from the run in {self.path}, which has {known.get(key)}: "
-                    "resume with its own settings (config.yaml), or start a new run elsewhere"
-                )
+        if changed:
+            raise PrivacyError(
+                f"{changed}: not the settings of the run in {self.path}; "
+                "resume with its own (config.yaml), or start a new run elsewhere"
+            )

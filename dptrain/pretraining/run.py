@@ -22,7 +22,7 @@ from ..detection.evaluate import evaluate
 from ..detection.model import save_weights
 from ..detection.public import PublicTraining, public_model, without_chatter
 from ..errors import ConfigError
-from ..files import file_hash, flatten, read_json, write_json, write_text
+from ..files import differences, file_hash, read_json, write_json, write_text
 from ..progress import make_console
 from ..results import MAP, MAP50
 from ..spending import data_name
@@ -113,16 +113,14 @@ class PublicRun:
         if (self.output / "weights" / RECORD).is_file():
             raise ConfigError(f"the pre-training in output_dir={self.output} is finished: start a new one elsewhere")
         try:
-            known = flatten(read_json(file))
-        except (OSError, ValueError) as error:
+            changed = differences(self.settings, read_json(file))
+        except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(f"{file} cannot be read ({error}), so the training cannot be resumed") from error
-        now = flatten(self.settings)
-        for key in sorted(known.keys() | now.keys()):
-            if known.get(key) != now.get(key):
-                raise ConfigError(
-                    f"{key}={now.get(key)} differs from the training in {self.output}, which has {known.get(key)}: "
-                    "resume with its own settings (config.yaml), or start a new one elsewhere"
-                )
+        if changed:
+            raise ConfigError(
+                f"{changed}: not the settings of the training in {self.output}; "
+                "resume with its own (config.yaml), or start a new one elsewhere"
+            )
 
     def _compare_with_ledger(self) -> None:
         images = [*self.data.files("train"), *self.data.files("val")]
