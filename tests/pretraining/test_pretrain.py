@@ -145,7 +145,7 @@ def test_a_stopped_training_goes_on_and_only_with_its_own_settings(
         with pytest.raises(KeyboardInterrupt) as caught:
             pretrain(data=data, **options(tmp_path, epochs=3))
     assert "resume=true" in caught.value.__notes__[0]
-    with pytest.raises(dptrain.ConfigError, match="epochs=4 differs"):
+    with pytest.raises(dptrain.ConfigError, match=r"epochs=4 \(there: 3\)"):
         pretrain(data=data, **options(tmp_path, epochs=4, resume=True))
     capsys.readouterr()
     result = pretrain(data=data, **options(tmp_path, epochs=3, resume=True))
