@@ -49,7 +49,7 @@ def paint(garments: Sequence[Photo], rng: np.random.Generator) -> tuple[Image, B
     for grey, label in garments:
 
         def draw(largest: float, grey: NDArray[np.float64] = grey) -> NDArray[np.float32]:
-            return _enlarged(grey, round(rng.uniform(28, largest)), rng)
+            return _enlarged(grey, round(rng.uniform(min(28.0, largest), largest)), rng)
 
         layers, x, y = free_place(draw, boxes, 64.0, rng)
         h, w = layers.shape[:2]

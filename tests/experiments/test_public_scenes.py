@@ -119,3 +119,9 @@ def test_photos_are_found_read_and_written_as_scenes(tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "set" / "images" / "val" / "0004.png")).shape == (SIZE, SIZE, 3)
     with pytest.raises(ValueError, match="make only"):
         scenes.write_private(tmp_path / "more", folder, train_scenes=100, val_scenes=5)
+
+
+def test_a_garment_that_finds_little_room_is_drawn_small() -> None:
+    """The third garment of this scene has room for less than the 28 pixels that garments usually have."""
+    _, boxes = scenes.scene(np.random.default_rng([0, 1, 3522]))
+    assert len(boxes) == 3 and (boxes[:, 3:].max(axis=1) * scenes.SIZE).min() < 28
