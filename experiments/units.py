@@ -149,6 +149,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_xticks(images, [str(count) for count in images])
+    axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("images of one patient")
