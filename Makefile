@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench benchmark sabotage clean
+.PHONY: help install demo test lint bench accuracy sabotage clean
 
 help:
 	@echo "make install  virtual environment in $(VENV) with dptrain and all its extras"
@@ -13,7 +13,7 @@ help:
 	@echo "make test     ruff, mypy and pytest (PYTEST_ARGS=... to choose)"
 	@echo "make lint     ruff and mypy only"
 	@echo "make bench    the private step against the plain one: time and memory as ratios"
-	@echo "make benchmark private against plain detectors at epsilon 1 to 8: hours; it goes on where it was stopped"
+	@echo "make accuracy private against plain detectors at epsilon 1 to 8: hours; it goes on where it was stopped"
 	@echo "make sabotage plant every known bug in turn: the tests must catch it"
 	@echo "make clean    remove $(VENV), caches and builds; runs/ and mlflow.db stay"
 
@@ -44,7 +44,7 @@ test: lint
 bench: $(STAMP)
 	$(PY) -m benchmarks
 
-benchmark: $(STAMP)
+accuracy: $(STAMP)
 	$(PY) -m experiments.benchmark
 
 sabotage: $(STAMP)
