@@ -29,6 +29,7 @@ ORDERS: tuple[float, ...] = tuple(float(order) for order in RdpAccountant(neighb
 
 # Above this the loss distribution takes minutes to compose, for a number that protects nobody; RDP's bound stands in.
 PLD_UP_TO_EPSILON = 200.0
+_MOST_POINTS = 300_000  # of one step's loss distribution
 PLD_UP_TO_STEPS = 10**6  # likewise: dp-accounting raises a whole number to this power
 
 NOISE_RANGE = (1e-2, 1e4)  # where calibration looks for the noise multiplier
@@ -80,7 +81,7 @@ def _composed(event: dp_event.DpEvent, accountant: str) -> RdpAccountant | PLDAc
     if accountant == "rdp":
         return RdpAccountant(ORDERS, RELATION).compose(event)
     if accountant == "pld":
-        return PLDAccountant(RELATION).compose(event)
+        return PLDAccountant(RELATION, value_discretization_interval=_interval(event)).compose(event)
     raise ConfigError(f"accountant={accountant!r} is not one of {', '.join(ACCOUNTANTS)}")
 
 
@@ -117,7 +118,25 @@ def dp_sgd_rdp_curve(sample_rate: float, steps: int, noise_multiplier: float) ->
 @functools.lru_cache(maxsize=4)
 def _pld_of_steps(sample_rate: float, steps: int, noise_multiplier: float) -> PLDAccountant:
     """The composed loss distribution, the costly part; it serves epsilon and the bound on attacks alike."""
-    return PLDAccountant(RELATION).compose(dp_sgd_event(sample_rate, steps, noise_multiplier))
+    event = dp_sgd_event(sample_rate, steps, noise_multiplier)
+    return PLDAccountant(RELATION, value_discretization_interval=_interval(event)).compose(event)
+
+
+def _interval(event: dp_event.DpEvent) -> float:
+    """How finely losses are told apart: dp-accounting's 1e-4, or coarser where little noise makes them long.
+
+    Losses are rounded up, so that a coarser reading is a larger one. A step's losses reach to about 1 / (2 s^2) + 9 / s
+    for noise multiplier s, and each of the points between costs some time: minutes, below 0.1, for a few steps.
+    """
+    least = min(_noise_multipliers(event), default=math.inf)
+    return max(1e-4, (0.5 / least + 9.0) / least / _MOST_POINTS)
+
+
+def _noise_multipliers(event: dp_event.DpEvent) -> Iterator[float]:
+    if isinstance(event, dp_event.GaussianDpEvent):
+        yield event.noise_multiplier
+    for part in (*getattr(event, "events", ()), *filter(None, (getattr(event, "event", None),))):
+        yield from _noise_multipliers(part)
 
 
 def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, delta: float) -> float:

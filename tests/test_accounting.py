@@ -119,3 +119,16 @@ def test_unknown_accountant_is_refused() -> None:
 def test_an_order_that_never_reaches_the_target_ends_the_search() -> None:
     """dp-accounting has no bound at some fractional orders, whatever the noise."""
     assert accounting._noise_for_order(lambda noise: math.inf if noise > 1e-9 else 0.0, 1.0, 1.0, 2.0) == math.inf
+
+
+def test_little_noise_is_read_more_coarsely_and_never_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1e-4 the losses of noise multiplier 0.05 were millions of points, a minute's work."""
+    accounting._pld_of_steps.cache_clear()
+    finest = accounting._pld_of_steps(0.01, 100, 1.0).get_epsilon(1e-5)
+    assert accounting._interval(accounting.dp_sgd_event(0.01, 100, 1.0)) == 1e-4
+    assert accounting._interval(accounting.dp_sgd_event(0.01, 1, 0.05)) * accounting._MOST_POINTS > 1 / (2 * 0.05**2)
+    for points in (3000, 300):
+        monkeypatch.setattr(accounting, "_MOST_POINTS", points)
+        accounting._pld_of_steps.cache_clear()
+        assert finest < accounting._pld_of_steps(0.01, 100, 1.0).get_epsilon(1e-5)
+    accounting._pld_of_steps.cache_clear()
