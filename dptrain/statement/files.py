@@ -28,12 +28,13 @@ def write_statement(folder: Path, statement: Mapping[str, Any]) -> dict[str, Any
     names = [name + suffix for name in WEIGHT_FILES for suffix in ("", SEALED)]
     weights = {name: file_hash(folder / WEIGHTS / name) for name in names if (folder / WEIGHTS / name).exists()}
     complete = sealed({**statement, "weights": weights})
-    pages = {JSON: to_json(complete), f"{WEIGHTS}/{JSON}": to_json(complete), MARKDOWN: to_markdown(complete)}
+    pages = {f"{WEIGHTS}/{JSON}": to_json(complete), MARKDOWN: to_markdown(complete)}
     if statement["status"] == "running":
         for name in (HTML, f"{WEIGHTS}/{HTML}"):
             (folder / name).unlink(missing_ok=True)
     else:
         pages[HTML] = pages[f"{WEIGHTS}/{HTML}"] = to_html(complete, folder / "results.csv")
+    pages[JSON] = to_json(complete)  # last: once it says "finished", the run is over and nothing is written again
     for name, text in pages.items():
         write_text(folder / name, text)
     return complete
