@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = {
     "fashion": {
         "scenes": {"generator": "experiments.fashion.scenes", "train": 6000, "val": 300},
-        "imgsz": 128, "epochs": 8, "public_data": "garments drawn from outlines; no photo",
+        "imgsz": 96, "epochs": 12, "public_data": "garments drawn from outlines; no photo",
         "augment": {"mosaic": 0.0, "scale": 0.2},  # the painter varies place, size and company already
     },
     "cells": {

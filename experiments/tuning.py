@@ -130,7 +130,7 @@ def main() -> None:
     start, data, units = stand_in(options.set, options.root)
     output = options.root / "tuning" / "run"
     for changes in candidates(options):
-        tried = {"epsilon": options.epsilon, "scale": options.scale, **changes}
+        tried = {"epsilon": options.epsilon, "scale": options.scale, "imgsz": SETS[options.set].imgsz, **changes}
         if any(all(row.get(k) == v for k, v in tried.items()) for row in rows):
             continue
         shutil.rmtree(output, ignore_errors=True)
