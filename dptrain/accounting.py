@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging as absl_logging
 from dp_accounting import dp_event, privacy_accountant
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from scipy.optimize import brentq
 
@@ -30,6 +31,7 @@ ORDERS: tuple[float, ...] = tuple(float(order) for order in RdpAccountant(neighb
 # Above this the loss distribution takes minutes to compose, for a number that protects nobody; RDP's bound stands in.
 PLD_UP_TO_EPSILON = 200.0
 PLD_UP_TO_STEPS = 10**6  # likewise: dp-accounting raises a whole number to this power
+_PLD_INTERVAL = 1e-4  # of the losses, as in PLDAccountant
 
 NOISE_RANGE = (1e-2, 1e4)  # where calibration looks for the noise multiplier
 MOST_STEPS = 2**31
@@ -66,6 +68,8 @@ def epsilon(event: dp_event.DpEvent, delta: float, accountant: str = "rdp") -> f
     """
     check_delta(delta)
     with _quiet():
+        if accountant == "pld" and (steps := _sampled_gaussians(event)):
+            return float(_pld_of(steps).get_epsilon_for_delta(delta))
         return float(_composed(event, accountant).get_epsilon(delta))
 
 
@@ -103,7 +107,7 @@ def dp_sgd_epsilon(
         return by_rdp
     if accountant == "pld":
         with _quiet():
-            return float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_epsilon(delta))
+            return float(_pld_of(((sample_rate, noise_multiplier, steps),)).get_epsilon_for_delta(delta))
     return epsilon(dp_sgd_event(sample_rate, steps, noise_multiplier), delta, accountant)
 
 
@@ -114,10 +118,41 @@ def dp_sgd_rdp_curve(sample_rate: float, steps: int, noise_multiplier: float) ->
     return dict(zip(ORDERS, (steps * _rdp_of_one_step(sample_rate, noise_multiplier)).tolist(), strict=True))
 
 
-@functools.lru_cache(maxsize=4)
-def _pld_of_steps(sample_rate: float, steps: int, noise_multiplier: float) -> PLDAccountant:
-    """The composed loss distribution, the costly part; it serves epsilon and the bound on attacks alike."""
-    return PLDAccountant(RELATION).compose(dp_sgd_event(sample_rate, steps, noise_multiplier))
+# (sample rate, noise multiplier, number of steps), one after the other.
+_Steps = tuple[tuple[float, float, int], ...]
+
+
+def _sampled_gaussians(event: dp_event.DpEvent, count: int = 1) -> _Steps | None:
+    """The steps of an event in their order; None where it has others than Poisson-sampled Gaussian ones."""
+    if isinstance(event, dp_event.SelfComposedDpEvent):
+        return _sampled_gaussians(event.event, event.count * count)
+    if isinstance(event, dp_event.ComposedDpEvent):
+        parts = [_sampled_gaussians(part, count) for part in event.events]
+        return None if None in parts else tuple(step for part in parts if part for step in part)
+    if isinstance(event, dp_event.PoissonSampledDpEvent) and isinstance(event.event, dp_event.GaussianDpEvent):
+        step = float(event.sampling_probability), float(event.event.noise_multiplier), int(count)
+        return (step,) if min(step) > 0 else None
+    return None
+
+
+@functools.lru_cache(maxsize=8)
+def _pld_of(steps: _Steps) -> pld.PrivacyLossDistribution:
+    """The composed loss distribution, as ``PLDAccountant`` makes it; it serves epsilon and the bound on attacks."""
+    composed = pld.identity(value_discretization_interval=_PLD_INTERVAL)
+    for sample_rate, noise_multiplier, count in steps:
+        composed = composed.compose(_pld_of_one_step(sample_rate, noise_multiplier).self_compose(count))
+    return composed
+
+
+@functools.lru_cache(maxsize=8)
+def _pld_of_one_step(sample_rate: float, noise_multiplier: float) -> pld.PrivacyLossDistribution:
+    """The costly part, which serves any number of steps."""
+    return pld.from_gaussian_mechanism(
+        standard_deviation=noise_multiplier,
+        value_discretization_interval=_PLD_INTERVAL,
+        sampling_prob=sample_rate,
+        neighboring_relation=RELATION,
+    )
 
 
 def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, delta: float) -> float:
@@ -134,7 +169,7 @@ def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, del
     if by_rdp > PLD_UP_TO_EPSILON or steps > PLD_UP_TO_STEPS:
         return from_epsilon
     with _quiet():
-        variation = float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_delta(0.0))
+        variation = float(_pld_of(((sample_rate, noise_multiplier, steps),)).get_delta_for_epsilon(0.0))
     return min(from_epsilon, (1.0 + variation) / 2)
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from opacus.accountants.analysis import rdp as opacus_rdp
 
@@ -55,6 +56,28 @@ def test_pld_is_never_looser() -> None:
     for noise, rate, steps in ((0.7, 0.1, 50), (1.3, 0.02, 800)):
         plan = PrivacyPlan(rate, steps, noise, 1.0, 1e-5, 64)
         assert plan.epsilon("pld") < plan.epsilon()
+
+
+SAMPLED = [
+    dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)) for rate, noise in ((0.5, 1.0), (1.0, 3.0))
+]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        dp_event.SelfComposedDpEvent(SAMPLED[0], 4),
+        dp_event.ComposedDpEvent([SAMPLED[1], dp_event.SelfComposedDpEvent(SAMPLED[0], 3)]),
+        dp_event.SelfComposedDpEvent(dp_event.ComposedDpEvent([dp_event.SelfComposedDpEvent(SAMPLED[0], 2)]), 3),
+        dp_event.ComposedDpEvent([SAMPLED[0], dp_event.GaussianDpEvent(2.0)]),
+        dp_event.ComposedDpEvent([SAMPLED[0], dp_event.NonPrivateDpEvent()]),
+        dp_event.ComposedDpEvent([SAMPLED[0], dp_event.PoissonSampledDpEvent(0.5, dp_event.GaussianDpEvent(0.0))]),
+        dp_event.ComposedDpEvent([]),
+    ],
+)
+def test_pld_is_dp_accountings_own_to_the_last_bit(event: dp_event.DpEvent) -> None:
+    """Though the loss distribution of one step is computed once, for all that is made of it."""
+    assert accounting.epsilon(event, 1e-3, "pld") == PLDAccountant().compose(event).get_epsilon(1e-3)
 
 
 def test_epsilon_grows_with_steps_and_starts_at_zero() -> None:
