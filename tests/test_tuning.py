@@ -24,7 +24,7 @@ from dptrain.schema import TrainConfig
 from dptrain.statement import report
 from dptrain.tuning import draw_runs, plan_tuning, tune
 
-from .conftest import dataset_maker
+from .conftest import SMALL, dataset_maker
 
 SEARCH = {"optimizer.lr": [1e-3, 3e-3, 1e-2]}
 
@@ -33,7 +33,7 @@ def config(tmp_path: Path, search: Any = None, **changes: Any) -> TrainConfig:
     space = SEARCH if search is None else search
     tuning = {"method": "random_stopping", "mean_runs": 5.0, "search": space, **changes.pop("tuning", {})}
     values = {
-        "model": "yolo26n.yaml",
+        "model": SMALL,
         "data": str(tmp_path / "data.yaml"),
         "imgsz": 32,
         "trainable": "head",

@@ -19,10 +19,10 @@ from dptrain.errors import ConfigError
 from dptrain.schema import TrainConfig
 from dptrain.tracking import PARENT_RUN
 
-from ..conftest import dataset_maker
+from ..conftest import SMALL, dataset_maker
 
 TINY = (
-    "model=yolo26n.yaml imgsz=32 trainable=head workers=0 steps=1 evaluate_every=1 privacy.sample_rate=0.5 "
+    f"model={SMALL} imgsz=32 trainable=head workers=0 steps=1 evaluate_every=1 privacy.sample_rate=0.5 "
     "privacy.expected_batch_size=3 privacy.delta=1e-3"
 ).split()
 NOISE = "privacy.noise_multiplier=4.0,5.0"
