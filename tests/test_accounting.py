@@ -11,7 +11,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from opacus.accountants.analysis import rdp as opacus_rdp
 
-from dptrain import ConfigError, accounting
+from dptrain import ConfigError, accounting, renyi
 from dptrain.plan import PrivacyPlan
 
 # noise multiplier, sample rate, steps, delta -> RDP and PLD epsilon, to the digits that were published with them.
@@ -141,4 +141,4 @@ def test_unknown_accountant_is_refused() -> None:
 
 def test_an_order_that_never_reaches_the_target_ends_the_search() -> None:
     """dp-accounting has no bound at some fractional orders, whatever the noise."""
-    assert accounting._noise_for_order(lambda noise: math.inf if noise > 1e-9 else 0.0, 1.0, 1.0, 2.0) == math.inf
+    assert renyi.noise_for_order(lambda noise: math.inf if noise > 1e-9 else 0.0, 1.0, 1.0, 2.0) == math.inf
