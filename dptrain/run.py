@@ -31,6 +31,7 @@ from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
+from .devices import usable_device
 from .errors import PrivacyError
 from .files import file_hash, read_json
 from .folder import CHECKPOINT, RunFolder
@@ -129,7 +130,7 @@ class Run:
         self.output = self.folder.path
         self.outputs = Outputs(config.seal)
         self.folder.check()
-        self.device = torch.device(settings.usable_device(config.device))
+        self.device = torch.device(usable_device(config.device))
         data = load_data(config.data)
         self.data_name = data_name(Path(config.data))
         self.evaluates = config.validation == "public" and bool(data.val)

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from . import accounting
 from . import config as settings
+from .clip_settings import clipping_of
 from .errors import ConfigError, PrivacyError
 from .files import write_text
 from .folder import RunFolder
@@ -335,7 +336,7 @@ def _best_of(
 def _plan_of(candidate: TrainConfig, tuning: Tuning) -> PrivacyPlan:
     """The plan of a candidate; no clip rule changes what a step costs."""
     privacy = candidate.privacy
-    return replace(tuning.plan, clip_norm=privacy.clip_norm, clipping=settings.clipping_of(privacy))
+    return replace(tuning.plan, clip_norm=privacy.clip_norm, clipping=clipping_of(privacy))
 
 
 def _private(candidate: TrainConfig, folder: Path) -> TrainConfig:
