@@ -16,8 +16,7 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 from mlflow.tracking import MlflowClient
 
-import dptrain.tuning
-from dptrain import ConfigError, PrivacyError
+from dptrain import ConfigError, PrivacyError, random_stopping
 from dptrain.accounting import RANDOM_STOPPING
 from dptrain.config import from_kwargs, resolve
 from dptrain.schema import TrainConfig
@@ -69,7 +68,7 @@ def test_the_number_of_runs_follows_the_distribution_that_is_accounted(distribut
     elif distribution == "geometric":
         expected = {k: 0.8 ** (k - 1) * 0.2 for k in range(1, 120)}
     else:  # definition 1 of the paper with shape 0, whose mean is (1/gamma - 1) / ln(1/gamma)
-        gamma = dptrain.tuning._logarithmic_gamma(mean)
+        gamma = random_stopping._logarithmic_gamma(mean)
         assert (1 / gamma - 1) / math.log(1 / gamma) == pytest.approx(mean, rel=1e-6)
         expected = {k: (1 - gamma) ** k / (k * math.log(1 / gamma)) for k in range(1, 400)}
     assert sum(expected.values()) == pytest.approx(1, abs=1e-6)
