@@ -8,6 +8,7 @@ from.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Mapping
@@ -98,7 +99,7 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
             raise ConfigError(f"{name}={shown} is not a dict such as {name}={{...}}")
         kwargs[name] = dict(value) if isinstance(value, Mapping) else value
     try:
-        config = _typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), kwargs))
+        config = _typed(OmegaConf.merge(_schema(), kwargs))
     except OmegaConfBaseException as error:
         raise config_error(error) from error
     except OverflowError as error:  # a whole number where a fraction belongs, too large to be made one
@@ -336,11 +337,17 @@ def _names(key: str, value: Any) -> str | list[str]:
     return names[0] if len(names) == 1 else names
 
 
+@functools.cache
+def _schema() -> Any:
+    """The typed node of every key, which costs as much to make as a configuration to check; merging copies it."""
+    return OmegaConf.structured(TrainConfig)
+
+
 def _typed(config: Any) -> TrainConfig:
     """A checked copy: OmegaConf converts and validates the types of every field, and raises for the wrong ones."""
     node = config if OmegaConf.is_config(config) else OmegaConf.structured(config)
     plain = OmegaConf.to_container(node, resolve=True)  # a plain dict: Hydra's +key=value gets past a typed node
-    values = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
+    values = OmegaConf.to_container(OmegaConf.merge(_schema(), plain))
     assert isinstance(values, dict)
     # Built by hand, since OmegaConf.to_object raises for a missing model or data, which resolve() words better.
     return _built(TrainConfig, values)
