@@ -59,7 +59,7 @@ def test_pld_is_never_looser() -> None:
 
 
 SAMPLED = [
-    dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)) for rate, noise in ((0.5, 1.0), (1.0, 3.0))
+    dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)) for rate, noise in ((0.5, 4.0), (1.0, 6.0))
 ]
 
 
