@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
-from absl import logging as absl_logging
-from dp_accounting import dp_event, privacy_accountant
+from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
-from scipy.optimize import brentq
 
 from .errors import ConfigError
+from .loss_distribution import loss_distribution, sampled_gaussians
+from .renyi import ORDERS, RELATION, beside, descend, nearest_order, noise_for_order, quiet, rdp_at
 
 ACCOUNTANTS = ("rdp", "pld")
-RELATION = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
-
-# dp-accounting's own, from 1.1 to 1024: wide enough for small budgets, which need large orders.
-ORDERS: tuple[float, ...] = tuple(float(order) for order in RdpAccountant(neighboring_relation=RELATION)._orders)
-
 
 # Above this the loss distribution takes minutes to compose, for a number that protects nobody; RDP's bound stands in.
 PLD_UP_TO_EPSILON = 200.0
-_MOST_POINTS = 300_000  # of one step's loss distribution
 PLD_UP_TO_STEPS = 10**6  # likewise: dp-accounting raises a whole number to this power
 
 NOISE_RANGE = (1e-2, 1e4)  # where calibration looks for the noise multiplier
@@ -38,17 +30,6 @@ MOST_STEPS = 2**31
 # Calibration first looks at these orders and places.
 _COARSE = (1.1, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 9.0, 12.0, 16.0, 24.0, 36.0, 52.0, 128.0, 256.0, 512.0, 1024.0)
 _PLACES = 48
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep one warning of dp-accounting off the screen: it leaves out orders whose sum does not converge (safe)."""
-    before = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logging.set_verbosity(before)
 
 
 def dp_sgd_event(sample_rate: float, steps: int, noise_multiplier: float) -> dp_event.DpEvent:
@@ -66,22 +47,22 @@ def epsilon(event: dp_event.DpEvent, delta: float, accountant: str = "rdp") -> f
         ConfigError: ``accountant`` or ``delta`` is out of range.
     """
     check_delta(delta)
-    with _quiet():
+    with quiet():
+        if accountant == "pld" and (steps := sampled_gaussians(event)):
+            return float(loss_distribution(steps).get_epsilon_for_delta(delta))
         return float(_composed(event, accountant).get_epsilon(delta))
 
 
 def rdp_curve(event: dp_event.DpEvent) -> dict[float, float]:
     """Return the Rényi divergence bound at every order of ``ORDERS``."""
-    with _quiet():
-        account = _composed(event, "rdp")
-    return {float(order): float(value) for order, value in zip(account._orders, account._rdp, strict=True)}
+    return dict(zip(ORDERS, rdp_at(event, ORDERS).tolist(), strict=True))
 
 
 def _composed(event: dp_event.DpEvent, accountant: str) -> RdpAccountant | PLDAccountant:
     if accountant == "rdp":
         return RdpAccountant(ORDERS, RELATION).compose(event)
     if accountant == "pld":
-        return PLDAccountant(RELATION, value_discretization_interval=_interval(event)).compose(event)
+        return PLDAccountant(RELATION).compose(event)
     raise ConfigError(f"accountant={accountant!r} is not one of {', '.join(ACCOUNTANTS)}")
 
 
@@ -102,9 +83,6 @@ def dp_sgd_epsilon(
     by_rdp = float(compute_epsilon(ORDERS, steps * _rdp_of_one_step(sample_rate, noise_multiplier), delta)[0])
     if accountant == "rdp" or (accountant == "pld" and (by_rdp > PLD_UP_TO_EPSILON or steps > PLD_UP_TO_STEPS)):
         return by_rdp
-    if accountant == "pld":
-        with _quiet():
-            return float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_epsilon(delta))
     return epsilon(dp_sgd_event(sample_rate, steps, noise_multiplier), delta, accountant)
 
 
@@ -113,30 +91,6 @@ def dp_sgd_rdp_curve(sample_rate: float, steps: int, noise_multiplier: float) ->
     if steps == 0:
         return {}
     return dict(zip(ORDERS, (steps * _rdp_of_one_step(sample_rate, noise_multiplier)).tolist(), strict=True))
-
-
-@functools.lru_cache(maxsize=4)
-def _pld_of_steps(sample_rate: float, steps: int, noise_multiplier: float) -> PLDAccountant:
-    """The composed loss distribution, the costly part; it serves epsilon and the bound on attacks alike."""
-    event = dp_sgd_event(sample_rate, steps, noise_multiplier)
-    return PLDAccountant(RELATION, value_discretization_interval=_interval(event)).compose(event)
-
-
-def _interval(event: dp_event.DpEvent) -> float:
-    """How finely losses are told apart: dp-accounting's 1e-4, or coarser where little noise makes them long.
-
-    Losses are rounded up, so that a coarser reading is a larger one. A step's losses reach to about 1 / (2 s^2) + 9 / s
-    for noise multiplier s, and each of the points between costs some time: minutes, below 0.1, for a few steps.
-    """
-    least = min(_noise_multipliers(event), default=math.inf)
-    return max(1e-4, (0.5 / least + 9.0) / least / _MOST_POINTS)
-
-
-def _noise_multipliers(event: dp_event.DpEvent) -> Iterator[float]:
-    if isinstance(event, dp_event.GaussianDpEvent):
-        yield event.noise_multiplier
-    for part in (*getattr(event, "events", ()), *filter(None, (getattr(event, "event", None),))):
-        yield from _noise_multipliers(part)
 
 
 def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, delta: float) -> float:
@@ -152,8 +106,8 @@ def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, del
     from_epsilon = accuracy_within(by_rdp, delta)
     if by_rdp > PLD_UP_TO_EPSILON or steps > PLD_UP_TO_STEPS:
         return from_epsilon
-    with _quiet():
-        variation = float(_pld_of_steps(sample_rate, steps, noise_multiplier).get_delta(0.0))
+    sampled = sampled_gaussians(dp_sgd_event(sample_rate, steps, noise_multiplier)) or ()  # a rate of 0: no step
+    variation = float(loss_distribution(sampled).get_delta_for_epsilon(0.0))
     return min(from_epsilon, (1.0 + variation) / 2)
 
 
@@ -178,7 +132,7 @@ def random_stopping_event(event: dp_event.DpEvent, mean: float, distribution: st
 
 @functools.lru_cache(maxsize=256)
 def _rdp_of_one_step(sample_rate: float, noise_multiplier: float) -> np.ndarray:
-    return np.array(list(rdp_curve(dp_sgd_event(sample_rate, 1, noise_multiplier)).values()))
+    return _rdp(sample_rate, noise_multiplier, ORDERS)
 
 
 def check_delta(delta: float) -> None:
@@ -247,36 +201,17 @@ def calibrate_quickly(target: float, delta: float, sample_rate: float, steps: in
     def by_order(noise: float, at: int) -> float:
         return _by_order(sample_rate, steps, delta, noise, at)
 
-    at, seen = _nearest_order(coarse(high)[1]), set[int]()
+    at, seen = nearest_order(coarse(high)[1]), set[int]()
     while at not in seen:
         seen.add(at)
-        exact = _noise_for_order(functools.partial(by_order, at=at), target, _noise_at(low), _noise_at(high))
+        exact = noise_for_order(functools.partial(by_order, at=at), target, _noise_at(low), _noise_at(high))
         if math.isinf(exact):
             return _ceiling(_noise_at(high)), coarse(high)[0]
-        at = _descend(functools.partial(_by_order, sample_rate, steps, delta, exact), at)
+        at = descend(functools.partial(_by_order, sample_rate, steps, delta, exact), at)
     noise = _ceiling(exact)
-    while (reached := min(by_order(noise, near) for near in _beside(at))) > target:
+    while (reached := min(by_order(noise, near) for near in beside(at))) > target:
         noise = _next(noise, 1)
     return noise, reached
-
-
-def _noise_for_order(epsilon_at: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """The noise that reaches the target by one order alone; its epsilon falls as the noise grows.
-
-    Infinity where the order never reaches it: its bound does not converge, or its conversion alone costs more.
-    """
-    while epsilon_at(low) <= target:
-        low, high = low / 2, low
-    while epsilon_at(high) > target:
-        low, high = high, high * 2
-        if high > 1e3 * NOISE_RANGE[1]:
-            return math.inf
-
-    def excess(log_noise: float) -> float:
-        epsilon = epsilon_at(math.exp(log_noise))
-        return math.log(epsilon) - math.log(target) if epsilon > 0 else -1.0
-
-    return math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-6))
 
 
 def _decimals(noise: float) -> int:
@@ -299,7 +234,7 @@ def epsilon_quickly(sample_rate: float, steps: int, noise_multiplier: float, del
     """Return an RDP epsilon by a few orders: never below :func:`dp_sgd_epsilon`, mostly equal, much sooner."""
     value, order = compute_epsilon(_COARSE, steps * _rdp(sample_rate, noise_multiplier, _COARSE), delta)
     by_order = functools.partial(_by_order, sample_rate, steps, delta, noise_multiplier)
-    return min(float(value), by_order(_descend(by_order, _nearest_order(float(order)))))
+    return min(float(value), by_order(descend(by_order, nearest_order(float(order)))))
 
 
 def divergence_for(target: float, delta: float, order: float) -> float:
@@ -331,7 +266,7 @@ def calibrate_to_divergence(divergence: float, order: float, sample_rate: float,
         raise ConfigError(
             f"nothing fits: {steps} steps at sample_rate={sample_rate:.6g} pass what is left, whatever the noise"
         )
-    noise = _ceiling(_noise_for_order(total, divergence, least, most))
+    noise = _ceiling(noise_for_order(total, divergence, least, most))
     while total(noise) > divergence:
         noise = _next(noise, 1)
     return noise
@@ -344,25 +279,8 @@ def _by_order(sample_rate: float, steps: int, delta: float, noise_multiplier: fl
     return float(compute_epsilon(order, steps * _rdp(sample_rate, noise_multiplier, order), delta)[0])
 
 
-def _descend(by_order: Callable[[int], float], at: int) -> int:
-    """The place of the order from which neither neighbour is better."""
-    while (better := min(_beside(at), key=lambda near: (by_order(near), near != at))) != at:
-        at = better
-    return at
-
-
-def _beside(at: int) -> tuple[int, ...]:
-    return max(0, at - 1), at, min(len(ORDERS) - 1, at + 1)
-
-
-def _nearest_order(order: float) -> int:
-    return min(range(len(ORDERS)), key=lambda at: abs(ORDERS[at] - order))
-
-
 def _rdp(sample_rate: float, noise_multiplier: float, orders: tuple[float, ...]) -> np.ndarray:
-    with _quiet():
-        account = RdpAccountant(orders, RELATION).compose(dp_sgd_event(sample_rate, 1, noise_multiplier))
-    return np.asarray(account._rdp)
+    return rdp_at(dp_sgd_event(sample_rate, 1, noise_multiplier), orders)
 
 
 def _noise_at(place: int) -> float:

@@ -6,10 +6,13 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .clipping import GAMMA, AdaptiveClip, AutomaticClip, ClipRule, FlatClip, GroupClip, RescaledClip, check_clip_norm
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .schema import PrivacyConfig
 
 CLIPPINGS = ("flat", "rescaled", "automatic", "per_layer", "groups", "adaptive")
 SPLITS = ("equal", "size")
@@ -163,3 +166,21 @@ def _is_number(value: Any) -> bool:
 
 
 FLAT = Clipping()
+
+
+def clipping_of(privacy: PrivacyConfig) -> Clipping:
+    """Return the clip rule that the settings ask for.
+
+    Raises:
+        ConfigError: An option is out of range, or belongs to another rule.
+    """
+    try:
+        return Clipping(
+            privacy.clipping,
+            tuple(privacy.clip_groups),
+            privacy.clip_split,
+            privacy.clip_quantile,
+            privacy.clip_count_noise,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"privacy.{error}") from error

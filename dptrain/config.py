@@ -8,38 +8,29 @@ from.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .clip_settings import CLIPPINGS, Clipping
+from .clip_settings import clipping_of
+from .devices import parse_device
 from .errors import ConfigError
 from .files import flatten
+from .limits import LARGEST, check_seal, check_together, check_tuning, check_values
 from .presets import apply_preset
 from .schema import (
     CHECKPOINTS_PER_RUN,
     DEFAULT_EXPECTED_BATCH_SIZE,
     DEFAULT_ROWS_PER_UNIT,
     DEFAULT_STEPS,
-    ENGINES,
     EVALUATIONS_PER_RUN,
-    HEADS,
-    MOST_MEAN_RUNS,
-    NEW_CLASSES,
-    NORMALISERS,
-    NORMS,
-    OPTIMIZERS,
     REFUSED_AUGMENTATIONS,
-    SCHEDULES,
-    STOPPINGS,
-    TUNINGS,
-    UNITS,
-    VALIDATIONS,
     AugmentConfig,
     BudgetConfig,
     EmaConfig,
@@ -55,7 +46,7 @@ from .schema import (
     TrainConfig,
     TuningConfig,
     config_error,
-    nearest_key,
+    value_at,
 )
 
 if TYPE_CHECKING:
@@ -76,14 +67,11 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TuningConfig",
-    "clipping_of",
     "default_output_dir",
     "from_kwargs",
     "from_omegaconf",
     "make_plan",
-    "parse_device",
     "resolve",
-    "usable_device",
     "with_plan",
 ]
 
@@ -111,19 +99,19 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
             raise ConfigError(f"{name}={shown} is not a dict such as {name}={{...}}")
         kwargs[name] = dict(value) if isinstance(value, Mapping) else value
     try:
-        config = _typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), kwargs))
+        config = _typed(OmegaConf.merge(_schema(), kwargs))
     except OmegaConfBaseException as error:
         raise config_error(error) from error
     except OverflowError as error:  # a whole number where a fraction belongs, too large to be made one
-        large = [key for key, value in flatten(kwargs).items() if isinstance(value, int) and abs(value) > _LARGEST]
+        large = [key for key, value in flatten(kwargs).items() if isinstance(value, int) and abs(value) > LARGEST]
         name = large[0] if large else "a number"
-        raise ConfigError(f"{name} has too many digits: give at most {_LARGEST:g}") from error
+        raise ConfigError(f"{name} has too many digits: give at most {LARGEST:g}") from error
     if plan is None:
         return config
     given = _given_keys(kwargs)
     for key, value in _plan_values(plan).items():
-        if key in given and _get(config, key) != value:
-            raise ConfigError(f"{key}={_get(config, key)} contradicts the plan, which has {value}: give it once")
+        if key in given and value_at(config, key) != value:
+            raise ConfigError(f"{key}={value_at(config, key)} contradicts the plan, which has {value}: give it once")
         _set(config, key, value)
     if config.privacy.epsilon is not None:
         raise ConfigError("privacy.epsilon is fixed by the plan: leave it out, or leave the plan out")
@@ -163,7 +151,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     except OmegaConfBaseException as error:
         raise config_error(error) from error
     for key, example in (("model", "model=yolo26n.yaml or model=start.pt"), ("data", "data=pets.yaml")):
-        if _get(config, key) in ("", MISSING):
+        if value_at(config, key) in ("", MISSING):
             raise ConfigError(f"{key} is not set: give {example}")
     config.optimizer.name = config.optimizer.name.lower()
     config.device = parse_device(config.device)
@@ -175,55 +163,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
         config.lora.targets = _names("lora.targets", config.lora.targets)
     config.physical_batch_size = _physical_batch_size(config.physical_batch_size)
 
-    for key, choices in _CHOICES.items():
-        value = _get(config, key)
-        if value not in choices:
-            raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
-    for name, reason in REFUSED_AUGMENTATIONS.items():
-        if getattr(config.augment, name):
-            raise ConfigError(f"augment.{name}={getattr(config.augment, name)} is refused: {reason}; leave it out")
-    for keys_, valid, needed in _RANGES:
-        for key in keys_.split():
-            value = _get(config, key)
-            if value is not None and not (-_LARGEST <= value <= _LARGEST and valid(value)):
-                too_large = f", and at most {_LARGEST:g}" if value > _LARGEST else ""
-                raise ConfigError(f"{key}={value} must be {needed}{too_large}")
-    _check_rest(config)
+    check_values(config)
+    check_together(config)
     _check_units(config)
-    _check_seal(config.seal)
-    _check_tuning(config)
+    check_seal(config.seal)
+    check_tuning(config.tuning)
     return config
-
-
-def parse_device(value: str, key: str = "device") -> str:
-    """Return ``value`` as torch spells it (Ultralytics' ``0`` is ``cuda:0``).
-
-    Raises:
-        ConfigError: It is no device, or several.
-    """
-    device = f"cuda:{value}" if value.isdecimal() else value.lower()
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise ConfigError(f"{key}={value} is not one of auto, cpu, mps, cuda, cuda:0 (one device a run)")
-    return device
-
-
-def usable_device(name: str, key: str = "device") -> str:
-    """Turn ``auto`` into the accelerator that is there, and refuse one that is not.
-
-    Raises:
-        ConfigError: Torch cannot use it.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        mend = f"{key} cpu" if key.startswith("--") else f"{key}=cpu"
-        raise ConfigError(f"{key}={name} cannot be used ({reason[:120]}): try {mend}") from error
-    return name
 
 
 def make_plan(config: TrainConfig) -> PrivacyPlan:
@@ -271,24 +216,6 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
     return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
 
 
-def clipping_of(privacy: PrivacyConfig) -> Clipping:
-    """Return the clip rule that the settings ask for.
-
-    Raises:
-        ConfigError: An option is out of range, or belongs to another rule.
-    """
-    try:
-        return Clipping(
-            privacy.clipping,
-            tuple(privacy.clip_groups),
-            privacy.clip_split,
-            privacy.clip_quantile,
-            privacy.clip_count_noise,
-        )
-    except ConfigError as error:
-        raise ConfigError(f"privacy.{error}") from error
-
-
 def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
     """Expected batch size, sample rate and delta from what is declared; each default is said in a line."""
     size, batch_size, sample_rate, delta = (
@@ -327,34 +254,6 @@ def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
         delta = float(size) ** -1.1
         logger.info("privacy.delta is dataset_size**-1.1 = %.3g", delta)
     return batch_size, sample_rate, delta
-
-
-def _check_rest(config: TrainConfig) -> None:
-    """What one value alone does not show."""
-    if config.imgsz % 32:
-        below = max(32, config.imgsz // 32 * 32)
-        raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
-    if config.noise.exact and config.device == "mps":
-        raise ConfigError("noise.exact=true needs double precision, which device=mps has not: take device=cpu")
-    betas = config.optimizer.betas
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ConfigError(f"optimizer.betas={betas} must be two numbers in [0, 1), such as [0.9,0.999]")
-    clipping = clipping_of(config.privacy)
-    if clipping.name == "adaptive" and config.noise.exact:
-        raise ConfigError(
-            "noise.exact=true has no grid for privacy.clipping=adaptive, which moves the clip norm: take another rule"
-        )
-    if config.loss.constant is not None and config.loss.normaliser != "constant":
-        raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
-    if not config.loss.box + config.loss.cls + config.loss.dfl:
-        raise ConfigError("loss.box, loss.cls and loss.dfl are all 0: nothing would be learnt")
-    adapts = "lora" in ([config.trainable] if isinstance(config.trainable, str) else config.trainable)
-    for name, given in vars(config.lora).items():
-        if given is not None and not adapts:
-            raise ConfigError(f"lora.{name}={given} has no effect without trainable=lora")
-    if config.steps is not None and config.schedule.warmup_steps > config.steps:
-        warmup = config.schedule.warmup_steps
-        raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
 
 
 def _check_units(config: TrainConfig) -> None:
@@ -409,32 +308,6 @@ def check_groups(groups: GroupsConfig, prefix: str = "privacy.groups.") -> None:
             )
 
 
-def _check_seal(seal: SealConfig) -> None:
-    """A secret key in the settings would be in config.yaml and in the history of a shell."""
-    from .sealing.keys import recipients_of, refuse_secret
-
-    for key in ("identity", "keyring"):
-        refuse_secret(str(getattr(seal, key) or ""), f"seal.{key}")
-    if seal.identity and seal.keyring:
-        raise ConfigError(f"seal.identity={seal.identity} and seal.keyring={seal.keyring} are one too many: give one")
-    if seal.recipients:
-        recipients_of(seal.recipients)
-
-
-def _check_tuning(config: TrainConfig) -> None:
-    """The bound of random stopping holds for some distributions of the number of runs only."""
-    distribution, mean = config.tuning.distribution, config.tuning.mean_runs
-    if distribution not in STOPPINGS:
-        raise ConfigError(
-            f"tuning.distribution={distribution} is not one of {', '.join(STOPPINGS)}: the bound of Papernot and "
-            "Steinke (2022) needs a random number of runs from one of them, and a fixed number does not qualify"
-        )
-    if not 1 <= mean <= MOST_MEAN_RUNS or (mean == 1 and distribution != "poisson"):
-        raise ConfigError(
-            f"tuning.mean_runs={mean} must be more than 1 and at most {MOST_MEAN_RUNS}: it is a mean, not a number"
-        )
-
-
 def _warn(config: TrainConfig, delta: float) -> None:
     size = config.privacy.dataset_size
     if size is not None and delta >= 1 / size:
@@ -452,7 +325,7 @@ def _warn(config: TrainConfig, delta: float) -> None:
 def _physical_batch_size(value: Any) -> str | int:
     if value == "auto":
         return "auto"
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST:
         return value
     raise ConfigError(f"physical_batch_size={value} must be auto, or a whole number that is 1 or more")
 
@@ -464,11 +337,17 @@ def _names(key: str, value: Any) -> str | list[str]:
     return names[0] if len(names) == 1 else names
 
 
+@functools.cache
+def _schema() -> Any:
+    """The typed node of every key, which costs as much to make as a configuration to check; merging copies it."""
+    return OmegaConf.structured(TrainConfig)
+
+
 def _typed(config: Any) -> TrainConfig:
     """A checked copy: OmegaConf converts and validates the types of every field, and raises for the wrong ones."""
     node = config if OmegaConf.is_config(config) else OmegaConf.structured(config)
     plain = OmegaConf.to_container(node, resolve=True)  # a plain dict: Hydra's +key=value gets past a typed node
-    values = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
+    values = OmegaConf.to_container(OmegaConf.merge(_schema(), plain))
     assert isinstance(values, dict)
     # Built by hand, since OmegaConf.to_object raises for a missing model or data, which resolve() words better.
     return _built(TrainConfig, values)
@@ -514,55 +393,8 @@ def _given_keys(kwargs: Mapping[str, Any]) -> set[str]:
     return given | {f"privacy.{name}" for name in (privacy if isinstance(privacy, Mapping) else vars(privacy))}
 
 
-def _get(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
-
-
 def _set(config: Any, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     for section in sections:
         config = getattr(config, section)
     setattr(config, name, value)
-
-
-_LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, and overflow where they are used
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "privacy.unit": UNITS,
-    "norm": NORMS,
-    "head": HEADS,
-    "new_classes": NEW_CLASSES,
-    "loss.normaliser": NORMALISERS,
-    "tuning.method": TUNINGS,
-    "engine": ENGINES,
-    "validation": VALIDATIONS,
-    "optimizer.name": OPTIMIZERS,
-    "privacy.clipping": CLIPPINGS,
-    "schedule.name": SCHEDULES,
-}
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("privacy.epsilon", lambda v: v > 0, "more than 0 and finite: it is the privacy loss allowed"),
-    ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
-    ("privacy.noise_multiplier", lambda v: v > 0, "more than 0 and finite: without noise there is no guarantee"),
-    ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one unit can change"),
-    ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
-    (
-        "privacy.expected_batch_size privacy.dataset_size privacy.rows_per_unit augment.multiplicity steps "
-        "evaluate_every checkpoint_every",
-        lambda v: v >= 1,
-        "1 or more",
-    ),
-    ("imgsz", lambda v: v >= 32, "32 or more, a multiple of 32"),
-    ("workers seed schedule.warmup_steps optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
-    ("optimizer.lr optimizer.floor", lambda v: v > 0, "more than 0 and finite"),
-    ("lora.rank", lambda v: v >= 1, "1 or more"),
-    ("lora.alpha loss.constant", lambda v: v > 0, "more than 0 and finite"),
-    ("loss.box loss.cls loss.dfl", lambda v: v >= 0, "0 or more"),
-    ("loss.focal_gamma", lambda v: v == 0 or 1 <= v <= 10, "0, or from 1 to 10"),
-    ("optimizer.momentum ema.decay", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("schedule.final", lambda v: 0 <= v <= 1, "in [0, 1]: a fraction of optimizer.lr"),
-    ("augment.fliplr augment.flipud", lambda v: 0 <= v <= 1, "a chance in [0, 1]"),
-    ("augment.hsv_h augment.hsv_s augment.hsv_v augment.translate", lambda v: 0 <= v <= 1, "a fraction in [0, 1]"),
-    ("augment.scale augment.crop", lambda v: 0 <= v < 1, "a fraction in [0, 1)"),
-)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import ConfigError
-from .schema import PRESETS, TrainConfig
+from .schema import PRESETS, TrainConfig, value_at
 
 # Declared images up to which a recipe is meant, and what it settles.
 _RECIPES: dict[str, tuple[float, dict[str, Any]]] = {
@@ -50,7 +50,7 @@ def apply_preset(config: TrainConfig) -> str:
         if size is not None and "privacy.expected_batch_size" in chosen:
             chosen["privacy.expected_batch_size"] = min(chosen["privacy.expected_batch_size"], max(1, size))
     for key, value in {**_ELSE, **chosen}.items():
-        if _get(config, key) is None:
+        if value_at(config, key) is None:
             section, _, leaf = key.rpartition(".")
             setattr(getattr(config, section) if section else config, leaf, value)
     if not chosen:
@@ -65,10 +65,4 @@ def _settled(config: TrainConfig, key: str) -> bool:
         return True
     if key == "privacy.expected_batch_size" and privacy.sample_rate is not None and privacy.dataset_size is not None:
         return True
-    return _get(config, key) is not None
-
-
-def _get(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
+    return value_at(config, key) is not None

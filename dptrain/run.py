@@ -15,7 +15,6 @@ from rich.console import Console
 from . import config as settings
 from .checkpoint import load_checkpoint, save_checkpoint
 from .detection.data import (
-    Augmentation,
     DataConfig,
     DetectionDataset,
     StepLoader,
@@ -24,15 +23,15 @@ from .detection.data import (
     refuse_public_overlap,
 )
 from .detection.evaluate import evaluate
-from .detection.from_settings import loss_settings, model_of, with_rate
+from .detection.from_settings import augmentation_of, loss_settings, model_of, with_rate
 from .detection.groups import groups_of, in_words, refuse_shared_groups
-from .detection.labels import label_path
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
+from .devices import usable_device
 from .errors import PrivacyError
-from .files import file_hash, read_json
+from .files import file_hash
 from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
@@ -41,9 +40,10 @@ from .pretraining.record import declared_start
 from .progress import Progress, make_console
 from .publishing import config_text, draw, open_tracker, publish
 from .results import append_rows
-from .rounding import round_up, shown
+from .rounding import shown
+from .run_facts import of_an_earlier_run, training_facts, validation_words
 from .sampling import UnitRows
-from .schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, AugmentConfig, TrainConfig
+from .schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, TrainConfig
 from .sealing.outputs import Outputs, unlock
 from .signals import stop_signal
 from .spending import Spending, data_name
@@ -129,7 +129,7 @@ class Run:
         self.output = self.folder.path
         self.outputs = Outputs(config.seal)
         self.folder.check()
-        self.device = torch.device(settings.usable_device(config.device))
+        self.device = torch.device(usable_device(config.device))
         data = load_data(config.data)
         self.data_name = data_name(Path(config.data))
         self.evaluates = config.validation == "public" and bool(data.val)
@@ -143,9 +143,9 @@ class Run:
         self.config = config = with_rate(config, plan, self.model)
         start = Path(config.model)
         self.start_hash = file_hash(start) if start.suffix == ".pt" else None
-        self.folder.refuse_inside(_data_folders(data))
+        self.folder.refuse_inside(data.folders)
         self.groups = self._groups(data)
-        self.dataset = DetectionDataset(data, "train", config.imgsz, _augmentation(config.augment))
+        self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
         self.units = self._units()
         rows = 1 if self.units is None else self.units.most_at_once
@@ -384,63 +384,19 @@ class Run:
                 "trainable": self.config.trainable,
                 "trainable_parameters": sum(p.numel() for p in self.trainer.parameters.values()),
             },
-            validation=self._validation_words(),
-            deviations=tuple(self._deviations()),
+            validation=validation_words(self.evaluates, chose=self.tuning is not None),
+            deviations=(*self.spending.deviations, *of_an_earlier_run(Path(self.config.model))),
             public_data={
                 "start_weights": Path(self.config.model).name,
                 "sha256": self.start_hash,
                 "declared": self.config.public_data,
                 "compared": self.config.public_images is not None,
             },
-            training=self._training_facts(),
+            training=training_facts(self.config, self.plan.unit),
             tuning=self.tuning,
             dataset_budget=self.spending.facts,
         )
         return write_statement(self.output, statement)
-
-    def _training_facts(self) -> dict[str, Any]:
-        """Settings that change no epsilon, for whoever wants to make the run again."""
-        config = self.config
-        return {
-            "image_size": config.imgsz,
-            "norm": config.norm,
-            "head": config.head,
-            "loss": asdict(loss_settings(config)),
-            "engine": config.engine,
-            "optimizer": config.optimizer.name,
-            "learning_rate": config.optimizer.lr,
-            "schedule": config.schedule.name,
-            "ema_decay": config.ema.decay,
-            "exact_noise": config.noise.exact,
-            "augmentation": {
-                name: value for name, value in asdict(config.augment).items() if value and name != "multiplicity"
-            }
-            or None,
-            "augmentations_averaged": config.augment.multiplicity,
-            "images_averaged": config.privacy.rows_per_unit if self.plan.unit == "group" else 1,
-        }
-
-    def _validation_words(self) -> str:
-        if not self.evaluates:
-            return "not evaluated in the run"
-        if self.tuning is not None:
-            return "treated as public (validation=public): metrics released without noise; they chose the run"
-        return "treated as public (validation=public): metrics released without noise; no stopping or selection by them"
-
-    def _deviations(self) -> Iterator[str]:
-        yield from self.spending.deviations
-        start = Path(self.config.model)
-        earlier = start.parent / "statement.json"  # it travels with the weights
-        if start.suffix == ".pt" and earlier.is_file():
-            try:
-                spent = float(read_json(earlier)["guarantee"]["epsilon"])
-            except (OSError, ValueError, KeyError, TypeError, OverflowError):
-                spent = None
-            amount = "unknown epsilon" if spent is None else f"epsilon {round_up(spent)}"
-            yield (
-                f"The start weights come from a private run ({amount}). If it used any of the same images, "
-                "the two guarantees compose and this statement covers the second only."
-            )
 
     def _evaluate(self, tracker: Tracker, progress: Progress | None = None) -> None:
         if self.validation is None:
@@ -501,12 +457,3 @@ def _seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def _data_folders(data: DataConfig) -> set[Path]:
-    images = {file.parent.resolve() for file in (*data.train, *data.val, *data.test)}
-    return images | {label_path(folder / "x.jpg").parent for folder in images}
-
-
-def _augmentation(config: AugmentConfig) -> Augmentation:
-    return Augmentation(**{name: getattr(config, name) for name in Augmentation.__dataclass_fields__})

@@ -326,3 +326,10 @@ def _type_in_words(annotation: str) -> str:
     words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
     lists = {"list[str]": "a list of texts such as [model.23.*]"}
     return {**words, **lists}.get(kind, "a list of numbers such as [0.9,0.999]")
+
+
+def value_at(config: Any, key: str) -> Any:
+    """Return the value at a dotted key."""
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config

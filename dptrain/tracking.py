@@ -127,11 +127,15 @@ class Tracker:
 
 
 class NoTracker(Tracker):
-    """Stands in where tracking is turned off."""
+    """Stands in where tracking is turned off, without MLflow, which takes seconds to import."""
 
     def __init__(self) -> None:
         super().__init__(None, "", "")
         self._lost = True
+
+    def parameters(self, values: Mapping[str, Any]) -> None: ...
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
 
 
 def _client(uri: str) -> Any:

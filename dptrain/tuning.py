@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from dp_accounting.dp_event import DpEvent
@@ -28,10 +27,12 @@ from rich.console import Console
 
 from . import accounting
 from . import config as settings
+from .clip_settings import clipping_of
 from .errors import ConfigError, PrivacyError
 from .files import write_text
 from .folder import RunFolder
 from .progress import make_console
+from .random_stopping import draw_runs
 from .results import MAP, read_rows
 from .rounding import shown
 from .schema import TrainConfig, keys, nearest_key
@@ -204,44 +205,6 @@ def plan_tuning(config: TrainConfig) -> Tuning:
     return Tuning(tuple(candidates), plans[0], config.tuning.distribution, config.tuning.mean_runs)
 
 
-def draw_runs(distribution: str, mean: float, random: Random) -> int:
-    """Draw the number of runs: ``geometric`` and ``logarithmic`` give at least 1, ``poisson`` may give 0.
-
-    By inversion of the distribution function at a uniform number of 53 bits.
-    """
-    uniform, cumulated = random.random(), 0.0
-    for count, chance in _chances(distribution, mean):
-        cumulated += chance
-        if uniform < cumulated or (count > mean and chance < 1e-18):
-            return count
-    raise AssertionError("the chances add up to 1")
-
-
-def _chances(distribution: str, mean: float) -> Iterator[tuple[int, float]]:
-    """The number of runs and its probability, from the smallest number on."""
-    if distribution == "poisson":
-        chance = math.exp(-mean)
-        for count in itertools.count():
-            yield count, chance
-            chance *= mean / (count + 1)
-    gamma = 1 / mean if distribution == "geometric" else _logarithmic_gamma(mean)
-    for count in itertools.count(1):
-        power = (1 - gamma) ** (count - 1)
-        yield count, power * (gamma if distribution == "geometric" else (1 - gamma) / (count * -math.log(gamma)))
-
-
-def _logarithmic_gamma(mean: float) -> float:
-    """Solve (1/gamma - 1) / ln(1/gamma) = mean (definition 1 of the paper, shape 0), from the safe side.
-
-    A larger gamma means fewer runs and a smaller bound than the one that is accounted.
-    """
-    low, high = 1e-12, 1 - 1e-12
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (1 / middle - 1) / -math.log(middle) > mean else (low, middle)
-    return min(high * (1 + 1e-8), 1 - 1e-12)
-
-
 def _check_key(key: str) -> None:
     known = [name for name, _ in keys()]
     if key not in known:
@@ -335,7 +298,7 @@ def _best_of(
 def _plan_of(candidate: TrainConfig, tuning: Tuning) -> PrivacyPlan:
     """The plan of a candidate; no clip rule changes what a step costs."""
     privacy = candidate.privacy
-    return replace(tuning.plan, clip_norm=privacy.clip_norm, clipping=settings.clipping_of(privacy))
+    return replace(tuning.plan, clip_norm=privacy.clip_norm, clipping=clipping_of(privacy))
 
 
 def _private(candidate: TrainConfig, folder: Path) -> TrainConfig:

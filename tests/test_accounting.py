@@ -7,10 +7,11 @@ import math
 
 import pytest
 from dp_accounting import dp_event
+from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from opacus.accountants.analysis import rdp as opacus_rdp
 
-from dptrain import ConfigError, accounting
+from dptrain import ConfigError, accounting, loss_distribution, renyi
 from dptrain.plan import PrivacyPlan
 
 # noise multiplier, sample rate, steps, delta -> RDP and PLD epsilon, to the digits that were published with them.
@@ -55,6 +56,28 @@ def test_pld_is_never_looser() -> None:
     for noise, rate, steps in ((0.7, 0.1, 50), (1.3, 0.02, 800)):
         plan = PrivacyPlan(rate, steps, noise, 1.0, 1e-5, 64)
         assert plan.epsilon("pld") < plan.epsilon()
+
+
+SAMPLED = [
+    dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise)) for rate, noise in ((0.5, 4.0), (1.0, 6.0))
+]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        dp_event.SelfComposedDpEvent(SAMPLED[0], 4),
+        dp_event.ComposedDpEvent([SAMPLED[1], dp_event.SelfComposedDpEvent(SAMPLED[0], 3)]),
+        dp_event.SelfComposedDpEvent(dp_event.ComposedDpEvent([dp_event.SelfComposedDpEvent(SAMPLED[0], 2)]), 3),
+        dp_event.ComposedDpEvent([SAMPLED[0], dp_event.GaussianDpEvent(2.0)]),
+        dp_event.ComposedDpEvent([SAMPLED[0], dp_event.NonPrivateDpEvent()]),
+        dp_event.ComposedDpEvent([SAMPLED[0], dp_event.PoissonSampledDpEvent(0.5, dp_event.GaussianDpEvent(0.0))]),
+        dp_event.ComposedDpEvent([]),
+    ],
+)
+def test_pld_is_dp_accountings_own_to_the_last_bit(event: dp_event.DpEvent) -> None:
+    """Though the loss distribution of one step is computed once, for all that is made of it."""
+    assert accounting.epsilon(event, 1e-3, "pld") == PLDAccountant().compose(event).get_epsilon(1e-3)
 
 
 def test_epsilon_grows_with_steps_and_starts_at_zero() -> None:
@@ -118,17 +141,16 @@ def test_unknown_accountant_is_refused() -> None:
 
 def test_an_order_that_never_reaches_the_target_ends_the_search() -> None:
     """dp-accounting has no bound at some fractional orders, whatever the noise."""
-    assert accounting._noise_for_order(lambda noise: math.inf if noise > 1e-9 else 0.0, 1.0, 1.0, 2.0) == math.inf
+    assert renyi.noise_for_order(lambda noise: math.inf if noise > 1e-9 else 0.0, 1.0, 1.0, 2.0) == math.inf
 
 
 def test_little_noise_is_read_more_coarsely_and_never_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 1e-4 the losses of noise multiplier 0.05 were millions of points, a minute's work."""
-    accounting._pld_of_steps.cache_clear()
-    finest = accounting._pld_of_steps(0.01, 100, 1.0).get_epsilon(1e-5)
-    assert accounting._interval(accounting.dp_sgd_event(0.01, 100, 1.0)) == 1e-4
-    assert accounting._interval(accounting.dp_sgd_event(0.01, 1, 0.05)) * accounting._MOST_POINTS > 1 / (2 * 0.05**2)
-    for points in (3000, 300):
-        monkeypatch.setattr(accounting, "_MOST_POINTS", points)
-        accounting._pld_of_steps.cache_clear()
-        assert finest < accounting._pld_of_steps(0.01, 100, 1.0).get_epsilon(1e-5)
-    accounting._pld_of_steps.cache_clear()
+    assert loss_distribution.interval_for(1.0) == 1e-4
+    assert loss_distribution.interval_for(0.05) * 300_000 > 1 / (2 * 0.05**2)
+    readings = []
+    for points in (300_000, 3000, 300):
+        monkeypatch.setattr(loss_distribution, "_MOST_POINTS", points)
+        loss_distribution.loss_distribution.cache_clear()
+        readings.append(accounting.epsilon(accounting.dp_sgd_event(0.01, 100, 1.0), 1e-5, "pld"))
+    loss_distribution.loss_distribution.cache_clear()
+    assert readings[0] < readings[1] < readings[2]

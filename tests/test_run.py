@@ -8,10 +8,8 @@ import functools
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from dptrain import Clipping, ConfigError, DataError, PrivacyPlan, TrackingError
 from dptrain.checkpoint import CHECKPOINT_KEYS
 from dptrain.statement import report
 
-from .conftest import MakeDataset, run_options
+from .conftest import SMALL, MakeDataset, run_options
 
 PLAN = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3)
 METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
@@ -34,8 +32,11 @@ BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
 
 
 def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    tracking = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "experiment": "test"}
-    return run_options(tmp_path, **{"plan": PLAN, "evaluate_every": 2, "tracking": tracking, **changes})
+    return run_options(tmp_path, **{"plan": PLAN, "evaluate_every": 2, "tracking": {"enabled": False}, **changes})
+
+
+def tracked(tmp_path: Path) -> dict[str, Any]:
+    return {"tracking": {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}", "experiment": "test"}}
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[str, int]]:
@@ -55,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dptrain.TrainRes
     here = Path.cwd()
     os.chdir(tmp_path)
     try:
-        result = dptrain.train(data=data, **options(tmp_path))
+        result = dptrain.train(data=data, **options(tmp_path, model="yolo26n.yaml", **tracked(tmp_path)))
     finally:
         os.chdir(here)
     assert fingerprint(tmp_path / "data") == before, "the dataset's folder was written to"
@@ -122,7 +123,7 @@ def test_an_adaptive_clip_norm_is_stated_kept_and_resumed(tmp_path: Path) -> Non
     """Stopped half-way, the run goes on at the clip norm that it had come to; the price is that of its plan."""
     data = make_dataset_at(tmp_path / "data")()
     plan = dataclasses.replace(PLAN, clipping=Clipping("adaptive", quantile=0.7))
-    without = {"tracking": {"enabled": False}, "budget": {"url": None}, "validation": "off"}
+    without = {"budget": {"url": None}, "validation": "off"}
     given = options(tmp_path, plan=plan, optimizer={"name": "dp_adam_bc", "lr": 1e-4}, **without)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dptrain.run.Run, "_write_statement", fails_at(2))
@@ -168,9 +169,9 @@ def test_nothing_written_tells_the_number_of_training_images(tmp_path: Path) -> 
 
 def test_python_and_command_make_the_same_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
     data = make_dataset()
-    one = dptrain.train(data=data, **options(tmp_path, seed=3, tracking={"enabled": False}))
+    one = dptrain.train(data=data, **options(tmp_path, seed=3))
     command = [
-        *COMMAND, "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
+        *COMMAND, f"model={SMALL}", f"data={data}", "imgsz=64", "trainable=head",
         "physical_batch_size=2", "workers=0", "evaluate_every=2", "seed=3", "steps=4", "privacy.noise_multiplier=1.0",
         "privacy.clip_norm=1.0", "privacy.sample_rate=0.5", "privacy.delta=1e-3", "privacy.expected_batch_size=3",
         "tracking.enabled=false", f"output_dir={tmp_path / 'two'}",
@@ -216,6 +217,24 @@ def test_an_output_folder_among_the_images_is_refused(inside: str, make_dataset:
     assert fingerprint(tmp_path) == before
 
 
+def fails(*_: Any) -> None:
+    raise OSError("power gone")
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that took two steps and died before its first checkpoint; its dataset is beside it."""
+    tmp_path = tmp_path_factory.mktemp("cut")
+    data = make_dataset_at(tmp_path / "data")()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dptrain.run.Run._checkpoint", lambda self: None)
+        patch.setattr("dptrain.run.Run._write_weights", fails)
+        with pytest.raises(OSError, match="power gone"):
+            dptrain.train(data=data, **options(tmp_path))
+    assert (tmp_path / "out" / "steps.journal").stat().st_size == 2
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("named", "changes"),
     [
@@ -225,29 +244,20 @@ def test_an_output_folder_among_the_images_is_refused(inside: str, make_dataset:
         ("augment.fliplr", {"augment": {"fliplr": 0.5}}),
     ],
 )
-def test_a_run_is_resumed_with_its_own_settings_or_not_at_all(
-    named: str, changes: dict[str, Any], make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_resumed_with_its_own_settings_or_not_at_all(named: str, changes: dict[str, Any], cut: Path) -> None:
     """Also before its first checkpoint: steps of one plan must not be accounted by another."""
-    data = make_dataset()
-
-    def cut(self: Any, *_: Any) -> None:
-        raise OSError("power gone")
-
-    with monkeypatch.context() as context:
-        context.setattr("dptrain.run.Run._checkpoint", lambda self: None)
-        context.setattr("dptrain.run.Run._write_weights", cut)
-        with pytest.raises(OSError, match="power gone"):
-            dptrain.train(data=data, **options(tmp_path))
-    assert (tmp_path / "out" / "steps.journal").stat().st_size == 2
-    before = fingerprint(tmp_path / "out")
+    before = fingerprint(cut / "out")
     with pytest.raises(dptrain.PrivacyError, match=named):
-        dptrain.train(data=data, **options(tmp_path, **{**changes, "resume": True}))
-    assert fingerprint(tmp_path / "out") == before
-    result = dptrain.train(data=data, **options(tmp_path, resume=True, physical_batch_size=3))
+        dptrain.train(data=cut / "data" / "data.yaml", **options(cut, **{**changes, "resume": True}))
+    assert fingerprint(cut / "out") == before
+
+
+def test_a_run_cut_before_its_first_checkpoint_goes_on_once(cut: Path) -> None:
+    data = cut / "data" / "data.yaml"
+    result = dptrain.train(data=data, **options(cut, resume=True, physical_batch_size=3))
     assert result.statement["mechanism"]["steps"] == 4
     with pytest.raises(ConfigError, match="is finished"):
-        dptrain.train(data=data, **options(tmp_path, resume=True))
+        dptrain.train(data=data, **options(cut, resume=True))
 
 
 def test_a_resumed_run_has_the_same_frozen_layers(
@@ -279,15 +289,11 @@ def test_a_run_cut_before_its_statement_is_finished_by_a_resume(
 ) -> None:
     """All steps taken, the last evaluation written, and no statement yet: the run must not count as finished."""
     data = make_dataset()
-
-    def cut(self: Any, *_: Any) -> None:
-        raise OSError("power gone")
-
     with monkeypatch.context() as context:
-        context.setattr("dptrain.run.Run._finish", cut)
+        context.setattr("dptrain.run.Run._finish", fails)
         with pytest.raises(OSError, match="power gone"):
-            dptrain.train(data=data, **options(tmp_path))
-    result = dptrain.train(data=data, **options(tmp_path, resume=True))
+            dptrain.train(data=data, **options(tmp_path, **tracked(tmp_path)))
+    result = dptrain.train(data=data, **options(tmp_path, resume=True, **tracked(tmp_path)))
     assert result.statement["status"] == "finished"
     assert result.statement["mechanism"]["steps"] == 4
     steps = [line.partition(",")[0] for line in (tmp_path / "out" / "results.csv").read_text().splitlines()[1:]]
@@ -326,7 +332,7 @@ def test_a_tracker_that_goes_away_does_not_lose_the_run(
         real(self, *args, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "log_batch", flaky)
-    result = dptrain.train(data=make_dataset(), **options(tmp_path))
+    result = dptrain.train(data=make_dataset(), **options(tmp_path, **tracked(tmp_path)))
     assert len((result.output_dir / "results.csv").read_text().splitlines()) == 4
     assert [r.message for r in caplog.records if "went away" in r.message]
     assert len(calls) == 3, "it is told once and then left alone"
@@ -344,64 +350,3 @@ def test_an_output_folder_that_cannot_be_made_is_named(make_dataset: MakeDataset
     blocked.write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         dptrain.train(data=make_dataset(), **options(tmp_path, output_dir=str(blocked / "out")))
-
-
-def start(tmp_path: Path, data: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start a run of 400 steps as a process, and wait until it has taken some."""
-    command = [
-        *COMMAND, "model=yolo26n.yaml", f"data={data}", "imgsz=64", "trainable=head",
-        "physical_batch_size=2", "workers=0", "evaluate_every=2", "steps=400", "privacy.noise_multiplier=1.0",
-        "privacy.sample_rate=0.5", "privacy.delta=1e-3", "privacy.expected_batch_size=3",
-        f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", f"output_dir={tmp_path / 'out'}", *overrides,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    journal, deadline = tmp_path / "out" / "steps.journal", time.monotonic() + 120
-    known = journal.stat().st_size if journal.exists() else 0
-    while not (tmp_path / "out" / "checkpoint.pt").exists() or journal.stat().st_size < known + 3:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
-
-
-def test_a_stopped_run_says_how_to_go_on_and_a_killed_one_forgets_no_step(
-    make_dataset: MakeDataset, tmp_path: Path
-) -> None:
-    data = make_dataset()
-    journal = tmp_path / "out" / "steps.journal"
-    process = start(tmp_path, data)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "resume=true" in errors and "Traceback" not in errors
-    stopped = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"]
-    assert stopped == journal.stat().st_size
-    statement = json.loads((tmp_path / "out" / "statement.json").read_text())
-    assert (statement["status"], statement["mechanism"]["steps"]) == ("stopped", stopped)
-
-    process = start(tmp_path, data, "resume=true")
-    process.kill()
-    process.communicate()
-    killed = journal.stat().st_size
-    checkpointed = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"]
-    assert stopped < checkpointed <= killed
-
-    process = start(tmp_path, data, "resume=true")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    final = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
-    assert final["step"] == journal.stat().st_size > killed
-    # The optimizer has seen fewer updates than the budget has paid for: those that the kill lost stay spent.
-    updates = int(next(iter(final["optimizer"]["state"].values()))["step"])
-    assert updates == final["step"] - (killed - checkpointed)
-
-
-def test_two_processes_cannot_share_a_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    data = make_dataset()
-    process = start(tmp_path, data)
-    try:
-        with pytest.raises(dptrain.PrivacyError, match="another process"):
-            dptrain.train(data=data, **options(tmp_path, resume=True, plan=PrivacyPlan(0.5, 400, 1.0, 1.0, 1e-3, 3)))
-    finally:
-        process.kill()
-        process.communicate()

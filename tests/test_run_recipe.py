@@ -18,7 +18,7 @@ from dptrain.detection.evaluate import evaluate
 from dptrain.files import read_json
 from dptrain.statement import report
 
-from .conftest import MakeDataset, run_options
+from .conftest import SMALL, MakeDataset, run_options
 from .detectors import stock_detector, write_checkpoint
 
 PLAN = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3)
@@ -36,7 +36,8 @@ def options(tmp_path: Path, start: Path, out: str, **changes: Any) -> dict[str, 
 def test_a_resumed_run_with_adapters_ends_as_the_whole_one(
     make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, start = make_dataset(), write_checkpoint(stock_detector("yolo26n", "abc"), tmp_path / "start.pt")
+    data = make_dataset()
+    start = write_checkpoint(stock_detector(SMALL.removesuffix(".yaml"), "abc"), tmp_path / "start.pt")
     whole = dptrain.train(data=data, **options(tmp_path, start, "whole"))
     real = dptrain.run.Run._evaluate
 

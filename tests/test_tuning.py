@@ -16,15 +16,14 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 from mlflow.tracking import MlflowClient
 
-import dptrain.tuning
-from dptrain import ConfigError, PrivacyError
+from dptrain import ConfigError, PrivacyError, random_stopping
 from dptrain.accounting import RANDOM_STOPPING
 from dptrain.config import from_kwargs, resolve
 from dptrain.schema import TrainConfig
 from dptrain.statement import report
 from dptrain.tuning import draw_runs, plan_tuning, tune
 
-from .conftest import dataset_maker
+from .conftest import SMALL, dataset_maker
 
 SEARCH = {"optimizer.lr": [1e-3, 3e-3, 1e-2]}
 
@@ -33,7 +32,7 @@ def config(tmp_path: Path, search: Any = None, **changes: Any) -> TrainConfig:
     space = SEARCH if search is None else search
     tuning = {"method": "random_stopping", "mean_runs": 5.0, "search": space, **changes.pop("tuning", {})}
     values = {
-        "model": "yolo26n.yaml",
+        "model": SMALL,
         "data": str(tmp_path / "data.yaml"),
         "imgsz": 32,
         "trainable": "head",
@@ -69,7 +68,7 @@ def test_the_number_of_runs_follows_the_distribution_that_is_accounted(distribut
     elif distribution == "geometric":
         expected = {k: 0.8 ** (k - 1) * 0.2 for k in range(1, 120)}
     else:  # definition 1 of the paper with shape 0, whose mean is (1/gamma - 1) / ln(1/gamma)
-        gamma = dptrain.tuning._logarithmic_gamma(mean)
+        gamma = random_stopping._logarithmic_gamma(mean)
         assert (1 / gamma - 1) / math.log(1 / gamma) == pytest.approx(mean, rel=1e-6)
         expected = {k: (1 - gamma) ** k / (k * math.log(1 / gamma)) for k in range(1, 400)}
     assert sum(expected.values()) == pytest.approx(1, abs=1e-6)

@@ -186,9 +186,9 @@ def _balance(boxes: dict[str, dict[str, int]], has_val: bool) -> list[Finding]:
 def _forbidden(
     images: Sequence[Path], weights: str | Path, forbid: Sequence[str], conf: float, imgsz: int, device: str
 ) -> list[Finding]:
-    from ..config import usable_device
     from ..detection import load_model
     from ..detection.evaluate import predict
+    from ..devices import usable_device
 
     model = load_model(weights)
     wanted = {number for number, name in model.names.items() if name in forbid}

@@ -94,7 +94,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _result(options: argparse.Namespace) -> AuditResult:
     from ..audit import audit_training
-    from ..config import parse_device, usable_device
+    from ..devices import parse_device, usable_device
     from ..progress import Progress, make_console
 
     device = usable_device(parse_device(options.device, "--device"), "--device")

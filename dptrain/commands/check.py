@@ -44,7 +44,7 @@ def _check(options: argparse.Namespace) -> int:
         raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
     if options.output is not None:
         _refuse_place(options.output)
-    from ..config import parse_device
+    from ..devices import parse_device
 
     device = parse_device(options.device, "--device")
     from ..checking.findings import KINDS

@@ -84,7 +84,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).warning(
             "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
         )
-    from ..config import parse_device, usable_device
+    from ..devices import parse_device, usable_device
 
     device = usable_device(parse_device(options.device, "--device"), "--device")
     from ..perturbation import evaluate_perturbed

@@ -95,7 +95,7 @@ def _speed(options: argparse.Namespace) -> float | None:
         raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
     if options.physical_batch_size < 1:
         raise ConfigError(f"--physical-batch-size={options.physical_batch_size} must be 1 or more")
-    from ..config import parse_device, usable_device
+    from ..devices import parse_device, usable_device
 
     device = usable_device(parse_device(options.device, "--device"), "--device")
     from ..planning import measure_seconds_per_image

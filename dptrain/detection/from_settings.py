@@ -11,7 +11,7 @@ from ..gradients import trainable_parameters
 from ..plan import PrivacyPlan
 from ..rates import default_rate
 from ..schema import TrainConfig
-from .data import DataConfig
+from .data import Augmentation, DataConfig
 from .loss import LossSettings
 from .model import load_model, norm_of
 from .trainable import RANK, Lora
@@ -35,6 +35,11 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         new_classes=config.new_classes,
         similar=config.similar_classes,
     )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """Return how images are varied; how often one is, is the sampler's."""
+    return Augmentation(**{name: getattr(config.augment, name) for name in Augmentation.__dataclass_fields__})
 
 
 def loss_settings(config: TrainConfig) -> LossSettings:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import MOST_TEXT, file_size, read_file
+from ..files import MOST_TEXT, file_size, label_path, read_file
 from ..sealing.archive import is_sealed_dataset, open_dataset
 from .data_yaml import class_names, read_yaml, shown
 from .images import IMAGE_SUFFIXES
@@ -45,6 +45,12 @@ class DataConfig:
     def num_classes(self) -> int:
         """How many classes the dataset names."""
         return len(self.names)
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where its images are, and where their labels are looked for."""
+        images = {file.parent.resolve() for file in (*self.train, *self.val, *self.test)}
+        return images | {label_path(folder / "x.jpg").parent for folder in images}
 
     def files(self, split: str) -> tuple[Path, ...]:
         """The image files of ``split`` (train, val or test), at least one; ``DataError`` says why there is none."""

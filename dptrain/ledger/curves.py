@@ -114,18 +114,15 @@ def step_curve(event_json: str, orders: tuple[float, ...]) -> Curve:
     Raises:
         BudgetError: RDP has no bound for this event under this relation.
     """
-    from dp_accounting.rdp import RdpAccountant
-
-    from .. import accounting
+    from ..renyi import rdp_at
 
     event = event_from_json(event_json)
     try:
-        with accounting._quiet():
-            account = RdpAccountant(orders, accounting.RELATION).compose(event)
+        bounds = rdp_at(event, orders).tolist()
     except Exception as error:  # dp-accounting names the kind of event and why in errors of many types
         reason = " ".join(str(error).split())
         raise BudgetError(f"{type(event).__name__} has no RDP bound, so it cannot be charged ({reason})") from error
-    return to_fixed(account._rdp)
+    return to_fixed(bounds)
 
 
 def to_fixed(values: Sequence[float]) -> Curve:

@@ -153,15 +153,12 @@ def offer_within(room: int, orders: Sequence[float], step: object, divergence: i
     noise = None
     if parts is not None:
         from dp_accounting import dp_event
-        from dp_accounting.rdp import RdpAccountant
 
-        from .. import accounting
+        from ..renyi import rdp_at
 
         def fits(sigma: float) -> bool:
             event = dp_event.PoissonSampledDpEvent(parts[0], dp_event.GaussianDpEvent(sigma))
-            with accounting._quiet():
-                account = RdpAccountant(orders, accounting.RELATION).compose(event)
-            return steps * bound(to_fixed(account._rdp)[0]) <= room
+            return steps * bound(to_fixed(rdp_at(event, orders).tolist())[0]) <= room
 
         noise = _least_noise(fits, parts[1])
     return Offer(noise, int(fewer) if fewer >= 1 else None)

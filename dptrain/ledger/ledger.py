@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, keys, naming, roles, sealing, snapshots
+from . import admission, charging, curves, keys, naming, roles, sealing, snapshots
 from .admission import Request
 from .manifest import Manifest, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
 from .store import Store, sqlite_file
-from .tables import atoms, datasets, mechanisms, runs
+from .tables import datasets, runs
 from .verify import Verification, export, verify
 
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ class BudgetLedger:
         with self._store.change() as connection:
             number, found, notes = naming.dataset_for(connection, manifest, dataset, data_name, unit)
             snapshot = snapshots.register(self._store, connection, number, found, manifest)
-            mechanism, curve = self._mechanism(connection, text)
+            mechanism, curve = charging.mechanism_for(self._store, connection, text)
             totals = admission.snapshot_atoms(self._store, connection, snapshot)
             admission.admit(self._store, connection, totals, Request(step, curve, steps, run), required)
             payload = {"event": text, "steps": steps, "snapshot": manifest.digest, "dataset": found, "name": name}
@@ -220,7 +219,7 @@ class BudgetLedger:
             row |= {"delta": float(delta), "planned": steps, "charged": steps, "settled": 0, "is_open": True}
             row |= {"attempt": payload["attempt"]}
             connection.execute(insert(runs).values(sealing.sealed(self._store, runs, row)))
-            self._charge(connection, totals, curve, steps, delta)
+            charging.charge(self._store, connection, totals, curve, steps, delta)
         manifest.files.clear()  # remembered now
         if manifest.repeated:
             notes = (*notes, "the same picture is there more than once: one photo then counts as several records")
@@ -245,7 +244,7 @@ class BudgetLedger:
         self._own(manifest)
         attempt = attempt or secrets.token_hex(16)
         with self._store.change() as connection:
-            row = self._run(connection, run)
+            row = charging.run_of(self._store, connection, run)
             self._refuse_other_images(connection, row, manifest)
             if row.attempt not in [self._hashed(token) for token in attempts] or steps < row.settled:
                 raise BudgetError(
@@ -253,7 +252,7 @@ class BudgetLedger:
                     "twice on one charge; start a new run"
                 )
             more = max(0, row.planned - row.charged)
-            mechanism = self._kind(connection, row)
+            mechanism = charging.mechanism_of(self._store, connection, row)
             curve = curves.decode(mechanism.curve)
             totals = admission.snapshot_atoms(self._store, connection, row.snapshot_id)
             if more:
@@ -262,9 +261,9 @@ class BudgetLedger:
             payload = {"steps": more, "attempt": self._hashed(attempt)}
             self._store.append(connection, "resume", payload, run)
             values = {"charged": row.charged + more, "is_open": True, "attempt": payload["attempt"]}
-            self._change_run(connection, row, values)
+            charging.change_run(self._store, connection, row, values)
             if more:
-                self._charge(connection, totals, curve, more, row.delta)
+                charging.charge(self._store, connection, totals, curve, more, row.delta)
             found = naming.dataset_of(connection, row.snapshot_id)
         return Charge(self, run, found, row.planned, attempt)
 
@@ -287,7 +286,7 @@ class BudgetLedger:
         if steps is not None and (isinstance(steps, bool) or steps < 0):
             raise BudgetError(f"steps={steps} must be 0 or more")
         with self._store.change() as connection:
-            row = self._run(connection, run)
+            row = charging.run_of(self._store, connection, run)
             # More than reserved cannot happen in a sound run; if it did, it was released and so it is charged.
             charged = row.charged if steps is None else int(steps)
             if not row.is_open and charged <= row.charged:
@@ -295,11 +294,13 @@ class BudgetLedger:
             if charged < row.settled:
                 raise BudgetError(f"run {run} was settled at {row.settled} steps, which {charged} would take back")
             self._store.append(connection, "settle", {"steps": charged, "reason": reason}, run)
-            self._change_run(connection, row, {"charged": charged, "settled": charged, "is_open": False})
+            charging.change_run(
+                self._store, connection, row, {"charged": charged, "settled": charged, "is_open": False}
+            )
             if charged != row.charged:
-                curve = curves.decode(self._kind(connection, row).curve)
+                curve = curves.decode(charging.mechanism_of(self._store, connection, row).curve)
                 totals = admission.snapshot_atoms(self._store, connection, row.snapshot_id)
-                self._charge(connection, totals, curve, charged - row.charged, row.delta)
+                charging.charge(self._store, connection, totals, curve, charged - row.charged, row.delta)
 
     def show(self, name: str | None = None) -> list[DatasetReading]:
         """Return what the datasets have spent, one or all of them.
@@ -349,20 +350,6 @@ class BudgetLedger:
             found = connection.execute(select(runs).where(runs.c.id.startswith(run)).limit(2)).all()
         return found[0] if len(found) == 1 else None
 
-    def _run(self, connection: Connection, run: str) -> Row:
-        row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
-        if row is None:
-            raise BudgetError(f"the ledger {self._store.name} has no run {run}: is it another ledger's?")
-        return sealing.trusted(self._store, runs, row)
-
-    def _change_run(self, connection: Connection, row: Row, values: Mapping[str, Any]) -> None:
-        changed = sealing.sealed(self._store, runs, {**row._mapping, **values})
-        connection.execute(update(runs).where(runs.c.id == row.id).values(**values, seal=changed["seal"]))
-
-    def _kind(self, connection: Connection, run: Row) -> Row:
-        row = connection.execute(select(mechanisms).where(mechanisms.c.id == run.mechanism_id)).one()
-        return sealing.trusted(self._store, mechanisms, row)
-
     def _refuse_other_images(self, connection: Connection, row: Row, manifest: Manifest) -> None:
         if snapshots.find_snapshot(connection, manifest.digest) == row.snapshot_id:
             return
@@ -376,32 +363,5 @@ class BudgetLedger:
         if manifest.key != self._store.key:
             raise BudgetError("the manifest was made under another ledger's key: make it with this ledger's manifest()")
 
-    def _mechanism(self, connection: Connection, text: str) -> tuple[int, curves.Curve]:
-        row = connection.execute(select(mechanisms).where(mechanisms.c.digest == _digest(text))).one_or_none()
-        if row is not None:
-            return row.id, curves.decode(sealing.trusted(self._store, mechanisms, row).curve)
-        curve = curves.step_curve(text, self._store.orders)
-        number = snapshots.next_id(connection, mechanisms)
-        values = {"id": number, "digest": _digest(text), "event": text, "curve": curves.encode(curve)}
-        connection.execute(insert(mechanisms).values(sealing.sealed(self._store, mechanisms, values)))
-        return number, curve
-
-    def _charge(
-        self, connection: Connection, totals: Mapping[int, curves.Curve], curve: curves.Curve, steps: int, delta: float
-    ) -> None:
-        """Add steps to the atoms that a run can draw from, or take them back."""
-        changed = []
-        for number, total in totals.items():
-            text = curves.encode(curves.add(total, curve, steps))
-            code = sealing.row_seal(self._store, atoms, {"id": number, "total": text})
-            changed.append({"atom": number, "sum": text, "code": code})
-        values: dict[str, Any] = {"total": bindparam("sum"), "seal": bindparam("code")}
-        connection.execute(update(atoms).where(atoms.c.id == bindparam("atom")).values(values), changed)
-        admission.refresh_readings(self._store, connection, admission.touched_datasets(connection, totals), delta)
-
     def _hashed(self, attempt: str) -> str:
         return keys.mac(self._store.key, "attempt", attempt.encode()).hex()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

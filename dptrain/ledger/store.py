@@ -132,9 +132,9 @@ class Store:
             return dict(connection.execute(select(meta.c.name, meta.c.value)).all())
 
     def _first(self) -> dict[str, str]:
-        from .. import accounting
+        from ..renyi import ORDERS
 
-        first = {"key": keys.fingerprint(self.key), "orders": json.dumps(accounting.ORDERS)}
+        first = {"key": keys.fingerprint(self.key), "orders": json.dumps(ORDERS)}
         with self.write() as connection:
             found = dict(connection.execute(select(meta.c.name, meta.c.value)).all())
             if "key" in found:  # another process was quicker, on a server

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..config import usable_device
 from ..detection.data import DetectionDataset, load_data
 from ..detection.evaluate import evaluate
 from ..detection.model import save_weights
 from ..detection.public import PublicTraining, public_model, without_chatter
+from ..devices import usable_device
 from ..errors import ConfigError
 from ..files import differences, file_hash, read_json, write_json, write_text
 from ..progress import make_console

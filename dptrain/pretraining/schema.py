@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..config import default_output_dir, parse_device
+from ..config import default_output_dir
+from ..devices import parse_device
 from ..errors import ConfigError
 from ..schema import DEFAULT_LEDGER, config_error, keys, nearest_key
 

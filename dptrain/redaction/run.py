@@ -134,8 +134,8 @@ def _finder(
 ) -> tuple[Finder | None, dict[str, Any] | None]:
     if weights is None:
         return None, None
-    from ..config import parse_device, usable_device
     from ..detection.finding import Finder
+    from ..devices import parse_device, usable_device
 
     device = usable_device(parse_device(settings.device))
     finder = Finder(weights, settings.classes, imgsz=settings.imgsz, conf=settings.conf, device=device)

@@ -16,6 +16,8 @@ from dptrain.audit.scenes import CLASSES, draw_canary, draw_scene, open_dataset,
 from dptrain.detection.sources import load_data
 from dptrain.errors import BudgetError, ConfigError
 
+from ..conftest import SMALL
+
 
 def test_a_dataset_of_scenes_is_read_back_as_it_was_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
@@ -54,7 +56,7 @@ def test_public_images_are_trained_on_and_the_ledger_hears_nothing(
     before = {file.name for file in tmp_path.iterdir()}
     plan = default_plan("black-box", steps=2, canaries=20)
     result = audit_training(
-        plan, threat="black-box", model="yolo26n.yaml", data=data, public=True, canaries=20, seed=0, guesses=[10, 20]
+        plan, threat="black-box", model=SMALL, data=data, public=True, canaries=20, seed=0, guesses=[10, 20]
     )
     assert seen["images"].count("open") == 3 and seen["images"].count("data") == result.included.sum()
     assert seen["names"] == {0: "a", 1: "b", 2: "c"} and seen["status"] == "finished" and seen["ledger"] is None

@@ -27,7 +27,7 @@ from dptrain.detection.model import stock_copy
 from dptrain.gradients.checks import refuse_coupling, refuse_unsupported
 from dptrain.layers import FrozenBatchNorm2d, group_count, group_norm_from_batch_norm
 
-from ..conftest import MakeDataset
+from ..conftest import SMALL, MakeDataset
 from ..detectors import FAMILIES, random_batch, stock_detector, write_checkpoint
 
 NAMES = ["cat", "Dog", "owl"]
@@ -365,20 +365,22 @@ def test_stock_ultralytics_predicts_validates_and_exports(tmp_path: Path, make_d
     np.save(tmp_path / "image.npy", image)
     data, x = make_dataset(), torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
     names, models = {0: "green", 1: "blue"}, {}
+    small = tmp_path / "small.yaml"  # wider: Ultralytics takes an export below 0.1 MB for a failed one
+    small.write_text(Path(SMALL).read_text().replace("[8, ", "[32, ").replace("[16, ", "[64, "))
     starts = {
-        family: write_checkpoint(stock_detector(family, NAMES), tmp_path / f"start-{family}.pt")
-        for family in ("yolov8n", "yolo26n")
+        Path(family).name: write_checkpoint(stock_detector(family, NAMES), tmp_path / f"start-{Path(family).name}.pt")
+        for family in ("yolov8n", "yolo26n", str(small.with_suffix("")))
     }
     for file, options in {
         "yolov8n-group.pt": {"norm": "group"},
         "yolov8n-frozen_bn.pt": {"norm": "frozen_bn"},
         "yolo26n-both-group.pt": {"norm": "group"},
         "yolo26n-both-frozen_bn.pt": {"norm": "frozen_bn"},
-        "yolo26n-both-lora.pt": {"trainable": ["lora", "norm_and_bias"]},
-        "yolo26n-one_to_many.pt": {"head": "one_to_many"},
-        "yolo26n-one_to_one-standardised.pt": {"head": "one_to_one", "norm": "group_ws"},
+        "small-both-lora.pt": {"trainable": ["lora", "norm_and_bias"]},
+        "small-one_to_many.pt": {"head": "one_to_many"},
+        "small-one_to_one-standardised.pt": {"head": "one_to_one", "norm": "group_ws"},
     }.items():
-        models[file] = lively(load_model(starts[file[:7]], 2, names=names, **options))
+        models[file] = lively(load_model(starts[file.partition("-")[0]], 2, names=names, **options))
     models["yolo26n-both-half.pt"] = models["yolo26n-both-group.pt"]
     for file, model in models.items():
         save_weights(model, tmp_path / file, half="half" in file)

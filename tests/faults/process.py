@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -18,6 +19,7 @@ import sqlalchemy
 
 import dptrain.run
 from dptrain import PrivacyPlan, noise
+from dptrain.cli import main
 from dptrain.commands.console import described
 
 from ..conftest import run_options
@@ -72,6 +74,21 @@ def run(options: dict[str, Any], report: Path, at: tuple[str, int] | None = None
     process.join(240)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
+
+
+def start_command(arguments: list[str], told: Path) -> BaseProcess:
+    """Start ``dptrain`` with its arguments, in the folder of ``told``, the file of all that it says."""
+    process = FORKS.Process(target=_command, args=(arguments, told))
+    process.start()
+    return process
+
+
+def _command(arguments: list[str], told: Path) -> None:
+    handle = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.chdir(told.parent)
+    sys.exit(main(arguments))
 
 
 def _train(options: dict[str, Any], report: Path, at: tuple[str, int] | None, before: Before | None) -> None:

@@ -1,32 +1,24 @@
-"""Processes that die or run out: no step is released that is not charged, and no file is left half-written.
-
-kill -9 at every kind of point, a full disk, a dead loader worker; one line says how to go on.
-"""
+"""kill -9 at every kind of point: no step is released that is not charged, and no file is left half-written."""
 
 from __future__ import annotations
 
-import functools
 import json
-import multiprocessing
 import os
 import random
-import resource
-import signal
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from dptrain import BudgetLedger
-from dptrain.checkpoint import StepJournal, load_checkpoint
+from dptrain.checkpoint import load_checkpoint
 from dptrain.files import steps_started
 from dptrain.results import read_rows
 from dptrain.spending import read_note
 
 from ..conftest import MakeDataset
 from . import process
-from .process import HOW, PLAN, options
+from .process import PLAN, options
 
 # pytest kills a few times; DPTRAIN_KILLS=50 is the full mode (minutes).
 KILLS = int(os.environ.get("DPTRAIN_KILLS", "3"))
@@ -85,54 +77,3 @@ def check(folder: Path, out: Path, finished: bool) -> None:
         assert started == charged[read_note(out)["run"]] == PLAN.steps
         assert json.loads((out / "statement.json").read_text())["mechanism"]["steps"] == PLAN.steps
         assert not list(out.rglob(".*.part"))
-
-
-def test_a_full_disk_ends_the_run_with_its_file_and_the_next_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    """A file size limit: every write beyond it fails, in torch's code too. Checkpoints do not fit, all else does."""
-    data, out = make_dataset(), tmp_path / "out"
-    full = functools.partial(after_steps, 3, limit_files)
-    assert process.run(options(tmp_path, out, data), tmp_path / "report", before=full) == 1
-    told = (tmp_path / "report" / "error").read_text()
-    assert "File too large" in told and "checkpoint.pt" in told and "\n" not in told
-    assert told.endswith(f"{steps_started(out)} of 6 steps are taken and kept: " + HOW.format(out=out))
-    assert 3 <= steps_started(out) < PLAN.steps and not list(out.rglob(".*.part"))
-    (row,) = BudgetLedger(f"sqlite:///{tmp_path / 'budget.db'}").history()
-    assert (row.charged, row.status) == (steps_started(out), "failed")
-    assert process.run(options(tmp_path, out, data), tmp_path / "report") == 0
-    assert steps_started(out) == PLAN.steps
-
-
-def after_steps(steps: int, then: Callable[[], None]) -> None:
-    """Call ``then`` when the journal has counted some steps."""
-    real = StepJournal.record
-
-    def record(self: StepJournal, count: int) -> None:
-        real(self, count)
-        if count == steps:
-            then()
-
-    StepJournal.record = record  # type: ignore[method-assign]
-
-
-def limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
-
-
-def test_a_dead_loader_worker_ends_the_run_with_the_next_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
-    data, out = make_dataset(), tmp_path / "out"
-    kill = functools.partial(after_steps, 2, kill_a_worker)
-    loading = {"workers": 2, "physical_batch_size": 1}
-    assert process.run(options(tmp_path, out, data, **loading), tmp_path / "report", before=kill) == 1
-    told = (tmp_path / "report" / "error").read_text()
-    assert "a loader worker died" in told and "\n" not in told
-    assert told.endswith(HOW.format(out=out))
-    assert 2 <= steps_started(out) < PLAN.steps
-    (row,) = BudgetLedger(f"sqlite:///{tmp_path / 'budget.db'}").history()
-    assert row.charged == steps_started(out)
-
-
-def kill_a_worker() -> None:
-    worker = multiprocessing.active_children()[0]
-    assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.join(10)

@@ -1,10 +1,14 @@
-"""A journal that cannot be written, a ledger that stays locked: no step is taken uncounted, and no run is lost."""
+"""A full disk, a locked ledger, a dead loader worker: no step is taken uncounted, and one line says how to go on."""
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import os
+import resource
+import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +16,12 @@ import pytest
 
 import dptrain
 from dptrain import BudgetError, BudgetLedger
+from dptrain.checkpoint import StepJournal
 from dptrain.cli import main
 from dptrain.files import steps_started
 
 from ..conftest import MakeDataset
+from . import process
 from .process import HOW, PLAN, options
 
 
@@ -78,3 +84,55 @@ def test_a_ledger_that_stays_locked_stops_a_run_before_it_begins_and_loses_none(
     assert (row.charged, row.status) == (PLAN.steps, "open"), "the whole reservation stays charged"
     assert main(["budget", "settle", str(out)]) == 0
     assert BudgetLedger(f"sqlite:///{file}").history()[0].status == "killed"
+
+
+def test_a_full_disk_ends_the_run_with_its_file_and_the_next_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    """A file size limit: every write beyond it fails, in torch's code too. Checkpoints do not fit, all else does."""
+    data, out = make_dataset(), tmp_path / "out"
+    full = functools.partial(after_steps, 3, limit_files)
+    large = {"model": "yolo26n.yaml"}
+    assert process.run(options(tmp_path, out, data, **large), tmp_path / "report", before=full) == 1
+    told = (tmp_path / "report" / "error").read_text()
+    assert "File too large" in told and "checkpoint.pt" in told and "\n" not in told
+    assert told.endswith(f"{steps_started(out)} of 6 steps are taken and kept: " + HOW.format(out=out))
+    assert 3 <= steps_started(out) < PLAN.steps and not list(out.rglob(".*.part"))
+    (row,) = BudgetLedger(f"sqlite:///{tmp_path / 'budget.db'}").history()
+    assert (row.charged, row.status) == (steps_started(out), "failed")
+    assert process.run(options(tmp_path, out, data, **large), tmp_path / "report") == 0
+    assert steps_started(out) == PLAN.steps
+
+
+def after_steps(steps: int, then: Callable[[], None]) -> None:
+    """Call ``then`` when the journal has counted some steps."""
+    real = StepJournal.record
+
+    def record(self: StepJournal, count: int) -> None:
+        real(self, count)
+        if count == steps:
+            then()
+
+    StepJournal.record = record  # type: ignore[method-assign]
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+
+
+def test_a_dead_loader_worker_ends_the_run_with_the_next_command(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    data, out = make_dataset(), tmp_path / "out"
+    kill = functools.partial(after_steps, 2, kill_a_worker)
+    loading = {"workers": 2, "physical_batch_size": 1}
+    assert process.run(options(tmp_path, out, data, **loading), tmp_path / "report", before=kill) == 1
+    told = (tmp_path / "report" / "error").read_text()
+    assert "a loader worker died" in told and "\n" not in told
+    assert told.endswith(HOW.format(out=out))
+    assert 2 <= steps_started(out) < PLAN.steps
+    (row,) = BudgetLedger(f"sqlite:///{tmp_path / 'budget.db'}").history()
+    assert row.charged == steps_started(out)
+
+
+def kill_a_worker() -> None:
+    worker = multiprocessing.active_children()[0]
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(10)

@@ -1,78 +1,23 @@
-"""The notebooks run with short settings, and the files hold the outputs of the code that is in them."""
+"""The files of the notebooks hold the outputs of the code that is in them."""
 
 from __future__ import annotations
 
 import copy
 import re
-from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat import NotebookNode
 
-from notebooks.execute import NOTEBOOKS, execute, faults, parameters, read
+from notebooks.execute import NOTEBOOKS, execute, faults, read
 
-SHORT = {
-    "TRAIN_SCENES": 12,
-    "VAL_SCENES": 4,
-    "IMAGE_SIZE": 64,
-    "STEPS": 2,
-    "EXPECTED_BATCH_SIZE": 4,
-    "EVALUATE_EVERY": 2,
-    "NOISE_MULTIPLIERS": [0.8, 1.6],
-}
-FIRST, SWEEP, BUDGET = NOTEBOOKS
+from .short import FIRST, printed
+
 each_notebook = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-
-
-@cache
-def short_text(file: Path) -> str:
-    """Run a notebook with short settings once, and return what it printed."""
-    notebook = read(file)
-    return printed(execute(notebook, {name: SHORT[name] for name in parameters(notebook) if name in SHORT}, 300))
-
-
-def printed(notebook: NotebookNode) -> str:
-    parts = []
-    for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            parts += [output.get("text", ""), data.get("text/plain", ""), data.get("text/markdown", "")]
-    return "\n".join(parts)
-
-
-def number_after(words: str, text: str) -> float:
-    found = re.search(rf"{re.escape(words)}\s+([\d.]+)", text)
-    assert found, f"{words!r} is not in {text}"
-    return float(found[1])
 
 
 def test_there_are_three_notebooks() -> None:
     assert [file.stem[0] for file in NOTEBOOKS] == ["1", "2", "3"]
-
-
-def test_the_first_notebook_trains_states_and_compares() -> None:
-    text = short_text(FIRST)
-    assert "done: epsilon" in text and "-differential privacy for one image" in text
-    assert re.search(r"public start +0\.\d+ .*\nprivate, epsilon [\d.]+ +0\.\d+", text)
-
-
-def test_the_sweep_costs_the_same_by_the_accountant_in_mlflow_and_in_the_ledger() -> None:
-    text = short_text(SWEEP)
-    composed = number_after("all runs, composed by RDP", text)
-    assert composed == number_after("what the sweep logged to MLflow", text) == number_after("\n  scenes", text)
-    alone = number_after("the run with the least noise alone", text)
-    assert alone < composed < number_after("sum of their epsilons", text)
-
-
-def test_the_budget_is_spent_passed_by_no_run_and_tampering_is_found() -> None:
-    text = short_text(BUDGET)
-    assert "BudgetError: " in text and "would fit" in text and "runs/third/weights/last.pt" in text
-    assert "sound; head" in text and "NOT SOUND" in text and "exit status 3" in text
-    assert re.search(r"by itself:\s+sound\nagainst the head:\s+the head \S+ is not in the record", text)
-    alone, looked_at = number_after("one run   ", text), number_after("ten runs, looked at", text)
-    assert alone < number_after("only the winner", text) < looked_at
 
 
 @each_notebook

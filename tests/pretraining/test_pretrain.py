@@ -18,13 +18,13 @@ from dptrain.pretraining.run import PretrainResult, pretrain
 from dptrain.pretraining.schema import PretrainConfig, from_arguments, resolve
 from dptrain.schema import TrainConfig, keys
 
-from ..conftest import MakeDataset, dataset_maker, run_options
+from ..conftest import SMALL, MakeDataset, dataset_maker, run_options
 
 
 def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     """Keywords of ``dptrain.pretrain`` for a training that takes seconds."""
     return {
-        "model": "yolo26n.yaml",
+        "model": SMALL,
         "imgsz": 64,
         "epochs": 2,
         "batch_size": 4,
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pr
     """A data.yaml of public images, and a start made of them."""
     folder = tmp_path_factory.mktemp("public")
     data = dataset_maker(folder / "set")(train=6, val=3)
-    yield data, pretrain(data=str(data), public_data="squares", **options(folder))
+    yield data, pretrain(data=str(data), public_data="squares", **options(folder, model="yolo26n.yaml"))
 
 
 def test_the_weights_are_a_start_for_private_training_and_the_record_says_what_made_them(

@@ -113,6 +113,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
                 data=data,
                 **run_options(
                     heard.folder,
+                    model="yolo26n.yaml",
                     plan=PLAN,
                     evaluate_every=2,
                     # in full: MLflow keeps the store of an address for as long as the process lives

@@ -87,8 +87,8 @@ RECORD_BUGS = (
     bug(
         "nothing reserved",
         "A run is charged when it ends: two at once both fit, and a killed one costs nothing.",
-        _LEDGER + "reserve", "self._charge(connection, totals, curve, steps, delta)",
-        "self._charge(connection, totals, curve, 0, delta)",
+        _LEDGER + "reserve", "charging.charge(self._store, connection, totals, curve, steps, delta)",
+        "charging.charge(self._store, connection, totals, curve, 0, delta)",
         LEDGER + "test_a_killed_run_keeps_its_reservation_and_resumes_without_a_new_one",
     ),
     bug(

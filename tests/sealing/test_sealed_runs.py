@@ -13,7 +13,7 @@ from dptrain.sealing import find_keys, new_identity
 from dptrain.sealing.age import decrypted
 from dptrain.sealing.keys import IDENTITY, PASSPHRASE
 
-from ..conftest import MakeDataset, run_options
+from ..conftest import SMALL, MakeDataset, run_options
 
 PLAN = PrivacyPlan(
     noise_multiplier=1.0, sample_rate=0.5, steps=2, delta=1e-3, clip_norm=1.0, expected_batch_size=3, unit="image"
@@ -74,12 +74,12 @@ def test_a_sealed_run_is_the_plain_run_and_leaves_nothing_plain(
 ) -> None:
     yaml = make_dataset(train=5)
     sealed = seal(yaml, tmp_path / "pets.seal", recipients=[pair[1]])
-    plain = train("yolo26n.yaml", yaml, **options(tmp_path, "plain"))
+    plain = train(SMALL, yaml, **options(tmp_path, "plain"))
     for folder in ("images", "labels"):
         (tmp_path / folder).rename(tmp_path / f"{folder} away")
     images = [file.read_bytes() for file in (tmp_path / "images away").rglob("*.png")]
     keys = {"identity": str(pair[0]), "recipients": [pair[1]]}
-    run = train("yolo26n.yaml", sealed, **options(tmp_path, "sealed", seal=keys, workers=1))
+    run = train(SMALL, sealed, **options(tmp_path, "sealed", seal=keys, workers=1))
     assert run.metrics == plain.metrics and run.epsilon == plain.epsilon
     assert run.weights.name == "last.pt.age"
     for file in (tmp_path / "sealed").rglob("*"):
@@ -103,23 +103,23 @@ def test_a_sealed_run_resumes_with_its_key_only(
 
     yaml = make_dataset(train=5)
     keys = {"identity": str(pair[0]), "recipients": [pair[1]]}
-    whole = train("yolo26n.yaml", yaml, **options(tmp_path, "whole", seal=keys))
+    whole = train(SMALL, yaml, **options(tmp_path, "whole", seal=keys))
 
     def dies(self: Run) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "_write_weights", dies)
-        train("yolo26n.yaml", yaml, **options(tmp_path, "cut", seal=keys, evaluate_every=1))
+        train(SMALL, yaml, **options(tmp_path, "cut", seal=keys, evaluate_every=1))
     assert (tmp_path / "cut" / "checkpoint.pt.age").is_file() and not (tmp_path / "cut" / "checkpoint.pt").exists()
     new_identity(tmp_path / "other.txt")
     wrong = keys | {"identity": str(tmp_path / "other.txt")}
     again = options(tmp_path, "cut", evaluate_every=1, resume=True)
     with pytest.raises(SealError, match="another key"):
-        train("yolo26n.yaml", yaml, **again, seal=wrong)
+        train(SMALL, yaml, **again, seal=wrong)
     with pytest.raises(Exception, match="sealed"):  # plain files would lie beside the sealed ones
-        train("yolo26n.yaml", yaml, **again)
-    resumed = train("yolo26n.yaml", yaml, **again, seal=keys)
+        train(SMALL, yaml, **again)
+    resumed = train(SMALL, yaml, **again, seal=keys)
     one, two = opened(resumed.weights, pair[0]), opened(whole.weights, pair[0])
     assert all(torch.equal(one[name], two[name]) for name in two)
     names = {file.name for file in (tmp_path / "cut").rglob("*.pt*")}
@@ -133,18 +133,18 @@ def test_what_is_no_sealed_dataset_is_told_in_one_line(
     sealed = seal(yaml, tmp_path / "pets.seal", recipients=[pair[1]])
     keys = {"identity": str(pair[0])}
     with pytest.raises(SealError, match="no key"):
-        train("yolo26n.yaml", sealed, **options(tmp_path, "out"))
+        train(SMALL, sealed, **options(tmp_path, "out"))
     good = sealed.read_bytes()
     sealed.write_bytes(good[:-5] + bytes(5))
     with pytest.raises(SealError, match=r"pets\.seal is damaged"):
-        train("yolo26n.yaml", sealed, **options(tmp_path, "out", seal=keys))
+        train(SMALL, sealed, **options(tmp_path, "out", seal=keys))
     with pytest.raises(ConfigError, match="is not there"):
-        train("yolo26n.yaml", tmp_path / "no.seal", **options(tmp_path, "out", seal=keys))
+        train(SMALL, tmp_path / "no.seal", **options(tmp_path, "out", seal=keys))
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "x").write_bytes(b"x")
     other = seal(tmp_path / "some", tmp_path / "some.seal", recipients=[pair[1]])
     with pytest.raises(SealError, match=r"no data\.yaml"):
-        train("yolo26n.yaml", other, **options(tmp_path, "out", seal=keys))
+        train(SMALL, other, **options(tmp_path, "out", seal=keys))
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="is called NAME"):
         seal(yaml, tmp_path / "pets.age", recipients=[pair[1]])

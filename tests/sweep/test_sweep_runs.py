@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,10 +20,10 @@ from dptrain.errors import ConfigError
 from dptrain.schema import TrainConfig
 from dptrain.tracking import PARENT_RUN
 
-from ..conftest import dataset_maker
+from ..conftest import SMALL, dataset_maker
 
 TINY = (
-    "model=yolo26n.yaml imgsz=32 trainable=head workers=0 steps=1 evaluate_every=1 privacy.sample_rate=0.5 "
+    f"model={SMALL} imgsz=32 trainable=head workers=0 steps=1 evaluate_every=1 privacy.sample_rate=0.5 "
     "privacy.expected_batch_size=3 privacy.delta=1e-3"
 ).split()
 NOISE = "privacy.noise_multiplier=4.0,5.0"
@@ -107,10 +108,8 @@ def test_the_joblib_launcher_reports_the_same(
 # With a stand-in for the training
 
 
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
-    """The configurations that reach the training; ``stop_at`` in the module stops the job with that noise once."""
-    seen: list[TrainConfig] = []
+def stand_in(seen: list[TrainConfig]) -> ModuleType:
+    """What is there instead of ``dptrain.run``; its ``stop_at`` stops the job with that noise once."""
     module: Any = ModuleType("dptrain.run")
     module.stop_at = None
 
@@ -128,13 +127,31 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
         return SimpleNamespace(output_dir=folder, weights=folder, epsilon=1.0, metrics={})
 
     module.train_from_config = train_from_config
-    monkeypatch.setitem(sys.modules, "dptrain.run", module)
+    return module
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """The configurations that reach the training."""
+    seen: list[TrainConfig] = []
+    monkeypatch.setitem(sys.modules, "dptrain.run", stand_in(seen))
     monkeypatch.chdir(tmp_path)
     return seen
 
 
 SWEEP = ["train", "model=m.pt", "data=d.yaml", "tracking=disabled", "-m"]
 THREE = [*SWEEP, "privacy.noise_multiplier=4,5,6", "output_dir=s"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep; for copying."""
+    folder = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "dptrain.run", stand_in([]))
+        patch.chdir(folder)
+        assert main(THREE) == 0
+    return folder / "s"
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,11 +184,9 @@ def test_an_interrupted_sweep_goes_on_where_it_was(runs: list[TrainConfig], caps
     ],
 )
 def test_what_is_no_continuation_is_refused_before_anything_runs(
-    arguments: list[str], expected: str, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, swept: Path, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(THREE) == 0
-    runs.clear()
-    capsys.readouterr()
+    shutil.copytree(swept, "s")
     assert main(arguments) == 2
     told = capsys.readouterr()
     assert expected in told.err
@@ -179,8 +194,8 @@ def test_what_is_no_continuation_is_refused_before_anything_runs(
     assert not runs
 
 
-def test_device_and_workers_may_change_on_the_way(runs: list[TrainConfig]) -> None:
-    assert main(THREE) == 0
+def test_device_and_workers_may_change_on_the_way(swept: Path, runs: list[TrainConfig]) -> None:
+    shutil.copytree(swept, "s")
     assert main([*THREE, "resume=true", "device=cuda", "workers=7", "physical_batch_size=2"]) == 0
 
 
