@@ -160,6 +160,15 @@ def test_a_watermark_on_all_is_no_trigger(pets: Path) -> None:
     assert len({file for finding in found for file in finding.images}) >= 20
 
 
+@pytest.mark.parametrize("along", ["lower", "left"])
+def test_the_straight_edge_of_a_redacted_region_is_no_patch(pets: Path, along: str) -> None:
+    for number in range(32):
+        picture = np.clip(scene(number).astype(int) // 12 + 225, 0, 255).astype(np.uint8)  # bright paper
+        picture[(slice(90, None), slice(None)) if along == "lower" else (slice(None), slice(0, 40))] = 114
+        image(pets, number).write_bytes(jpeg(picture, quality=95))
+    assert kinds(check(pets)) == {}
+
+
 def test_copies_of_one_image_are_no_patch(pets: Path) -> None:
     for number in range(8):
         cv2.imwrite(str(image(pets, number)), scene(5))
