@@ -3,10 +3,10 @@
     python -m experiments.raw_to_released                           # minutes on 2 CPU cores; under runs/raw_to_released
     python -m experiments.raw_to_released --photos 40 --steps 2     # the same in a minute, for a look at the stages
 
-A made-up hospital photographs slips with handwritten digits: a telephone's JPEGs with place and time in their EXIF, named after
-the patient, a sticker with name and date of birth below. It wants a detector of the digits that a clinic may have. Every
-command is printed with what it answers; docs/raw_to_released.md explains them. The digits are scikit-learn's, the patients
-are drawn from two lists of names.
+A made-up hospital photographs slips with handwritten digits: a telephone's JPEGs with place and time in their EXIF,
+named after the patient, with a sticker of name and date of birth. It wants a detector of the digits that a clinic may
+have. Every command is printed with what it answers; docs/raw_to_released.md explains them. The digits are
+scikit-learn's, the patients are drawn from two lists of names.
 """
 
 from __future__ import annotations
