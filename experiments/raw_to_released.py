@@ -30,7 +30,7 @@ from experiments.painting import SIZE, Boxes, Image
 from experiments.pictures import photo_with_exif
 
 PHOTOS, STEPS, BATCH = 700, 12, 128  # 700 is all the handwriting there is
-VAL_SHARE = 1 / 3
+VAL_SHARE, SLIPS = 1 / 3, 4
 STICKER = 32  # pixels below the slip
 PAGE_SIZE = SIZE + STICKER
 REGION = f"0%,{100 * SIZE / PAGE_SIZE:g}%,100%,100%"
@@ -121,7 +121,7 @@ def prepare(photos: int) -> None:
     run("redact", "clean/images", "--in-place", "--region", REGION, "--report", "redaction")
     run("check", "clean/data.yaml", "-o", "check_clean.html", "--allow", "class balance")
 
-    say("4. a limit for what these photos may ever cost, and their only copy is sealed")
+    say("4. a limit for what these photos may ever cost, and they are sealed for the training machine")
     run("seal", "--new-key", "hospital.key")
     run("budget", "create", "slips", "--data", "clean/data.yaml", "--epsilon", 10, "--delta", recipe.DELTA)
     run("seal", "clean/data.yaml", "--to", public_key("hospital.key"), "-o", "slips.seal")
@@ -139,7 +139,7 @@ def train(photos: int, steps: int, epsilon: float) -> None:
     shutil.copy(WEIGHTS, "start.pt")
     batch = min(BATCH, photos)
     run(
-        "train", "model=start.pt", "data=slips.seal", "output_dir=run", f"imgsz={SIZE}", f"steps={steps}",
+        "train", "model=start.pt", "data=slips.seal", "output_dir=run", f"imgsz={PAGE_SIZE}", "evaluate_every=4", f"steps={steps}",
         f"privacy.epsilon={epsilon:g}", f"privacy.delta={recipe.DELTA:g}", f"privacy.dataset_size={photos}",
         f"privacy.expected_batch_size={batch}", f"trainable={recipe.TRAINABLE}", "optimizer.name=adam",
         f"optimizer.lr={recipe.LEARNING_RATE}", f"ema.decay={recipe.EMA}", "workers=0", "physical_batch_size=32",
@@ -168,19 +168,20 @@ def release() -> Path:
 
 
 def predict(weights: Path) -> None:
-    """Stock Ultralytics finds the digits of a slip that nobody trained on."""
+    """Stock Ultralytics finds the digits of the clinic's own slips, which nobody trained on."""
     from ultralytics import YOLO
 
-    rng = np.random.default_rng(99)
-    _, data, _ = photo_of(*paint(split_handwriting()[1][-1], rng), rng)
-    photo = Path("clinic", "slip.jpg")
-    photo.write_bytes(data)
-    found = YOLO(weights)(photo, imgsz=SIZE, verbose=False)[0]
-    print(f"\n$ yolo predict model={weights} source={photo}")
-    for box in found.boxes:
-        print(f"{found.names[int(box.cls)]}  confidence {float(box.conf):.2f}")
-    found.save("clinic/found.jpg")
-    print("clinic/found.jpg")
+    slips = Path("clinic", "slips")
+    slips.mkdir()
+    for index, group in enumerate(split_handwriting()[1][-SLIPS:]):
+        rng = np.random.default_rng([99, index])
+        (slips / f"slip_{index}.jpg").write_bytes(photo_of(*paint(group, rng), rng)[1])
+    run("redact", slips, "-o", "clinic/redacted", "--region", REGION)
+    print(f"\n$ yolo predict model={weights} source=clinic/redacted imgsz={PAGE_SIZE}")
+    for found in YOLO(weights)("clinic/redacted", imgsz=PAGE_SIZE, verbose=False):
+        boxes = [f"{found.names[int(box.cls)]} ({float(box.conf):.2f})" for box in found.boxes]
+        print(f"{Path(found.path).name}: {', '.join(boxes) or 'nothing'}")
+        found.save(Path("clinic", "found", Path(found.path).name))
 
 
 def main() -> None:
