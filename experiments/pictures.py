@@ -163,7 +163,11 @@ def draw_seal(file: Path) -> None:
         axes.annotate("", end, start, arrowprops=arrow)
     for x, y, text in ((3.05, 2.42, "seal.identity\nlab.key"), (6.1, 1.7, "seal.recipients\nage1...")):
         axes.text(x, y, text, ha="center", va="bottom", fontsize=9, family="monospace")
-    legend = (("sealed, on the disk", sealed), ("plain, in memory only", memory), ("plain, on the disk: public", public))
+    legend = (
+        ("sealed, on the disk", sealed),
+        ("plain, in memory only", memory),
+        ("plain, on the disk: public", public),
+    )
     for x, (text, colour) in zip((0.2, 2.4, 4.9), legend, strict=True):
         axes.text(x, 3.2, text, fontsize=10, bbox={"facecolor": colour, "edgecolor": "none"})
     figure.savefig(file, metadata={"Software": None})

@@ -139,7 +139,8 @@ def train(photos: int, steps: int, epsilon: float) -> None:
     shutil.copy(WEIGHTS, "start.pt")
     batch = min(BATCH, photos)
     run(
-        "train", "model=start.pt", "data=slips.seal", "output_dir=run", f"imgsz={PAGE_SIZE}", "evaluate_every=4", f"steps={steps}",
+        "train", "model=start.pt", "data=slips.seal", "output_dir=run", f"imgsz={PAGE_SIZE}",
+        "evaluate_every=4", f"steps={steps}",
         f"privacy.epsilon={epsilon:g}", f"privacy.delta={recipe.DELTA:g}", f"privacy.dataset_size={photos}",
         f"privacy.expected_batch_size={batch}", f"trainable={recipe.TRAINABLE}", "optimizer.name=adam",
         f"optimizer.lr={recipe.LEARNING_RATE}", f"ema.decay={recipe.EMA}", "workers=0", "physical_batch_size=32",
