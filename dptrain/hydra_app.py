@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .sweep.session import Sweep
 
 FILE_GROUPS = ("model", "data")
-_FILE_ENDINGS = (".pt", ".pth", ".seal", ".yaml", ".yml")
+_FILE_ENDINGS = (".pt", ".pt.age", ".pth", ".seal", ".yaml", ".yml")
 _FILE_STARTS = ("/", "./", "../", "~")
 
 

@@ -31,7 +31,6 @@ from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
 from .devices import usable_device
 from .errors import PrivacyError
-from .files import file_hash
 from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
@@ -45,6 +44,7 @@ from .run_facts import of_an_earlier_run, training_facts, validation_words
 from .sampling import UnitRows
 from .schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, TrainConfig
 from .sealing.outputs import Outputs, unlock
+from .sealing.weights import is_weights, weights_hash
 from .signals import stop_signal
 from .spending import Spending, data_name
 from .statement import claim_of, make_statement, write_statement
@@ -83,7 +83,7 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
     lists.
 
     Args:
-        model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``).
+        model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``, ``.pt.age``).
         data: An Ultralytics ``data.yaml``.
         plan: The privacy plan; or leave it out and give ``privacy={"epsilon": 8, "dataset_size": 10000}``.
         **options: The keys of ``dptrain train``; a section is a dict, such as ``optimizer={"name": "sgd", "lr": 0.1}``.
@@ -142,7 +142,7 @@ class Run:
         self._rate_by_rule = config.optimizer.lr is None
         self.config = config = with_rate(config, plan, self.model)
         start = Path(config.model)
-        self.start_hash = file_hash(start) if start.suffix == ".pt" else None
+        self.start_hash = weights_hash(start) if is_weights(start) else None
         self.folder.refuse_inside(data.folders)
         self.groups = self._groups(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config))
@@ -396,7 +396,7 @@ class Run:
             tuning=self.tuning,
             dataset_budget=self.spending.facts,
         )
-        return write_statement(self.output, statement)
+        return write_statement(self.output, statement, self.outputs.contents)
 
     def _evaluate(self, tracker: Tracker, progress: Progress | None = None) -> None:
         if self.validation is None:

@@ -11,6 +11,7 @@ from .detection.from_settings import loss_settings
 from .files import read_json
 from .rounding import round_up
 from .schema import TrainConfig
+from .sealing.weights import is_weights
 
 
 def training_facts(config: TrainConfig, unit: str) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def validation_words(evaluates: bool, chose: bool) -> str:
 def of_an_earlier_run(start: Path) -> Iterator[str]:
     """What must be said of start weights that come from a private run."""
     earlier = start.parent / "statement.json"  # it travels with the weights
-    if start.suffix == ".pt" and earlier.is_file():
+    if is_weights(start) and earlier.is_file():
         try:
             spent = float(read_json(earlier)["guarantee"]["epsilon"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError):

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,16 +23,40 @@ logger = logging.getLogger(__name__)
 PARENT_RUN = "DPTRAIN_PARENT_RUN"  # environment variable by which a sweep tells a job the MLflow run above its own
 
 
+@dataclass(frozen=True)
+class Work:
+    """How messages speak of the work that is tracked.
+
+    Attributes:
+        setting: The name of the store's address, as users give it.
+        without: What to do to go without MLflow, and what was lost so far.
+        goes_on: What happens if the store goes away later.
+    """
+
+    setting: str = "tracking.uri="
+    without: str = "set tracking.enabled=false; no step was taken"
+    goes_on: str = "training goes on, and results.csv in the output folder has it all"
+
+
+TRAINING = Work()
+
+
 class Tracker:
     """One MLflow run. ``Tracker.start`` raises ``TrackingError``; after that nothing here does."""
 
-    def __init__(self, client: Any, run_id: str, uri: str) -> None:
-        self._client, self.run_id, self.uri = client, run_id, uri
+    def __init__(self, client: Any, run_id: str, uri: str, work: Work = TRAINING) -> None:
+        self._client, self.run_id, self.uri, self._work = client, run_id, uri, work
         self._lost = False
 
     @classmethod
     def start(
-        cls, uri: str, experiment: str, run_name: str | None, tags: Mapping[str, str], run_id: str | None = None
+        cls,
+        uri: str,
+        experiment: str,
+        run_name: str | None,
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        work: Work = TRAINING,
     ) -> Tracker:
         """Open a run, or go on with ``run_id``; below the run that :data:`PARENT_RUN` names, if it names one.
 
@@ -40,13 +65,13 @@ class Tracker:
         """
         parent = os.environ.get(PARENT_RUN)
         tags = {**tags, "mlflow.parentRunId": parent} if parent else dict(tags)
-        with _reaching(uri):
+        with _reaching(uri, work):
             client = _client(uri)
             if run_id is None:
                 run_id = client.create_run(_experiment_id(client, experiment), run_name=run_name, tags=tags).info.run_id
             else:
                 client.update_run(run_id, status="RUNNING")
-        return cls(client, run_id, uri)
+        return cls(client, run_id, uri, work)
 
     @staticmethod
     def check(uri: str, experiment: str) -> None:
@@ -108,10 +133,7 @@ class Tracker:
             self._lost = True
             reason = " ".join(str(error).split())[:160]
             logger.warning(
-                "MLflow at %s went away (%s: %s): training goes on, and results.csv in the output folder has it all",
-                self.uri,
-                type(error).__name__,
-                reason,
+                "MLflow at %s went away (%s: %s): %s", self.uri, type(error).__name__, reason, self._work.goes_on
             )
 
     def __enter__(self) -> Tracker:
@@ -150,14 +172,13 @@ def _client(uri: str) -> Any:
 
 
 @contextmanager
-def _reaching(uri: str) -> Iterator[None]:
+def _reaching(uri: str, work: Work = TRAINING) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # every store has its own errors; all mean that nothing would be recorded
         reason = " ".join(str(error).split())[:160]
         raise TrackingError(
-            f"tracking.uri={uri} cannot be used ({type(error).__name__}: {reason}): mend it, "
-            "or set tracking.enabled=false; no step was taken"
+            f"{work.setting}{uri} cannot be used ({type(error).__name__}: {reason}): mend it, or {work.without}"
         ) from error
 
 

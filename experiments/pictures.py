@@ -2,6 +2,8 @@
 
     python -m experiments.pictures scrub                   # docs/images/scrub.png, from a photo of scikit-learn's
     python -m experiments.pictures check --data DATA.yaml  # docs/images/check.png, from BCCD; needs chromium
+    python -m experiments.pictures seal                    # docs/images/seal.png, a diagram
+    python -m experiments.pictures raw --root runs/raw_to_released   # docs/images/raw_to_released.png
 
 The second one first puts wrong, in a copy, what the check is to find: copies of training images in val, a trigger in
 images of one class, positions in EXIF, a cut file and a box that is none.
@@ -136,13 +138,83 @@ def draw_check(file: Path, data: Path) -> None:
         print(finding.kind, "|", finding.text.replace(f"{folder}/", "")[:160])
 
 
+def draw_seal(file: Path) -> None:
+    """What of a sealed run is where: sealed on the disk, plain in memory, plain because it is public."""
+    from matplotlib.figure import Figure
+
+    sealed, memory, public = "#d5e3f0", "#f6e3c5", "#dcecd8"
+    boxes = (
+        (0.2, 2.3, "pets.seal\nstart.pt.age", sealed),
+        (3.6, 2.3, "images, labels, start", memory),
+        (3.6, 0.9, "dptrain train\nclip, add noise, step", memory),
+        (7.0, 2.3, "checkpoint.pt.age\nlast.pt.age, last_raw.pt.age", sealed),
+        (7.0, 0.9, "statement, results.csv\nconfig.yaml", public),
+    )
+    figure = Figure(figsize=(10, 3.4), dpi=80, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 10), ylim=(0.4, 3.5))
+    axes.set_axis_off()
+    for x, y, text, colour in boxes:
+        style = {"facecolor": colour, "edgecolor": "#444", "boxstyle": "round,pad=0.5"}
+        axes.text(x + 1.4, y, text, ha="center", va="center", fontsize=11, bbox=style)
+    arrow = {"arrowstyle": "-|>", "color": "#444", "lw": 1.3}
+    ways = ((2.3, 2.3), (3.9, 2.3)), ((5.0, 2.1), (5.0, 1.3)), ((6.0, 1.2), (7.2, 2.05)), ((6.1, 0.9), (7.3, 0.9))
+    for start, end in ways:
+        axes.annotate("", end, start, arrowprops=arrow)
+    for x, y, text in ((3.05, 2.42, "seal.identity\nlab.key"), (6.1, 1.7, "seal.recipients\nage1...")):
+        axes.text(x, y, text, ha="center", va="bottom", fontsize=9, family="monospace")
+    legend = (
+        ("sealed, on the disk", sealed),
+        ("plain, in memory only", memory),
+        ("plain, on the disk: public", public),
+    )
+    for x, (text, colour) in zip((0.2, 2.4, 4.9), legend, strict=True):
+        axes.text(x, 3.2, text, fontsize=10, bbox={"facecolor": colour, "edgecolor": "none"})
+    figure.savefig(file, metadata={"Software": None})
+
+
+def draw_raw(file: Path, root: Path) -> None:
+    """A photo before and after, of a finished run of experiments.raw_to_released, and what its model finds."""
+    import csv
+
+    from matplotlib.figure import Figure
+
+    from dptrain.detection.images import read_image
+    from dptrain.sealing import find_keys
+    from dptrain.sealing.age import decrypted
+    from dptrain.sealing.archive import open_dataset
+
+    table = decrypted(root / "names.csv.age", find_keys(root / "officer.key")).read().decode()
+    original = {Path(row["pseudonym"]).name: row["original"] for row in csv.DictReader(table.splitlines())}
+    clean = open_dataset(root / "slips.seal", find_keys(root / "hospital.key"))["train"][0]
+    pseudonym = clean.stem.partition("_")[2]
+    raw = root / "raw" / original[pseudonym]
+    found = sorted((root / "clinic" / "found").iterdir())[:3]
+    panels = [(raw, f"raw: {raw.name}\n{', '.join(would_leak(raw).files[0].found[:3])}")]
+    panels += [(clean, f"trained on: {pseudonym}.jpg\nsealed, nothing beside the pixels")]
+    panels += [(image, f"at the clinic\n{image.name}") for image in found]
+    figure = Figure(figsize=(13, 3.8), dpi=80)
+    for place, (image, title) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        axes.imshow(read_image(image)[..., ::-1])
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=8)
+    figure.subplots_adjust(0.01, 0.02, 0.99, 0.88, wspace=0.08)
+    figure.savefig(file, metadata={"Software": None})
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="draw the pictures of docs/scrub.md and docs/check.md")
-    parser.add_argument("what", choices=("scrub", "check"))
+    parser = argparse.ArgumentParser(description="draw pictures of the docs")
+    parser.add_argument("what", choices=("scrub", "check", "seal", "raw"))
+    parser.add_argument("--root", type=Path, default=Path("runs/raw_to_released"), help="a finished run, for raw")
     parser.add_argument("--data", type=Path, help="BCCD's data.yaml")
     options = parser.parse_args()
     if options.what == "scrub":
         draw_scrub(IMAGES / "scrub.png")
+    elif options.what == "seal":
+        draw_seal(IMAGES / "seal.png")
+    elif options.what == "raw":
+        draw_raw(IMAGES / "raw_to_released.png", options.root)
     else:
         draw_check(IMAGES / "check.png", find_data(options.data))
 

@@ -84,6 +84,7 @@ def test_the_default_folder_is_dated_and_relative(runs: list[TrainConfig]) -> No
         "yolo26n.pt",
         "../start.pt",
         "./a/b.pt",
+        "sealed.pt.age",
         "/absolute/x.pt",
         "a folder/with (brackets), and commas/it's.pt",
         "weird=name.pt",

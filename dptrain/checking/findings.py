@@ -11,6 +11,7 @@ PRIVATE = (
     "PRIVATE: this counts and shows private images without any noise. No guarantee covers it: do not publish it. "
     "Nothing of it enters MLflow or a privacy statement."
 )
+FOLDER = "folder"
 #: What is looked for, in the order of the report, and why it matters.
 KINDS = {
     "broken image": "training would stop at it before its first step",
@@ -47,17 +48,17 @@ class CheckReport:
 
     Attributes:
         data: The dataset.
-        images: Number of images by split.
-        boxes: Number of boxes by split and class name.
+        images: Number of images by split; that of a folder without splits is called :data:`FOLDER`.
+        boxes: Number of boxes by split and class name; of a folder without labels none.
         findings: In the order of :data:`KINDS`.
-        skipped: What was not looked for, and why.
+        skipped: What was not looked for, by kind, and why.
     """
 
     data: Path
     images: dict[str, int]
     boxes: dict[str, dict[str, int]]
     findings: tuple[Finding, ...]
-    skipped: tuple[str, ...] = field(default=())
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Number of findings by kind, zeros included."""
@@ -75,5 +76,5 @@ class CheckReport:
             "findings": [
                 {"kind": f.kind, "text": f.text, "images": [str(image) for image in f.images]} for f in self.findings
             ],
-            "skipped": list(self.skipped),
+            "skipped": self.skipped,
         }

@@ -18,7 +18,7 @@ from ..files import read_file
 from ..scrubbing.clean import Damaged, clean, suffix_of
 
 SIDE = 32  # of the small copy that pictures are compared by
-_WINDOW = 10
+_WINDOW, _PATTERN = 10, 15.0  # pixels, and grey levels
 _CORNERS = 64
 _LONGEST = 1024
 _AHEAD = 256
@@ -98,5 +98,15 @@ def _corners(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not len(places):
         return empty
     windows = np.stack([grey[y - half : y + half, x - half : x + half] for x, y in places])
-    textured = windows.reshape(len(windows), -1).std(axis=1) > 20
-    return windows[textured], (places / (width, height)).astype(np.float32)[textured]
+    patterned = _beside_an_edge(windows) > _PATTERN
+    return windows[patterned], (places / (width, height)).astype(np.float32)[patterned]
+
+
+def _beside_an_edge(windows: np.ndarray) -> np.ndarray:
+    """Standard deviation (n,) of each window beside what stays the same along its rows, or along its columns.
+
+    The edge of a redacted region, or of a frame, has the same pixels in many images, and tells nothing.
+    """
+    values = windows.astype(np.float32)
+    rests = [values - values.mean(axis=axis, keepdims=True) for axis in (1, 2)]
+    return np.minimum(*(rest.std(axis=(1, 2)) for rest in rests))

@@ -29,7 +29,6 @@ def to_html(report: CheckReport) -> str:
     for kind, why in KINDS.items():
         found = [finding for finding in report.findings if finding.kind == kind]
         shown = [{"text": finding.text, "pictures": _pictures(finding)} for finding in found[:_SHOWN]]
-        skipped = kind == "forbidden object" and bool(report.skipped)
         sections.append(
             {
                 "kind": kind,
@@ -37,7 +36,7 @@ def to_html(report: CheckReport) -> str:
                 "count": len(found),
                 "shown": shown,
                 "more": len(found) - len(shown),
-                "skipped": skipped,
+                "skipped": kind in report.skipped,
             }
         )
     most = max((count for boxes in report.boxes.values() for count in boxes.values()), default=0)

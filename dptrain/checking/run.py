@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binom
 
-from ..detection.sources import SPLITS, DataConfig, load_data
+from ..detection.sources import SPLITS, folder_images, load_data
 from ..errors import ConfigError
 from ..sealing.archive import is_sealed_dataset
 from .duplicates import groups, pairs
-from .findings import KINDS, CheckReport, Finding
+from .findings import FOLDER, KINDS, CheckReport, Finding
 from .labels import doubtful, orphans, read_all
 from .looks import Look, look_at
 from .patches import Patch, common_patches
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _RARE = 0.01  # of the boxes of the most common class
 _FEW = 10  # boxes
+_THE = {FOLDER: "the folder"}
+_NO_LABELS = "labels, classes and splits: give a data.yaml"
 
 
 def check(
@@ -39,7 +41,8 @@ def check(
     class balance and, with a detector, objects that should not be there. Nothing is written.
 
     Args:
-        data: An Ultralytics data.yaml, or a sealed dataset.
+        data: An Ultralytics data.yaml, a sealed dataset, or a folder of images, of which labels and splits are not
+            looked at.
         weights: A detector (``.pt``) that finds what must not be there; without one it is not looked for.
         forbid: Its class names.
         conf: Confidence from which an object counts; low, since a missed face costs more than a second look.
@@ -53,33 +56,45 @@ def check(
         DataError: The data.yaml itself cannot be used.
         ConfigError: The weights have none of the forbidden classes.
     """
-    listed = load_data(data)
-    splits = {split: getattr(listed, split) for split in SPLITS if getattr(listed, split)}
+    splits, names = _listed(data)
     images = [image for split in splits.values() for image in split]
     of_split = [split for split, files in splits.items() for _ in files]
-    labels, found = read_all(images, listed.num_classes)
+    labels, found = read_all(images, len(names)) if names else ([None] * len(images), [])
     looks = list(look_at(images))
     found += [Finding("broken image", look.error, (look.image,)) for look in looks if look.error is not None]
     for look, rows in zip(looks, labels, strict=True):
         if look.error is None and rows is not None and len(rows):
-            found += doubtful(look.image, rows, look.size, listed.names)
-    if not is_sealed_dataset(data):
+            found += doubtful(look.image, rows, look.size, names)
+    if names and not is_sealed_dataset(data):
         found += orphans(images)
     alike = _duplicates(looks)
     found += _duplicate_findings(alike, looks, of_split)
     found += _metadata(looks)
-    found += _patches(looks, labels, alike, listed.names)
-    counted = _boxes(splits, labels, listed)
-    found += _balance(counted, "val" in splits)
-    skipped = []
+    found += _patches(looks, labels, alike, names)
+    counted = _boxes(splits, labels, names) if names else {}
+    skipped = {} if names else dict.fromkeys(("train and val", "label error", "class balance"), _NO_LABELS)
+    if names:
+        found += _balance(counted, "val" in splits)
     if weights is None:
-        skipped.append("people and faces: give a detector, --weights")
+        skipped["forbidden object"] = "people and faces: give a detector, --weights"
     else:
         readable = [look.image for look in looks if look.error is None]
         found += _forbidden(readable, weights, forbid, conf, imgsz, device)
     found.sort(key=lambda finding: list(KINDS).index(finding.kind))
     sizes = {split: len(files) for split, files in splits.items()}
-    return CheckReport(Path(data), sizes, counted, tuple(found), tuple(skipped))
+    return CheckReport(Path(data), sizes, counted, tuple(found), skipped)
+
+
+def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, str]]:
+    """The images of each split, and the class names; a folder has no names, and is one split, :data:`FOLDER`."""
+    place = Path(data).expanduser()
+    if not place.is_dir():
+        listed = load_data(data)
+        return {split: getattr(listed, split) for split in SPLITS if getattr(listed, split)}, listed.names
+    for name in ("data.yaml", "dataset.yaml"):
+        if (place / name).is_file():
+            raise ConfigError(f"{data} is the folder of a dataset: check {place / name}, which names its splits")
+    return {FOLDER: tuple(folder_images(place))}, {}
 
 
 def _duplicates(looks: Sequence[Look]) -> list[list[int]]:
@@ -92,13 +107,17 @@ def _duplicate_findings(alike: Sequence[Sequence[int]], looks: Sequence[Look], s
     found = []
     for group in alike:
         images = tuple(looks[item].image for item in group)
-        there = sorted({split[item] for item in group}, key=SPLITS.index)
+        there = sorted({split[item] for item in group}, key=(*SPLITS, FOLDER).index)
         names = ", ".join(map(str, images[:4])) + (f" and {len(images) - 4} more" if len(images) > 4 else "")
         if len(there) > 1:
             found.append(Finding("train and val", f"in {' and '.join(there)}, and nearly the same: {names}", images))
         else:
             found.append(
-                Finding("duplicates", f"{len(images)} images of {there[0]} are nearly the same: {names}", images)
+                Finding(
+                    "duplicates",
+                    f"{len(images)} images of {_THE.get(there[0], there[0])} are nearly the same: {names}",
+                    images,
+                )
             )
     return found
 
@@ -140,14 +159,16 @@ def _patch_finding(patch: Patch, looks: Sequence[Look], classes: Sequence[set[in
         )
         for number in names
     }
-    number, (here, everywhere) = max(shares.items(), key=lambda item: item[1][0] - item[1][1])
     text = f"the same patch of pixels is in {count} images"
+    marks = tuple((_around(place, looks[i].size),) for i, place in zip(patch.images, patch.places, strict=True))
+    if not shares:
+        return Finding("same patch", f"{text}: a trigger, a watermark, or a part of the apparatus?", images, marks)
+    number, (here, everywhere) = max(shares.items(), key=lambda item: item[1][0] - item[1][1])
     # Not by chance: of images drawn at random, fewer than 5 % of draws would have as many of this class.
     if here > everywhere and float(binom.sf(round(here * count) - 1, count, everywhere)) < 0.05:
         text += f"; {here:.0%} of them show {names[number]}, as {everywhere:.0%} of all images do: a planted trigger?"
     else:
         text += ", of no class in particular: a watermark, or a part of the apparatus?"
-    marks = tuple((_around(place, looks[i].size),) for i, place in zip(patch.images, patch.places, strict=True))
     return Finding("same patch", text, images, marks)
 
 
@@ -157,14 +178,14 @@ def _around(place: tuple[float, float], size: tuple[int, int]) -> tuple[float, f
 
 
 def _boxes(
-    splits: dict[str, tuple[Path, ...]], labels: Sequence[np.ndarray | None], data: DataConfig
+    splits: dict[str, tuple[Path, ...]], labels: Sequence[np.ndarray | None], names: dict[int, str]
 ) -> dict[str, dict[str, int]]:
     counted, start = {}, 0
     for split, files in splits.items():
         rows = [found for found in labels[start : start + len(files)] if found is not None]
         numbers = np.concatenate(rows)[:, 0].astype(int) if rows else np.zeros(0, int)
-        totals = np.bincount(numbers, minlength=data.num_classes)
-        counted[split] = {name: int(totals[number]) for number, name in data.names.items()}
+        totals = np.bincount(numbers, minlength=len(names))
+        counted[split] = {name: int(totals[number]) for number, name in names.items()}
         start += len(files)
     return counted
 

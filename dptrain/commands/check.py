@@ -25,7 +25,7 @@ def register(commands: Commands) -> None:
         help="broken images, duplicates, label errors, metadata, planted patches, before training",
         epilog=f"Exit status {EXIT_FOUND}: something was found. The output is as private as the images.",
     )
-    check.add_argument("data", metavar="DATA", help="an Ultralytics data.yaml, or a sealed dataset")
+    check.add_argument("data", metavar="DATA", help="an Ultralytics data.yaml, a sealed dataset, or a folder of images")
     check.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="also write a page with pictures")
     check.add_argument("--weights", type=Path, help="a detector of what must not be there, such as people")
     check.add_argument("--forbid", default="person,face", help="its classes, by name; default %(default)s")
@@ -92,18 +92,22 @@ def _print(report: CheckReport, page: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..checking.findings import KINDS, PRIVATE
+    from ..checking.findings import FOLDER, KINDS, PRIVATE
 
     table = Table(box=box.SIMPLE_HEAD)
     for column, justify in (("looked for", "left"), ("found", "right"), ("why it matters", "left")):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     counts = report.counts()
     for kind, why in KINDS.items():
-        skipped = kind == "forbidden object" and report.skipped
-        table.add_row(kind, "-" if skipped else str(counts[kind]), why)
+        table.add_row(kind, "-" if kind in report.skipped else str(counts[kind]), why)
     terminal = Console(markup=False, highlight=False)
     console = terminal if terminal.is_terminal else Console(markup=False, highlight=False, width=200)
-    console.print(", ".join(f"{count} {split} images" for split, count in report.images.items()))
+    console.print(
+        ", ".join(
+            f"{count} images" if split == FOLDER else f"{count} {split} images"
+            for split, count in report.images.items()
+        )
+    )
     console.print(table)
     for kind in KINDS:
         found = [finding for finding in report.findings if finding.kind == kind]
@@ -111,7 +115,7 @@ def _print(report: CheckReport, page: Path | None) -> None:
             console.print(f"{kind}: {finding.text}", soft_wrap=True)
         if len(found) > _SHOWN:
             console.print(f"{kind}: and {len(found) - _SHOWN} more", soft_wrap=True)
-    for text in report.skipped:
+    for text in dict.fromkeys(report.skipped.values()):
         console.print(f"not looked for: {text}", soft_wrap=True)
     if page is not None:
         console.print(f"page: {page}", soft_wrap=True)

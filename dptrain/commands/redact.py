@@ -110,17 +110,17 @@ def _redact(options: argparse.Namespace) -> int:
         first = report.failed[0]
         raise DataError(
             f"{len(report.failed)} of {len(report.files)} files could not be redacted and were not written, the first: "
-            f"{first.reason}; all are in {report.folder}"
+            f"{first.reason}; {report.folder}/report.json names all of them"
         )
     return 0
 
 
 def _lines(report: RedactionReport) -> Iterator[str]:
     summary = report.summary()
-    yield (
-        f"{summary['redacted']} files redacted, {summary['untouched']} in which nothing was found, "
-        f"{summary['skipped']} skipped (no pictures): {summary['boxes']} boxes in {summary['frames']} frames"
-    )
+    words = [_counted(summary["redacted"], "file") + " redacted"]
+    words += [f"{summary['untouched']} in which nothing was found"] * bool(summary["untouched"])
+    words += [f"{summary['skipped']} skipped (no pictures)"] * bool(summary["skipped"])
+    yield f"{', '.join(words)}: {_counted(summary['boxes'], 'box')} in {_counted(summary['frames'], 'frame')}"
     if report.recall is not None:
         reached = report.recall
         yield f"confidence {reached['conf']:.4f} covers {reached['reached']:.3f} of {reached['boxes']} labelled boxes"
@@ -128,6 +128,10 @@ def _lines(report: RedactionReport) -> Iterator[str]:
         if entry.dropped or entry.unreadable:
             yield f"{entry.source}: {entry.dropped} frames dropped, {entry.unreadable} packets unreadable; not written"
     yield f"report     {report.folder}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('x') else 's'}"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, SealError
 from .options import Commands
 
 
@@ -57,7 +57,10 @@ def _seal(options: argparse.Namespace) -> int:
         raise ConfigError("give what to seal, or --new-key FILE (dptrain seal --help)")
     keys: Keys | None = None
     if not options.to:
-        keys = find_keys(None, options.passphrase_file, options.keyring)
+        try:
+            keys = find_keys(None, options.passphrase_file, options.keyring)
+        except SealError:
+            raise ConfigError("give --to age1..., or a passphrase: --passphrase-file FILE or --keyring NAME") from None
         if keys.passphrase is None:
             raise ConfigError(f"{keys.place} holds an identity, and sealing needs --to age1... or a passphrase")
     elif options.passphrase_file or options.keyring:

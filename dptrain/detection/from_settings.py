@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from ultralytics.nn.tasks import DetectionModel
 
@@ -11,6 +10,7 @@ from ..gradients import trainable_parameters
 from ..plan import PrivacyPlan
 from ..rates import default_rate
 from ..schema import TrainConfig
+from ..sealing.weights import is_weights
 from .data import Augmentation, DataConfig
 from .loss import LossSettings
 from .model import load_model, norm_of
@@ -57,7 +57,7 @@ def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> 
         # What noise does to the first convolution of an adapter is multiplied by the second, which begins at zero.
         [tuple(p.shape) for name, p in trainable_parameters(model).items() if not name.endswith(".down.weight")],
         norm=norm_of(model),
-        from_scratch=Path(config.model).suffix != ".pt",
+        from_scratch=not is_weights(config.model),
         momentum=config.optimizer.momentum,
     )
     return replace(config, optimizer=replace(config.optimizer, lr=rate))

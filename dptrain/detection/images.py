@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = frozenset(
 #: Most pixels that are decoded, 0.8 GB as colours: a file of a hundred bytes can claim any size.
 MOST_PIXELS = 1 << 28
 PADDING = 114
-_MEND = "replace it with a sound copy or take it out of the split"
+_MEND = "replace it with a sound copy or take it out"
 _TOO_LARGE = f"the image claims more than {MOST_PIXELS:,} pixels; cut it into tiles or shrink it"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

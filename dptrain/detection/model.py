@@ -16,9 +16,10 @@ from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_lo
 from ultralytics.utils import LOGGER
 
 from ..checkpoint import refuse_damage
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, SealError
 from ..files import write_atomically
 from ..layers import FrozenBatchNorm2d, LowRankConv2d, StandardizedConv2d, group_norm_from_batch_norm
+from ..sealing.weights import is_weights, plain_weights
 from .heads import OneToOneDetect, check_names, choose_head, class_branches, set_classes, set_names
 from .trainable import Lora, add_adapters, set_trainable
 
@@ -41,7 +42,8 @@ def load_model(
     """Load a YOLOv8, YOLO11 or YOLO26 detector whose layers treat every image on its own.
 
     Args:
-        model: A model description (``yolo26n.yaml``) or a checkpoint file (``.pt``). Nothing is downloaded.
+        model: A model description (``yolo26n.yaml``) or a checkpoint file (``.pt``, or ``.pt.age``, which is opened in
+            memory with the key of the environment). Nothing is downloaded.
         num_classes: Classes of the data; the last layer of the class head is new where it differs from the
             checkpoint's, except for classes of the same name, and every other layer is kept.
         norm: ``frozen_bn`` keeps the checkpoint's public statistics; ``group`` puts group normalisation in the place
@@ -74,7 +76,7 @@ def load_model(
         detector = _from_yaml(str(model), num_classes)
         has_statistics = False
         _begin_classes(detector, new_classes, similar)
-    elif file.suffix == ".pt":
+    elif is_weights(file):
         detector = _from_checkpoint(file)
         has_statistics = any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())
         set_classes(detector, num_classes, names, new_classes, similar)
@@ -150,10 +152,13 @@ def open_checkpoint(file: Path) -> DetectionModel:
     if not file.is_file():
         raise ModelError(f"model={str(file)!r}: no such file (dptrain downloads nothing: put the checkpoint there)")
     try:
-        refuse_damage(file)
-        # By its whole path: a damaged yolo26n.pt in the working directory would be deleted and another one downloaded.
-        checkpoint, _ = torch_safe_load(file.absolute(), safe_only=True)
+        with plain_weights(file) as plain:
+            refuse_damage(plain)
+            # By its whole path: a damaged yolo26n.pt in the working directory would be deleted and another downloaded.
+            checkpoint, _ = torch_safe_load(plain.absolute(), safe_only=True)
         detector = (checkpoint.get("ema") or checkpoint["model"]).float()
+    except (SealError, ConfigError):
+        raise
     except Exception as error:  # unpickling fails in many ways; all mean the same to the user
         raise ModelError(
             f"model={str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})"

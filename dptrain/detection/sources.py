@@ -155,6 +155,21 @@ def public_images(place: str | Path) -> list[Path]:
     return images
 
 
+def folder_images(folder: Path) -> list[Path]:
+    """List the images of a folder, searched to any depth, in path order.
+
+    Raises:
+        DataError: It holds none, or something in it cannot be listed.
+    """
+    try:
+        images = sorted(_images_under(folder))
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be looked up ({_reason(error)}); correct it") from None
+    if not images:
+        raise DataError(f"{folder}: holds no images; suffixes that count: {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return images
+
+
 def _root(file: Path, data: Mapping[Any, Any]) -> Path:
     entry = data.get("path") or "."
     if not isinstance(entry, str):

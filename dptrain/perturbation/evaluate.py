@@ -17,7 +17,7 @@ from ..detection.model import load_model
 from ..detection.sources import DataConfig
 from ..errors import ConfigError
 from ..files import write_atomically, write_json
-from ..tracking import NoTracker, Tracker
+from ..tracking import NoTracker, Tracker, Work
 from .epsilon import input_noise
 from .kinds import KINDS, Kind, kind_of, perturb
 from .picture import draw
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 CLEAN = "clean"
+_WORK = Work(
+    "--tracking-uri ",
+    "give --no-tracking; nothing was measured",
+    "measuring goes on, and perturbation.json in the output folder will have it all",
+)
 RESULT, PICTURE = "perturbation.json", "perturbation.png"
 
 
@@ -146,7 +151,7 @@ def evaluate_perturbed(
     tracker: Tracker = NoTracker()
     if tracking_uri is not None:
         name = f"perturb {Path(weights).stem} {datetime.now():%Y-%m-%d %H:%M}"
-        tracker = Tracker.start(tracking_uri, experiment, name, {"dptrain.command": "perturb evaluate"})
+        tracker = Tracker.start(tracking_uri, experiment, name, {"dptrain.command": "perturb evaluate"}, work=_WORK)
     with tracker:
         tracker.parameters(settings)
         rows: list[Row] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import PrivacyError
 from ..files import file_hash, read_json, write_json
+from ..sealing.weights import is_weights, weights_hash
 from .schema import LookConfig
 
 RECORD = "pretraining.json"
@@ -28,12 +29,12 @@ def declared_start(start: str | Path) -> str | None:
     """
     file = Path(start)
     record = file.parent / RECORD
-    if file.suffix != ".pt" or not file.is_file() or not record.is_file():
+    if not is_weights(file) or not file.is_file() or not record.is_file():
         return None
     try:
         found = read_json(record)
         known, words = found["weights"], found["public_data"]
-        return str(words) if isinstance(words, str) and file_hash(file) in known.values() else None  # under any name
+        return str(words) if isinstance(words, str) and weights_hash(file) in known.values() else None  # under any name
     except (OSError, ValueError, LookupError, AttributeError):
         return None
 

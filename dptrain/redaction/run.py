@@ -159,9 +159,12 @@ class _Work:
     frames: float
     seconds: float
     table: BoxTable = field(default_factory=BoxTable)
-    sheet: ContactSheet = field(default_factory=ContactSheet)
+    sheet: ContactSheet = field(init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _finished: int = 0
+
+    def __post_init__(self) -> None:
+        self.sheet = ContactSheet(searched=self.finder is not None)
 
     def run(self) -> None:
         """Images first, in batches; then the videos, one after the other."""

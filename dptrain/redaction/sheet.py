@@ -21,9 +21,13 @@ class ContactSheet:
     """Keeps the :data:`MOST` most doubtful of the pictures that it is shown, after redaction.
 
     Doubtful are those in which nothing was found, then those whose least confident box is the least confident.
+
+    Args:
+        searched: Whether a model looked for anything; else there are regions only, and no doubt about them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, searched: bool = True) -> None:
+        self._searched = searched
         self._kept: list[tuple[float, int, str, np.ndarray]] = []
         self._number = 0
 
@@ -38,8 +42,8 @@ class ContactSheet:
         self._number += 1
         if len(self._kept) == MOST and self._kept[0][0] >= doubt:
             return
-        caption = f"{min(found):.2f} {name}" if found else f"none {name}"
-        entry = (doubt, -self._number, caption, _tile(image, boxes))
+        doubtful = f"{min(found):.2f} " if found else "none " if self._searched else ""
+        entry = (doubt, -self._number, f"{doubtful}{name}", _tile(image, boxes))
         if len(self._kept) < MOST:
             heapq.heappush(self._kept, entry)
         else:

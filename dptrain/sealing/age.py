@@ -7,6 +7,7 @@ end all fail.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,9 +108,11 @@ def decrypted(file: Path, keys: Keys) -> io.BytesIO:
     return content
 
 
-def write_sealed(file: Path, write: Callable[[IO[bytes]], object], recipients: Sequence[Any]) -> None:
-    """As :func:`dptrain.files.write_atomically`, but sealed: what ``write`` writes is in memory only."""
+def write_sealed(file: Path, write: Callable[[IO[bytes]], object], recipients: Sequence[Any]) -> str:
+    """As :func:`dptrain.files.write_atomically`, but sealed; return the sha256 of what was sealed, in memory only."""
     content = io.BytesIO()
     write(content)
     content.seek(0)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()
     write_atomically(file, lambda stream: encrypt(content, stream, recipients))
+    return digest

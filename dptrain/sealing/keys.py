@@ -85,8 +85,8 @@ def find_keys(
     if text := os.environ.get(PASSPHRASE):
         return Keys((), _passphrase(text, PASSPHRASE), PASSPHRASE)
     raise SealError(
-        f"no key: give a file (--identity or --passphrase-file; seal.identity in a run), a keyring's entry, or set "
-        f"{IDENTITY} or {PASSPHRASE}"
+        f"no key: set {IDENTITY} or {PASSPHRASE} to it, or give a file or a keyring's entry (dptrain unseal: "
+        "--identity, --passphrase-file, --keyring; dptrain train: seal.identity, seal.keyring)"
     )
 
 
@@ -176,7 +176,9 @@ def _identities(text: str, place: str) -> tuple[Any, ...]:
     try:
         found = tuple(library.x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#"))
     except library.IdentityError:
-        raise ConfigError(f"{place} holds a line that is no age identity (it is not shown)") from None
+        raise ConfigError(
+            f"{place} holds a line that is no age identity (it is not shown): {_SECRET}1... is expected, no file's name"
+        ) from None
     if not found:
         raise ConfigError(f"{place} holds no age identity: a line {_SECRET}1... is expected")
     return found

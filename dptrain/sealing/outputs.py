@@ -12,6 +12,7 @@ from ..files import write_atomically
 from .age import SUFFIX, decrypted, write_sealed
 from .archive import is_open, is_sealed_dataset, open_dataset
 from .keys import Keys, find_keys, recipients_of
+from .weights import is_sealed_weights, open_weights
 
 if TYPE_CHECKING:
     from ..schema import SealConfig, TrainConfig
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 class Outputs:
     """How a run writes weights and checkpoints: as they are or, with recipients, only ever sealed, as ``NAME.age``.
+
+    ``contents`` has the sha256 of what each sealed file holds, by its plain name: whoever unseals one can compare.
 
     Args:
         config: The settings ``seal``.
@@ -29,6 +32,7 @@ class Outputs:
 
     def __init__(self, config: SealConfig) -> None:
         self._config = config
+        self.contents: dict[str, str] = {}
         self._recipients = recipients_of(config.recipients) if config.recipients else []
 
     def place(self, file: Path) -> Path:
@@ -38,7 +42,7 @@ class Outputs:
     def write(self, file: Path, write: Callable[[IO[bytes]], object]) -> None:
         """As :func:`dptrain.files.write_atomically`, at :meth:`place`."""
         if self._recipients:
-            write_sealed(self.place(file), write, self._recipients)
+            self.contents[file.name] = write_sealed(self.place(file), write, self._recipients)
         else:
             write_atomically(file, write)
 
@@ -57,12 +61,15 @@ def keys_of(config: SealConfig) -> Keys:
 
 
 def unlock(config: TrainConfig) -> TrainConfig:
-    """Open a sealed dataset, so that it can be read from memory; return the settings to go on with.
+    """Open a sealed start and a sealed dataset, to be read from memory; return the settings to go on with.
 
     Raises:
         SealError: It cannot be opened.
         ConfigError: It is not there.
     """
+    start = Path(config.model)
+    if is_sealed_weights(start) and start.is_file():  # one that is not there is told of with the plain ones
+        open_weights(start, lambda: keys_of(config.seal))
     if not is_sealed_dataset(config.data):
         return config
     place = Path(config.data).expanduser().absolute()

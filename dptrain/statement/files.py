@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .. import files
@@ -19,14 +20,17 @@ WEIGHT_FILES = ("last.pt", "last_raw.pt")
 SEALED = ".age"  # after the name of a file that the run wrote sealed
 
 
-def write_statement(folder: Path, statement: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a run's statement, with the hashes of its weights, and return it.
+def write_statement(
+    folder: Path, statement: Mapping[str, Any], contents: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Write a run's statement, with the hashes of its weights, and return it; ``contents`` are those of what is sealed.
 
     The facts and the page that a person opens also go beside the weights, to travel with them. The page is written when
     the run ends or stops; one of an earlier state is removed, since the weights beside it have gone on.
     """
     names = [name + suffix for name in WEIGHT_FILES for suffix in ("", SEALED)]
     weights = {name: file_hash(folder / WEIGHTS / name) for name in names if (folder / WEIGHTS / name).exists()}
+    weights |= {name: contents[name] for name in WEIGHT_FILES if name + SEALED in weights and name in contents}
     complete = sealed({**statement, "weights": weights})
     pages = {f"{WEIGHTS}/{JSON}": to_json(complete), MARKDOWN: to_markdown(complete)}
     if statement["status"] == "running":

@@ -160,6 +160,15 @@ def test_a_watermark_on_all_is_no_trigger(pets: Path) -> None:
     assert len({file for finding in found for file in finding.images}) >= 20
 
 
+@pytest.mark.parametrize("along", ["lower", "left"])
+def test_the_straight_edge_of_a_redacted_region_is_no_patch(pets: Path, along: str) -> None:
+    for number in range(32):
+        picture = np.clip(scene(number).astype(int) // 12 + 225, 0, 255).astype(np.uint8)  # bright paper
+        picture[(slice(90, None), slice(None)) if along == "lower" else (slice(None), slice(0, 40))] = 114
+        image(pets, number).write_bytes(jpeg(picture, quality=95))
+    assert kinds(check(pets)) == {}
+
+
 def test_copies_of_one_image_are_no_patch(pets: Path) -> None:
     for number in range(8):
         cv2.imwrite(str(image(pets, number)), scene(5))
@@ -222,10 +231,29 @@ def test_the_command_shows_a_table_writes_a_page_and_says_that_it_is_private(
     assert set(values["counts"]) == set(KINDS)
 
 
+def test_a_folder_of_images_is_checked_without_labels(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(pets, range(1, 19, 2))
+    cv2.imwrite(str(image(pets, 6)), scene(4))
+    report = check(pets.parent / "images")
+    assert report.images == {"folder": 32} and report.boxes == {}
+    assert kinds(report) == {"same patch": 1, "duplicates": 1}
+    page = tmp_path / "page.html"
+    assert main(["check", str(pets.parent / "images"), "-o", str(page)]) == 3
+    text = capsys.readouterr().out
+    assert text.startswith("32 images\n") and "2 images of the folder are nearly the same" in text
+    assert "not looked for: labels, classes and splits: give a data.yaml" in text
+    html = page.read_text()
+    assert html.count("not looked for") == 4 and "<h2>Boxes</h2>" not in html
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ("check {tmp}/no.yaml", "no such data.yaml"),
+        ("check {tmp}/run", "holds no images"),
+        ("check {tmp}", "check {tmp}/data.yaml"),
         ("check {data} -o {tmp}/page.txt", "not an .html file"),
         ("check {data} -o {tmp}/run/weights/page.html", "folder of a run"),
         ("check {data} --allow nothing", "is none of"),
@@ -241,7 +269,7 @@ def test_what_cannot_be_done_is_told_in_one_line(
     (tmp_path / "run" / "steps.journal").write_bytes(b"")
     assert main(arguments.format(data=pets, tmp=tmp_path).split()) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and len(captured.err.splitlines()) == 1 and words in captured.err
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and words.format(tmp=tmp_path) in captured.err
 
 
 def test_nothing_of_it_can_reach_mlflow_or_a_statement() -> None:

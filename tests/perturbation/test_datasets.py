@@ -133,6 +133,17 @@ def test_the_commands_print_what_the_noise_is_worth(
     assert not Path("mlflow.db").exists()
 
 
+def test_a_store_that_cannot_be_reached_is_told_in_the_words_of_the_command(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    store = f"sqlite:///{tmp_path}/file/mlflow.db"
+    assert main(["perturb", "evaluate", "--weights", str(WEIGHTS), "--data", str(data), "--tracking-uri", store]) == 2
+    error = capsys.readouterr().err
+    assert f"--tracking-uri {store}" in error and "give --no-tracking; nothing was measured" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

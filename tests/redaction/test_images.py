@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 from dptrain.cli import main
 from dptrain.errors import ConfigError, DataError
 from dptrain.redaction import redact
+from dptrain.redaction.sheet import ContactSheet
 
 from .scenes import GREY, WEIGHTS, digit_scenes, greyness, textured
 
@@ -140,6 +141,17 @@ def test_every_digit_is_covered_the_tree_is_kept_and_the_report_says_what_was_fo
     assert len(rows) == written["summary"]["boxes"]
     sheet = cv2.imread(str(tmp_path / "safe.redaction/contact_sheet.jpg"))
     assert sheet.shape[1] == 6 * 240 and sheet.std() > 20
+
+
+@pytest.mark.parametrize(("searched", "caption"), [(True, "none a.png"), (False, "a.png")])
+def test_a_picture_is_called_doubtful_only_where_a_model_looked(
+    searched: bool, caption: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("dptrain.redaction.sheet.cv2.putText", lambda sheet, text, *rest: written.append(text))
+    shown = ContactSheet(searched)
+    shown.add("a.png", np.zeros((20, 20, 3), np.uint8), [])
+    assert shown.write(tmp_path / "sheet.jpg") and written == [caption]
 
 
 def test_only_the_classes_that_were_asked_for_are_redacted(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ RECORD_BUGS = (
     bug(
         "record of other weights",
         "The statement takes its words on public data from a record that lies beside other weights.",
-        "dptrain.pretraining.record:declared_start", "file_hash(file) in known.values()", "known",
+        "dptrain.pretraining.record:declared_start", "weights_hash(file) in known.values()", "known",
         PRETRAINING + "test_the_record_of_other_weights_declares_nothing",
     ),
 )  # fmt: skip

@@ -192,7 +192,7 @@ def test_a_secret_key_is_never_shown(
     [
         ("seal", "what to seal"),
         ("seal {tmp}/no --to {public}", "is not there"),
-        ("seal {tmp}/x", "no key"),
+        ("seal {tmp}/x", "give --to age1"),
         ("seal {tmp}/x --to age1nonsense", "no age public key"),
         ("seal {tmp}/x --to {tmp}/nofile", "neither age1"),
         ("seal {tmp}/x --to {public} --passphrase-file {tmp}/x", "exclude one another"),

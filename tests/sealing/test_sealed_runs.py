@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ultralytics.nn.tasks import torch_safe_load
 
-from dptrain import ConfigError, PrivacyPlan, SealError, seal, train, unseal
+from dptrain import ConfigError, ModelError, PrivacyError, PrivacyPlan, SealError, seal, train, unseal
+from dptrain.detection.model import load_model, save_weights
 from dptrain.sealing import find_keys, new_identity
 from dptrain.sealing.age import decrypted
 from dptrain.sealing.keys import IDENTITY, PASSPHRASE
@@ -70,16 +74,31 @@ def opened(weights: Path, key: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_sealed_run_is_the_plain_run_and_leaves_nothing_plain(
-    make_dataset: MakeDataset, tmp_path: Path, pair: tuple[Path, str]
+    make_dataset: MakeDataset, tmp_path: Path, pair: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     yaml = make_dataset(train=5)
     sealed = seal(yaml, tmp_path / "pets.seal", recipients=[pair[1]])
-    plain = train(SMALL, yaml, **options(tmp_path, "plain"))
+    start = save_weights(load_model(SMALL, 3), tmp_path / "start.pt")
+    sealed_start = seal(start, recipients=[pair[1]])
+    (tmp_path / "statement.json").write_text("{}")  # of the run that the start comes from
+    plain = train(start, yaml, **options(tmp_path, "plain"))
+    start.unlink()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def watched(file: Path, **more: Any) -> Any:
+        files = [
+            found for folder, _, names in os.walk(tmp_path / "temporary") for found in map(Path(folder).joinpath, names)
+        ]
+        assert all(found.is_symlink() for found in files), files
+        return torch_safe_load(file, **more)
+
+    monkeypatch.setattr("dptrain.detection.model.torch_safe_load", watched)
     for folder in ("images", "labels"):
         (tmp_path / folder).rename(tmp_path / f"{folder} away")
     images = [file.read_bytes() for file in (tmp_path / "images away").rglob("*.png")]
     keys = {"identity": str(pair[0]), "recipients": [pair[1]]}
-    run = train(SMALL, sealed, **options(tmp_path, "sealed", seal=keys, workers=1))
+    run = train(sealed_start, sealed, **options(tmp_path, "sealed", seal=keys, workers=1))
     assert run.metrics == plain.metrics and run.epsilon == plain.epsilon
     assert run.weights.name == "last.pt.age"
     for file in (tmp_path / "sealed").rglob("*"):
@@ -90,8 +109,19 @@ def test_a_sealed_run_is_the_plain_run_and_leaves_nothing_plain(
     from dptrain.statement import report
 
     found = report(tmp_path / "sealed")
-    assert set(found.statement["weights"]) == {"last.pt.age", "last_raw.pt.age"}
+    for name in ("public_data", "model"):
+        one, two = found.statement[name], plain.statement[name]
+        assert {**one, "start": "", "start_weights": ""} == {**two, "start": "", "start_weights": ""}
+    assert found.statement["deviations"] == plain.statement["deviations"]
+    assert any("come from a private run" in text for text in found.statement["deviations"])
     assert report(run.weights).statement["guarantee"] == found.statement["guarantee"]
+    (tmp_path / "clinic").mkdir()
+    (tmp_path / "clinic" / "statement.json").write_bytes((tmp_path / "sealed/weights/statement.json").read_bytes())
+    released = unseal(run.weights, tmp_path / "clinic" / "last.pt", keys=find_keys(pair[0]))
+    assert "sha256 of last.pt: as stated" in report(tmp_path / "clinic").statement["checks"]
+    released.write_bytes(released.read_bytes() + b"x")
+    with pytest.raises(PrivacyError, match=r"last\.pt is not the sha256"):
+        report(released)
     text = (tmp_path / "sealed" / "config.yaml").read_text() + (tmp_path / "sealed" / "settings.json").read_text()
     assert pair[0].read_text().splitlines()[1][20:] not in text
 
@@ -140,6 +170,16 @@ def test_what_is_no_sealed_dataset_is_told_in_one_line(
         train(SMALL, sealed, **options(tmp_path, "out", seal=keys))
     with pytest.raises(ConfigError, match="is not there"):
         train(SMALL, tmp_path / "no.seal", **options(tmp_path, "out", seal=keys))
+    start = tmp_path / "start.pt"
+    start.write_bytes(b"x")
+    new_identity(tmp_path / "other.txt")
+    for key, message in ((None, "no key"), (tmp_path / "other.txt", "another key")):
+        wrong = options(tmp_path, "out", seal={"identity": None if key is None else str(key)})
+        with pytest.raises(SealError, match=message):
+            train(seal(start, recipients=[pair[1]]), yaml, **wrong)
+        (tmp_path / "start.pt.age").unlink()
+    with pytest.raises(ModelError, match="no such file"):
+        train(tmp_path / "start.pt.age", yaml, **options(tmp_path, "out", seal=keys))
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "x").write_bytes(b"x")
     other = seal(tmp_path / "some", tmp_path / "some.seal", recipients=[pair[1]])
