@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, torch.Tensor]
 _SHARED_MEMORY = Path("/dev/shm")
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # of what an address of a local socket may be
 _PREFETCH = 2  # batches each worker keeps ready
 _UNIT = "unit"  # of a batch on its way: the unit of every row
 
@@ -241,7 +244,13 @@ def _start_worker(_: int) -> None:
 
 
 def _room_to_share(imgsz: int, batch_size: int, workers: int) -> bool:
-    """Whether shared memory holds twice what the workers keep ready; a small container's 64 MB kills them instead."""
+    """Whether shared memory holds twice what the workers keep ready; a small container's 64 MB kills them instead.
+
+    A worker hands its memory over by a socket in the temporary folder. Where that has too long a name for one, the
+    worker would wait for ever.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        return False
     if not _SHARED_MEMORY.is_dir():
         return True
     needed = 3 * imgsz * imgsz * batch_size * workers * (_PREFETCH + 1)

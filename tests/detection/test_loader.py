@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from dptrain.detection import loader as loader_module
 from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, collate, load_data, to_device
 from dptrain.errors import DataError
 from dptrain.gradients import UnitBatch
-from dptrain.sampling import UnitRows
+from dptrain.sampling import Draw, UnitRows
 
 DRAWS = [[], [0, 3, 4], [], [], [5], [0, 1, 2, 3, 4, 5], [2], []]
 
@@ -201,3 +202,17 @@ def test_little_shared_memory_is_noticed(monkeypatch):
 def test_sizes_are_checked(dataset):
     with pytest.raises(ValueError, match="physical_batch_size=0"):
         StepLoader(dataset, 0)
+
+
+def test_workers_answer_where_the_temporary_folder_has_a_long_name(dataset, tmp_path, monkeypatch):
+    """Too long for the address of a socket, by which a worker would hand its shared memory over."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert not loader_module._room_to_share(64, 1, 1)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert loader_module._room_to_share(64, 1, 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    loader = StepLoader(dataset, 2, workers=1)
+    steps = [list(batches) for batches in loader.steps(iter([Draw(np.arange(3), 7)]))]
+    assert [len(batch["img"]) for batch in steps[0]] == [2, 1]
