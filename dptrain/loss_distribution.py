@@ -12,6 +12,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 
 from .renyi import RELATION
 
+_FINEST = 1e-4  # interval of the losses, PLDAccountant's own
 _MOST_POINTS = 300_000  # of one step's losses, each of which takes some time to find
 Steps = tuple[tuple[float, float, int], ...]  # (sample rate, noise multiplier, number of steps), one after the other
 
@@ -32,7 +33,7 @@ def sampled_gaussians(event: dp_event.DpEvent, count: int = 1) -> Steps | None:
 @functools.lru_cache(maxsize=8)
 def loss_distribution(steps: Steps) -> pld.PrivacyLossDistribution:
     """The composed loss distribution, as ``PLDAccountant`` makes it; it serves epsilon and the bound on attacks."""
-    interval = max(interval_for(noise_multiplier) for _, noise_multiplier, _ in steps)
+    interval = max((interval_for(noise_multiplier) for _, noise_multiplier, _ in steps), default=_FINEST)
     composed = pld.identity(value_discretization_interval=interval)
     for sample_rate, noise_multiplier, count in steps:
         composed = composed.compose(_of_one_step(sample_rate, noise_multiplier, interval).self_compose(count))
@@ -40,12 +41,12 @@ def loss_distribution(steps: Steps) -> pld.PrivacyLossDistribution:
 
 
 def interval_for(noise_multiplier: float) -> float:
-    """How finely losses are told apart: ``PLDAccountant``'s 1e-4, or coarser where little noise makes them long.
+    """How finely losses are told apart: ``PLDAccountant``'s 1e-4, or more coarsely where little noise makes them long.
 
     Losses are rounded up, so that a coarser reading is a larger epsilon. Those of a step reach to about 1 / (2 s^2) +
     9 / s for noise multiplier s; at 0.05, an interval of 1e-4 took a minute.
     """
-    return max(1e-4, (0.5 / noise_multiplier + 9.0) / noise_multiplier / _MOST_POINTS)
+    return max(_FINEST, (0.5 / noise_multiplier + 9.0) / noise_multiplier / _MOST_POINTS)
 
 
 @functools.lru_cache(maxsize=8)

@@ -154,3 +154,8 @@ def test_little_noise_is_read_more_coarsely_and_never_lower(monkeypatch: pytest.
         readings.append(accounting.epsilon(accounting.dp_sgd_event(0.01, 100, 1.0), 1e-5, "pld"))
     loss_distribution.loss_distribution.cache_clear()
     assert readings[0] < readings[1] < readings[2]
+
+
+def test_a_sample_rate_of_zero_tells_nothing() -> None:
+    """No step looks at anything: an attacker tosses a coin."""
+    assert accounting.attack_accuracy(0.0, 10, 1.0, 1e-5) == 0.5
