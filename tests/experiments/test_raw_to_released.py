@@ -21,6 +21,12 @@ from dptrain.sealing import find_keys
 from experiments import raw_to_released
 
 
+@pytest.fixture(autouse=True)
+def own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script creates a budget, and a budget is created once."""
+    monkeypatch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{tmp_path / 'budget.db'}")
+
+
 def refuse_patients(root: Path, here: Path) -> None:
     """Hold the sealed photos against the raw ones: no name, no EXIF, no sticker."""
     names = [file.stem for file in (root / "raw").rglob("*.jpg")]
