@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark                              # everything: the table of experiments/README.md
     python -m experiments.benchmark --set fashion --seeds 1 --epsilons 8 --minutes 30
+    python -m experiments.benchmark --processes 2                # two runs at a time, each with half of the cores
 
 Every run is a process of its own and leaves a JSON, so what was stopped goes on with the same command. A set whose
 images or start are not there is left out, with a line that says how to get them. Writes experiments/results/NAME.json,
@@ -11,9 +12,11 @@ NAME.md and docs/images/NAME.png after every run.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ class Benchmark:
         self.options = options
         self.root: Path = options.root / options.name
         self.end = time.monotonic() + options.minutes * 60 if options.minutes else None
+        self.stopped = False
         self.skipped: dict[str, str] = {}
         self.sets: dict[str, dict[str, Any]] = {}
 
@@ -75,28 +79,37 @@ class Benchmark:
         repeats = self.options.seeds or REPEATS.get(found.name, 1)
         epsilons = self.options.epsilons or found.epsilons
         rows: dict[str, Row] = {}
-        for best in (None, "known"):  # first the tries, then what hangs on the best of them
+        for best in (None, "known"):  # first all else, then the plain runs that hang on the best of the tries
             rate = results.best_rate(found) if best else None
+            todo = []
             for job in jobs_of(found, epsilons, repeats, rate):
-                if job.key in rows:
-                    continue
-                row = results.find(job)
+                row = rows.get(job.key) or results.find(job)
                 if row is None:
-                    self._refuse_late(job, rows)
-                    print(f"{found.name}: {job.key} ...", flush=True)
-                    row = results.do(job, data)
-                    print(f"{found.name}: {job.key}: {_short(row)}", flush=True)
-                rows[job.key] = row
+                    todo.append(job)
+                else:
+                    rows[job.key] = row
+            if rows:
                 self._keep(found, results, list(rows.values()))
+            with ThreadPoolExecutor(self.options.processes) as pool:  # a thread waits for the process of its run
+                for running in as_completed(pool.submit(self._do, job, results, data, rows) for job in todo):
+                    running.result()
+                    self._keep(found, results, list(rows.values()))
+
+    def _do(self, job: Job, results: Results, data: Path, rows: dict[str, Row]) -> None:
+        self._refuse_late(job, rows)
+        print(f"{job.set}: {job.key} ...", flush=True)
+        rows[job.key] = results.do(job, data)
+        print(f"{job.set}: {job.key}: {_short(rows[job.key])}", flush=True)
 
     def _refuse_late(self, job: Job, rows: dict[str, Row]) -> None:
         """Start nothing that, by the runs of its kind so far, would not end in time."""
         if self.end is None:
             return
-        alike = [row["seconds"] for row in rows.values() if row["kind"] == job.kind]
+        alike = [row["seconds"] for row in list(rows.values()) if row["kind"] == job.kind]
         expected = statistics.mean(alike) if alike else 0.0
         left = self.end - time.monotonic()
-        if left <= expected:
+        if self.stopped or left <= expected:
+            self.stopped = True  # also for a run whose time nobody knows
             raise OutOfTime(f"{max(0, left):.0f} s are left, and {job.set} {job.key} takes about {expected:.0f} s")
 
     def _keep(self, found: BenchmarkSet, results: Results, rows: list[Row]) -> None:
@@ -110,7 +123,12 @@ class Benchmark:
             "settings": {row["kind"]: row["settings"] for row in rows},
         }  # fmt: skip
         name = self.options.name
-        whole = {"command": self.options.command, "machine": machine(), "skipped": self.skipped, "sets": self.sets}
+        whole = {
+            "command": self.options.command,
+            "machine": {**machine(), "processes": self.options.processes},
+            "skipped": self.skipped,
+            "sets": self.sets,
+        }
         write_json(RESULTS / f"{name}.json", whole)
         write_text(RESULTS / f"{name}.md", "\n".join(lines(whole)) + "\n")
         draw(whole, PICTURES / f"{name}.png")
@@ -142,10 +160,15 @@ def main() -> int:
         "--seeds", type=int, help="repeats of plain and private runs; default 3 of fashion, 1 of others"
     )
     parser.add_argument("--minutes", type=float, help="start no run that would end later")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time, the processor's cores shared out")
     parser.add_argument("--name", default="benchmark", help="of the results and of the folder of the runs")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--any-commit", action="store_true", help="keep runs that another commit made")
     options = parser.parse_args()
+    if options.processes < 1:
+        parser.error(f"--processes {options.processes}: at least 1")
+    if options.processes > 1:  # before any run starts torch in its own process
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.processes))
     options.command = " ".join(["python -m experiments.benchmark", *sys.argv[1:]])
     benchmark = Benchmark(options)
     done = benchmark.run()

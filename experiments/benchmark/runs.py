@@ -64,17 +64,16 @@ def jobs_of(found: BenchmarkSet, epsilons: Sequence[float], repeats: int, best: 
         found: The set.
         epsilons: Of the private runs.
         repeats: Of plain and private runs.
-        best: The plain rate that did best, once it is known; only the tries come before.
+        best: The plain rate that did best, once it is known; its repeats come last.
     """
     yield Job(found.name, "start")
     for rate in found.plain.rates:
         yield Job(found.name, "plain", 0, rate=rate)
-    if best is None:
-        return
     for repeat in range(repeats):
         for epsilon in sorted(epsilons, reverse=True):
             yield Job(found.name, "private", repeat, epsilon)
-        if repeat:
+    if best is not None:
+        for repeat in range(1, repeats):
             yield Job(found.name, "plain", repeat, rate=best)
 
 

@@ -56,12 +56,16 @@ def test_the_picture_is_drawn_also_of_a_table_that_is_not_whole(tmp_path: Path) 
 
 
 def test_plain_rates_are_tried_before_anything_hangs_on_them() -> None:
-    tries = list(jobs_of(DIGITS, [8, 1], 2, None))
-    assert [job.kind for job in tries] == ["start", "plain", "plain", "plain"]
-    all_jobs = list(jobs_of(DIGITS, [1, 8], 2, best=1e-3))
-    assert [job.key for job in all_jobs[4:]] == [
-        "private_eps8_0", "private_eps1_0", "private_eps8_1", "private_eps1_1", "plain_lr0.001_1",
-    ]  # fmt: skip
+    before = list(jobs_of(DIGITS, [8, 1], 2, None))
+    assert [job.kind for job in before[:4]] == ["start", "plain", "plain", "plain"]
+    assert [job.key for job in before[4:]] == ["private_eps8_0", "private_eps1_0", "private_eps8_1", "private_eps1_1"]
+    assert [job.key for job in jobs_of(DIGITS, [1, 8], 2, best=1e-3)] == [*(j.key for j in before), "plain_lr0.001_1"]
+
+
+def test_runs_beside_each_other_are_all_kept(no_runs: list[str], tmp_path: Path) -> None:
+    assert command.Benchmark(options(tmp_path, processes=3, seeds=2)).run()
+    kept = json.loads((tmp_path / "results" / "try.json").read_text())
+    assert len(no_runs) == len(set(no_runs)) == len(kept["sets"]["digits"]["runs"]) == 7
 
 
 def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +89,7 @@ def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     """What the command line gives."""
     base = {
         "set": ["digits"], "epsilons": [8.0], "seeds": 1, "minutes": None, "name": "try", "root": tmp_path,
-        "any_commit": False, "command": "python -m experiments.benchmark",
+        "any_commit": False, "processes": 1, "command": "python -m experiments.benchmark",
     }  # fmt: skip
     return argparse.Namespace(**{**base, **changes})
 
