@@ -102,11 +102,18 @@ OPTIONS: dict[str, Option] = {
     "ema_05": Option("EMA 0.5", {"ema": {"decay": 0.5}}),
     "ema_099": Option("EMA 0.99 (nothing but the warm-up in 20 steps)", {"ema": {"decay": 0.99}}),
     # what trains, and what is asked of it
-    "head": Option("only the head trains", {"trainable": "head"}),
-    "neck_and_head": Option("neck and head train", {"trainable": "neck_and_head"}),
-    "all": Option("all parameters train", {"trainable": "all"}),
-    "head_and_norms": Option("head, norms and biases train", {"trainable": "head_and_norms"}),
-    "lora": Option("rank-4 adapters train", {"trainable": "lora", "lora": {"rank": 4}}),
+    "head": Option("only the head trains, rate 3e-3", {"trainable": "head", "optimizer": {"lr": 3e-3}}),
+    "neck_and_head": Option(
+        "neck and head train, rate 2e-3", {"trainable": "neck_and_head", "optimizer": {"lr": 2e-3}}
+    ),
+    "head_and_norms": Option(
+        "head, norms and biases train, rate 3e-3", {"trainable": "head_and_norms", "optimizer": {"lr": 3e-3}}
+    ),
+    "all": Option("all parameters train, rate 1e-3", {"trainable": "all", "optimizer": {"lr": 1e-3}}),
+    "all_double": Option("all parameters train, rate 2e-3", {"trainable": "all", "optimizer": {"lr": 2e-3}}),
+    "lora": Option(
+        "rank-4 adapters train, rate 5e-3", {"trainable": "lora", "lora": {"rank": 4}, "optimizer": {"lr": 5e-3}}
+    ),
     "one_to_one": Option("only the one-to-one branch of the head", {"head": "one_to_one"}),
     "constant_loss": Option("loss over a constant", {"loss": {"normaliser": "constant"}}),
     "shift": Option("shifts and zoom", {"augment": {"translate": 0.1, "scale": 0.1}}),
