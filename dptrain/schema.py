@@ -99,7 +99,7 @@ class PrivacyConfig:
     clip_count_noise: float | None = _key(
         None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"
     )
-    preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, layers, EMA for that many images")
+    preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA for that many images")
 
 
 @dataclass
