@@ -147,7 +147,7 @@ _FASHION = BenchmarkSet(
         "optimizer": {"name": "adam", "lr": 2e-3}, "schedule": {"name": "constant"},
         "privacy": {"clip_norm": 1.0, "expected_batch_size": 1024},
     },
-    at_epsilon={1.0: {"steps": 30}, 2.0: {"steps": 40}},
+    at_epsilon={1.0: {"steps": 30, "optimizer": {"lr": 1e-3}}, 2.0: {"steps": 40, "optimizer": {"lr": 1e-3}}},
     plain=PlainRecipe(steps=800),  # as many images as the private run takes in 50 steps of 1,024
     tuned="layers and rate tuned on public scenes (results/tuning_fashion.json)",
 )  # fmt: skip
