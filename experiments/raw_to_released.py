@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -86,6 +87,20 @@ def run(*arguments: object, status: int = 0) -> None:
         sys.exit(f"exit status {found}, where {status} was expected")
     if status:
         print(f"(exit status {status})")
+
+
+@contextlib.contextmanager
+def workplace(root: Path) -> Iterator[None]:
+    """Work in a folder, with a ledger of its own there: its budget is no business of the ledger that a team shares."""
+    before = dict(os.environ)
+    os.environ["DPTRAIN_BUDGET_URL"] = "sqlite:///budget.db"
+    os.environ.pop("DPTRAIN_BUDGET_KEY", None)
+    try:
+        with contextlib.chdir(root):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def say(text: str) -> None:
@@ -195,7 +210,7 @@ def main() -> None:
     if options.root.exists():
         sys.exit(f"{options.root} is there already: choose another --root, or remove it")
     options.root.mkdir(parents=True)
-    with contextlib.chdir(options.root):
+    with workplace(options.root):
         prepare(options.photos)
         train(options.photos, options.steps, options.epsilon)
         predict(release())
