@@ -160,9 +160,7 @@ def open_checkpoint(file: Path) -> DetectionModel:
     except (SealError, ConfigError):
         raise
     except Exception as error:  # unpickling fails in many ways; all mean the same to the user
-        raise ModelError(
-            f"{str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})"
-        ) from error
+        raise ModelError(f"{str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})") from error
     if not isinstance(detector, DetectionModel):
         raise ModelError(f"{str(file)!r} holds a {type(detector).__name__}, not a detector")
     return detector

@@ -18,7 +18,6 @@ from .sources import Item, Source, find, read
 
 EPOCH = 946684800  # 2000-01-01: the time of every file that is written
 DICOM_AS = ("dicom", "png", "both")
-_ANY_CLASS = 2**31
 
 
 @dataclass(frozen=True)
@@ -254,11 +253,9 @@ class _Scrub:
 
     def _carry(self, labels: Path, file: Path) -> None:
         """Write the boxes, which are numbers once they were checked, and nothing that stands beside them."""
-        from ..detection.labels import read_labels
+        from ..detection.labels import plain_labels
 
-        read_labels(labels, _ANY_CLASS)
-        lines = (" ".join(line.split()) for line in read(labels).decode("utf-8-sig").splitlines())
-        _write(file, "".join(f"{line}\n" for line in lines if line).encode())
+        _write(file, plain_labels(labels).encode())
         self.labels += 1
 
 

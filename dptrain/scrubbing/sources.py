@@ -94,7 +94,7 @@ def _folder(root: Path) -> Source:
         else:
             others.append(file)
     carried = {item.labels for item in items}
-    return Source(tuple(items), tuple(str(file) for file in others if file not in carried))
+    return Source(tuple(items), tuple(str(file) for file in others if file.absolute() not in carried))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -121,7 +121,7 @@ def _dataset(file: Path) -> Source:
 
 
 def _labels(image: Path) -> Path | None:
-    labels = label_path(image)
+    labels = label_path(image.absolute())  # of images/x.jpg alone, Ultralytics' rule would not see the folder
     return labels if labels.is_file() else None
 
 
