@@ -19,6 +19,7 @@ from ..detection.images import read_image
 from ..detection.labels import label_path, read_labels
 from ..detection.sources import SPLITS, DataConfig, load_data
 from ..errors import ConfigError, DataError
+from ..files import refuse_unwritable
 from .evaluate import picture_name
 from .kinds import Kind, kind_of, perturb
 
@@ -73,7 +74,11 @@ def export_perturbed(
         raise ConfigError(f"seed={seed} is not a whole number of 0 or more")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"-o {folder} is there and not empty: choose a new folder, so that nothing is overwritten")
+    refuse_unwritable(folder, "-o")
     config = load_data(data)
+    for read in config.folders:
+        if folder.resolve().is_relative_to(read):
+            raise ConfigError(f"-o {folder} is inside {read}, which is read: choose a folder beside it")
     suffix = ".jpg" if kind == "jpeg" else ".png"
     copies = {split: _copies(getattr(config, split), split, suffix) for split in SPLITS if getattr(config, split)}
     folder.parent.mkdir(parents=True, exist_ok=True)

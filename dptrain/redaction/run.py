@@ -17,7 +17,7 @@ import numpy as np
 from ..detection.images import read_image
 from ..detection.labels import plain_labels
 from ..errors import ConfigError, DataError, DptrainError
-from ..files import file_hash, write_atomically, write_text
+from ..files import file_hash, refuse_unwritable, write_atomically, write_text
 from ..signals import stop_signal
 from .dataset import YAML_SUFFIXES, Dataset, write_dataset
 from .images import write_image
@@ -98,6 +98,9 @@ def redact(
         place = place.resolve()
     folder = Path(report) if report is not None else place.with_name(f"{place.name}.redaction")
     refuse_report(folder, (REPORT, BOXES, SHEET), str(source), overwrite)
+    if output is not None:
+        refuse_unwritable(Path(output), "-o")
+    refuse_unwritable(folder, "--report")
     finder, reached = _finder(weights, chosen, recall, recall_data)
     if finder is not None:
         chosen = replace(chosen, conf=finder.conf)

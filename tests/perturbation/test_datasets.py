@@ -158,13 +158,25 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_words_of_the_command(
         ("evaluate --weights w.pt --data d.yaml --seed -1", "seed=-1"),
         ("evaluate --weights w.pt --data d.yaml --delta 1", "--delta"),
         ("evaluate --weights w.pt", "--data"),
+        ("evaluate --weights w.pt --data {data} --no-tracking", "'w.pt': no such checkpoint"),
+        ("evaluate --weights w.pt --data {data} -o {data}/x", "is no folder"),
+        ("evaluate --weights w.pt --data {data} -o {done}", "holds a perturbation.json already"),
+        ("export --data {data} --kind noise --level 1 -o {data}/x", "is no folder"),
+        ("export --data {data} --kind noise --level 1 -o {images}/x", "which is read"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(
-    arguments: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str,
+    expected: str,
+    data: Path,
+    evaluated,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["perturb", *arguments.split()]) == 2
+    given = arguments.format(data=data, done=evaluated[0].folder, images=load_data(data).train[0].parent)
+    assert main(["perturb", *given.split()]) == 2
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
