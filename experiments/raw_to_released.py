@@ -133,14 +133,15 @@ def prepare(photos: int) -> None:
         Path(file).unlink()
 
     say("3. the sticker goes: it is at the same place in every photo")
-    run("redact", "clean/images", "--in-place", "--region", REGION, "--report", "redaction")
-    run("check", "clean/data.yaml", "-o", "check_clean.html", "--allow", "class balance")
+    run("redact", "clean", "-o", "redacted", "--region", REGION)
+    shutil.rmtree("clean")
+    run("check", "redacted/data.yaml", "-o", "check_clean.html", "--allow", "class balance")
 
     say("4. a limit for what these photos may ever cost, and they are sealed for the training machine")
     run("seal", "--new-key", "hospital.key")
-    run("budget", "create", "slips", "--data", "clean/data.yaml", "--epsilon", 10, "--delta", recipe.DELTA)
-    run("seal", "clean/data.yaml", "--to", public_key("hospital.key"), "-o", "slips.seal")
-    shutil.rmtree("clean")
+    run("budget", "create", "slips", "--data", "redacted/data.yaml", "--epsilon", 10, "--delta", recipe.DELTA)
+    run("seal", "redacted/data.yaml", "--to", public_key("hospital.key"), "-o", "slips.seal")
+    shutil.rmtree("redacted")
 
 
 def public_key(file: str) -> str:
