@@ -19,7 +19,7 @@ from ..detection.images import read_image
 from ..detection.labels import label_path, read_labels
 from ..detection.sources import SPLITS, DataConfig, load_data
 from ..errors import ConfigError, DataError
-from ..files import refuse_unwritable
+from ..files import read_file, refuse_unwritable
 from .evaluate import picture_name
 from .kinds import Kind, kind_of, perturb
 
@@ -143,7 +143,7 @@ class _Job:
         if read_labels(source, self.config.num_classes) is None:
             return False
         label.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, label)
+        label.write_bytes(read_file(source))  # of a sealed dataset, too
         return True
 
     def _write(self, file: Path, perturbed: np.ndarray, pixels: np.ndarray) -> None:

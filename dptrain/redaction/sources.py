@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..detection.images import IMAGE_SUFFIXES
 from ..errors import ConfigError, DataError
+from ..sealing.archive import is_sealed_dataset
 from . import images, video
 from .dataset import YAML_SUFFIXES, Dataset, labels_of, normal
 
@@ -62,6 +63,8 @@ def find_jobs(source: str, output: Path | None, *, in_place: bool, overwrite: bo
         jobs = _listed(dataset, output)
         dataset = None if in_place else dataset
     elif Path(source).is_file():
+        if is_sealed_dataset(source):
+            raise DataError(f"{source} is sealed, and redacted pictures lie in plain: dptrain unseal it first")
         kind = _kind(Path(source))
         if kind == "other":
             raise DataError(f"{source}: is neither an image nor a video by its suffix; nothing was redacted")

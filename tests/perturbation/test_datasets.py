@@ -15,6 +15,7 @@ from dptrain.detection.evaluate import evaluate
 from dptrain.detection.model import load_model
 from dptrain.errors import ConfigError, DataError
 from dptrain.perturbation import evaluate_perturbed, export_perturbed
+from dptrain.sealing import new_identity, seal
 from experiments.digits.scenes import write_public
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "experiments/digits/public_start.pt"
@@ -96,6 +97,16 @@ def test_a_copy_has_the_labels_and_nothing_else_of_the_files(data: Path, tmp_pat
     export_perturbed(data, tmp_path / "again", kind="noise", level=20)
     one, two = (cv2.imread(str(tmp_path / f"{name}/images/val/0000.png")) for name in ("noisy", "again"))
     assert (one != two).mean() > 0.5  # the seed is drawn, and forgotten
+
+
+def test_a_sealed_dataset_is_copied_with_its_labels(
+    make_dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = new_identity(tmp_path / "key")
+    sealed = seal(make_dataset(), tmp_path / "pets.seal", recipients=[public])
+    monkeypatch.setenv("DPTRAIN_SEAL_IDENTITY", (tmp_path / "key").read_text())
+    done = export_perturbed(sealed, tmp_path / "copy", kind="blur", level=1)
+    assert done.labels == len(list((tmp_path / "copy" / "labels").rglob("*.txt"))) > 0
 
 
 def test_a_copy_is_whole_or_not_there(make_dataset, tmp_path: Path) -> None:
