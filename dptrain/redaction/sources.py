@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..detection.images import IMAGE_SUFFIXES
 from ..errors import ConfigError, DataError
+from ..files import label_path
 from ..sealing.archive import is_sealed_dataset
 from . import images, video
 from .dataset import YAML_SUFFIXES, Dataset, labels_of, normal
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,23 @@ def _with_labels(jobs: list[Job], folder: Path, output: Path, dataset: Dataset |
         else job
         for job in jobs
     ]
+    outside = sum(_labelled_outside(Path(job.source), folder) for job in jobs if job.kind == "image")
+    if outside:
+        logger.warning(
+            "labels of %d images lie outside %s and stay behind: give the folder above it, or the data.yaml, to take "
+            "them along",
+            outside,
+            folder,
+        )
     carried = {job.labels[0] for job in found if job.labels is not None}
     if dataset is not None:
         carried.add(normal(folder / "data.yaml"))
     return [job for job in found if normal(Path(job.source)) not in carried]
+
+
+def _labelled_outside(image: Path, folder: Path) -> bool:
+    labels = label_path(normal(image))
+    return not labels.is_relative_to(normal(folder)) and labels.is_file()
 
 
 def _listed(dataset: Dataset, output: Path | None) -> list[Job]:

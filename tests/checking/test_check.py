@@ -259,7 +259,7 @@ def test_a_folder_of_images_is_checked_without_labels(
         ("check {data} --allow nothing", "is none of"),
         ("check {data} --conf 2", "--conf=2.0"),
         ("check {data} --imgsz 100", "--imgsz=100"),
-        ("check {data} --weights {tmp}/no.pt", "'{tmp}/no.pt': no such checkpoint"),
+        ("check {data} --weights {tmp}/no.pt", "checkpoint '{tmp}/no.pt': no such file"),
         ("check {image}", "is an image: give the folder"),
         ("check {data} -o {image}/page.html", "{image} is no folder"),
     ],

@@ -169,7 +169,7 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_words_of_the_command(
         ("evaluate --weights w.pt --data d.yaml --seed -1", "seed=-1"),
         ("evaluate --weights w.pt --data d.yaml --delta 1", "--delta"),
         ("evaluate --weights w.pt", "--data"),
-        ("evaluate --weights w.pt --data {data} --no-tracking", "'w.pt': no such checkpoint"),
+        ("evaluate --weights w.pt --data {data} --no-tracking", "checkpoint 'w.pt': no such file"),
         ("evaluate --weights w.pt --data {data} -o {data}/x", "is no folder"),
         ("evaluate --weights w.pt --data {data} -o {done}", "holds a perturbation.json already"),
         ("export --data {data} --kind noise --level 1 -o {data}/x", "is no folder"),

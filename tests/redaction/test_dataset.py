@@ -110,6 +110,13 @@ def test_a_text_beside_a_photo_is_no_label_file(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "safe").iterdir()] == ["a.jpg"]
 
 
+def test_labels_that_stay_behind_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_dataset(tmp_path / "raw")
+    images = str(data.parent / "images")
+    assert main(["redact", images, "-o", str(tmp_path / "safe"), "--region", REGION]) == 0
+    assert f"labels of 4 images lie outside {images}" in capsys.readouterr().err
+
+
 def test_nothing_of_a_dataset_is_overwritten(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "raw")
     for blocked, place in (("labels/val/1.txt", "a"), ("data.yaml", "b")):

@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
         ("a.png -o b.png --region 900,900,990,990", "outside a picture"),
         ("a.png -o b.png --region 0,0,1,1 --frames 3", "frames=3"),
         ("no.png -o b.png --region 0,0,1,1", "no.png: no such file"),
-        ("a.png -o b.png --weights no.pt", "'no.pt': no such checkpoint"),
+        ("a.png -o b.png --weights no.pt", "checkpoint 'no.pt': no such file"),
         ("a.png -o a.txt/b.png --region 0,0,1,1", "a.txt is no folder"),
         ("a.png -o b.png --region 0,0,1,1 --report a.txt/b", "a.txt is no folder"),
         ("a.png -o b.png --weights a.png --recall 0.9", "recall and recall_data go together"),
