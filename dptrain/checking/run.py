@@ -201,7 +201,12 @@ def _balance(boxes: dict[str, dict[str, int]], has_val: bool) -> list[Finding]:
         if count == 0:
             found.append(Finding("class balance", f"{name}: not one box in train"))
         elif count < max(_FEW, _RARE * most) and count < most:
-            found.append(Finding("class balance", f"{name}: {count} boxes in train, where the commonest has {most}"))
+            found.append(
+                Finding(
+                    "class balance",
+                    f"{name}: {count} box{'es' * (count != 1)} in train, where the commonest has {most}",
+                )
+            )
         if count and has_val and boxes["val"][name] == 0:
             found.append(Finding("class balance", f"{name}: not one box in val, so its metrics say nothing"))
     return found

@@ -149,8 +149,9 @@ class _Job:
     def _write(self, file: Path, perturbed: np.ndarray, pixels: np.ndarray) -> None:
         """A JPEG is made of the original at the level, since one of its own decoded copy would be another."""
         if self.kind.name == "jpeg":
-            done = cv2.imwrite(str(file), pixels, [cv2.IMWRITE_JPEG_QUALITY, int(self.level)])
+            done, content = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(self.level)])
         else:
-            done = cv2.imwrite(str(file), perturbed)
+            done, content = cv2.imencode(".png", perturbed)
         if not done:
-            raise OSError(f"{file} could not be written: is the disk full?")
+            raise DataError(f"{file}: a picture of {pixels.shape[1]} x {pixels.shape[0]} pixels cannot be written")
+        file.write_bytes(content.tobytes())  # by Python: of a full disk OpenCV tells in three lines of its own

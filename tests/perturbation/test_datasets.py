@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import cv2
@@ -107,6 +108,20 @@ def test_a_sealed_dataset_is_copied_with_its_labels(
     monkeypatch.setenv("DPTRAIN_SEAL_IDENTITY", (tmp_path / "key").read_text())
     done = export_perturbed(sealed, tmp_path / "copy", kind="blur", level=1)
     assert done.labels == len(list((tmp_path / "copy" / "labels").rglob("*.txt"))) > 0
+
+
+def test_a_disk_that_is_full_is_told_in_one_line(
+    make_dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, limits = make_dataset(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    arguments = f"perturb export --data {data} --kind blur --level 1 -o {tmp_path / 'copy'}".split()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # bytes that a file may have
+    try:
+        assert main(arguments) != 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert not [file for file in tmp_path.iterdir() if "copy" in file.name]
 
 
 def test_a_copy_is_whole_or_not_there(make_dataset, tmp_path: Path) -> None:
