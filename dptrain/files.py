@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import ConfigError
+
 JOURNAL = "steps.journal"
 MOST_BYTES, MOST_TEXT = 1 << 31, 1 << 26  # of an image, and of a file that people or programs write as text
 _PART = ".part"
@@ -39,6 +41,20 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
             raise OSError(failed.errno, failed.strerror, str(file)) from error
         raise
     sync_folder(file.parent)
+
+
+def refuse_unwritable(place: Path, setting: str) -> None:
+    """Refuse a place where nothing can be made, before the work whose outcome would be lost.
+
+    Raises:
+        ConfigError: What is above it is no folder, or may not be written.
+    """
+    whole = place.expanduser().absolute()
+    there = next(part for part in (whole, *whole.parents) if os.path.lexists(part))
+    if there != whole and not there.is_dir():
+        raise ConfigError(f"{setting} {place}: {there} is no folder; choose another place")
+    if not os.access(there if there.is_dir() else there.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{setting} {place} cannot be written (no permission); choose another place")
 
 
 def sync_folder(folder: Path) -> None:

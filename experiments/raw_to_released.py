@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -88,6 +89,20 @@ def run(*arguments: object, status: int = 0) -> None:
         print(f"(exit status {status})")
 
 
+@contextlib.contextmanager
+def workplace(root: Path) -> Iterator[None]:
+    """Work in a folder, with a ledger of its own there: its budget is no business of the ledger that a team shares."""
+    before = dict(os.environ)
+    os.environ["DPTRAIN_BUDGET_URL"] = "sqlite:///budget.db"
+    os.environ.pop("DPTRAIN_BUDGET_KEY", None)
+    try:
+        with contextlib.chdir(root):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def say(text: str) -> None:
     print(f"\n# {text}", flush=True)
 
@@ -118,14 +133,15 @@ def prepare(photos: int) -> None:
         Path(file).unlink()
 
     say("3. the sticker goes: it is at the same place in every photo")
-    run("redact", "clean/images", "--in-place", "--region", REGION, "--report", "redaction")
-    run("check", "clean/data.yaml", "-o", "check_clean.html", "--allow", "class balance")
+    run("redact", "clean", "-o", "redacted", "--region", REGION)
+    shutil.rmtree("clean")
+    run("check", "redacted/data.yaml", "-o", "check_clean.html", "--allow", "class balance")
 
     say("4. a limit for what these photos may ever cost, and they are sealed for the training machine")
     run("seal", "--new-key", "hospital.key")
-    run("budget", "create", "slips", "--data", "clean/data.yaml", "--epsilon", 10, "--delta", recipe.DELTA)
-    run("seal", "clean/data.yaml", "--to", public_key("hospital.key"), "-o", "slips.seal")
-    shutil.rmtree("clean")
+    run("budget", "create", "slips", "--data", "redacted/data.yaml", "--epsilon", 10, "--delta", recipe.DELTA)
+    run("seal", "redacted/data.yaml", "--to", public_key("hospital.key"), "-o", "slips.seal")
+    shutil.rmtree("redacted")
 
 
 def public_key(file: str) -> str:
@@ -195,7 +211,7 @@ def main() -> None:
     if options.root.exists():
         sys.exit(f"{options.root} is there already: choose another --root, or remove it")
     options.root.mkdir(parents=True)
-    with contextlib.chdir(options.root):
+    with workplace(options.root):
         prepare(options.photos)
         train(options.photos, options.steps, options.epsilon)
         predict(release())

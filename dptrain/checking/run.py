@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binom
 
+from ..detection.images import IMAGE_SUFFIXES
 from ..detection.sources import SPLITS, folder_images, load_data
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..sealing.archive import is_sealed_dataset
 from .duplicates import groups, pairs
 from .findings import FOLDER, KINDS, CheckReport, Finding
@@ -89,6 +90,8 @@ def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, st
     """The images of each split, and the class names; a folder has no names, and is one split, :data:`FOLDER`."""
     place = Path(data).expanduser()
     if not place.is_dir():
+        if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
+            raise DataError(f"{data} is an image: give the folder that it is in, or a data.yaml")
         listed = load_data(data)
         return {split: getattr(listed, split) for split in SPLITS if getattr(listed, split)}, listed.names
     for name in ("data.yaml", "dataset.yaml"):
@@ -198,7 +201,12 @@ def _balance(boxes: dict[str, dict[str, int]], has_val: bool) -> list[Finding]:
         if count == 0:
             found.append(Finding("class balance", f"{name}: not one box in train"))
         elif count < max(_FEW, _RARE * most) and count < most:
-            found.append(Finding("class balance", f"{name}: {count} boxes in train, where the commonest has {most}"))
+            found.append(
+                Finding(
+                    "class balance",
+                    f"{name}: {count} box{'es' * (count != 1)} in train, where the commonest has {most}",
+                )
+            )
         if count and has_val and boxes["val"][name] == 0:
             found.append(Finding("class balance", f"{name}: not one box in val, so its metrics say nothing"))
     return found

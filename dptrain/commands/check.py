@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
-from ..files import JOURNAL
+from ..files import JOURNAL, refuse_unwritable
 from .options import Commands
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _refuse_place(file: Path) -> None:
     """A run's folder goes to MLflow, and its weights to other people."""
     if file.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"-o {file} is not an .html file")
+    refuse_unwritable(file, "-o")
     folder = file.expanduser().resolve().parent
     if any((place / JOURNAL).exists() for place in (folder, *folder.parents)):
         raise ConfigError(f"-o {file} is in the folder of a run, which may be published: choose another place")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
+from .console import counted
 from .options import Commands
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def register(commands: Commands) -> None:
         epilog="What is written holds no EXIF, no thumbnail, no place. Redaction is not differential privacy.",
     )
     redact.add_argument(
-        "source", metavar="SOURCE", help="image, video, folder, camera number, or rtsp://, http://, ..."
+        "source", metavar="SOURCE", help="image, video, folder, data.yaml, camera number, or rtsp://, http://, ..."
     )
     redact.add_argument("-o", "--output", type=Path, help="file, or for a folder the folder, to write to")
     redact.add_argument("--in-place", action="store_true", help="write over the originals instead")
@@ -112,26 +113,30 @@ def _redact(options: argparse.Namespace) -> int:
             f"{len(report.failed)} of {len(report.files)} files could not be redacted and were not written, the first: "
             f"{first.reason}; {report.folder}/report.json names all of them"
         )
+    for entry in report.files:
+        if entry.reason:
+            raise DataError(f"{entry.reason}; the {counted(entry.frames, 'frame')} before it are in {entry.output}")
     return 0
 
 
 def _lines(report: RedactionReport) -> Iterator[str]:
     summary = report.summary()
-    words = [_counted(summary["redacted"], "file") + " redacted"]
+    words = [counted(summary["redacted"], "file") + " redacted"]
     words += [f"{summary['untouched']} in which nothing was found"] * bool(summary["untouched"])
     words += [f"{summary['skipped']} skipped (no pictures)"] * bool(summary["skipped"])
-    yield f"{', '.join(words)}: {_counted(summary['boxes'], 'box')} in {_counted(summary['frames'], 'frame')}"
+    yield f"{', '.join(words)}: {counted(summary['boxes'], 'box')} in {counted(summary['frames'], 'frame')}"
+    if summary["label files"] or report.data:
+        carried = [counted(summary["label files"], "label file"), *([report.data] if report.data else [])]
+        yield f"carried    {', '.join(carried)}"
     if report.recall is not None:
         reached = report.recall
         yield f"confidence {reached['conf']:.4f} covers {reached['reached']:.3f} of {reached['boxes']} labelled boxes"
     for entry in report.files:
-        if entry.dropped or entry.unreadable:
-            yield f"{entry.source}: {entry.dropped} frames dropped, {entry.unreadable} packets unreadable; not written"
+        if entry.dropped:
+            yield f"{entry.source}: left out {counted(entry.dropped, 'frame')}, which came faster than the model works"
+        if entry.unreadable:
+            yield f"{entry.source}: left out {counted(entry.unreadable, 'packet')} that could not be decoded"
     yield f"report     {report.folder}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('x') else 's'}"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .console import counted
 from .options import Commands
 
 if TYPE_CHECKING:
@@ -87,10 +88,12 @@ def _print(report: ScrubReport) -> None:
     for word, count in kinds.items():
         print(f"  {word:<{width}}  {count:>7}")
     if report.output is None:
-        print(f"{report.leaking} of {len(report.files)} images would give something away; nothing was written")
+        print(
+            f"{report.leaking} of {counted(len(report.files), 'image')} would give something away; nothing was written"
+        )
     else:
         written = len(report.files) - report.withheld
-        print(f"{written} images and {report.labels} label files: {report.output}")
+        print(f"{counted(written, 'image')} and {counted(report.labels, 'label file')}: {report.output}")
     if report.flagged:
         done = "" if report.output is None else ", withheld" if report.withheld else ", written all the same"
         print(f"{report.flagged} images may have writing burned into their pixels{done}")

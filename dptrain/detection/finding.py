@@ -147,12 +147,12 @@ def _check(detector: DetectionModel, weights: str | Path) -> None:
     head = detector.model[-1]
     if not isinstance(head, Detect) or isinstance(head, OBB):
         raise ModelError(
-            f"model={str(weights)!r} has the head {type(head).__name__}, and upright boxes are needed: use weights for "
+            f"{str(weights)!r} has the head {type(head).__name__}, and upright boxes are needed: use weights for "
             "detection, segmentation or pose"
         )
     for name, tensor in detector.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):  # it would find nothing, and nothing would be redacted
-            raise ModelError(f"model={str(weights)!r}: {name} holds values that are not finite numbers")
+            raise ModelError(f"{str(weights)!r}: {name} holds values that are not finite numbers")
 
 
 def _some(names: list[str]) -> str:

@@ -10,7 +10,9 @@ import numpy as np
 from ..errors import DataError
 from ..files import MOST_TEXT, label_path, read_file
 
-__all__ = ["TOLERANCE", "label_path", "read_labels"]
+__all__ = ["TOLERANCE", "label_path", "plain_labels", "read_labels"]
+
+_ANY_CLASS = 2**31
 
 #: How far an edge may lie outside the image, in parts of its side. Ultralytics allows coordinates the same 1 %: tools
 #: that count pixels from 1, or round, put an honest edge that far out.
@@ -68,6 +70,17 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
         seen.add(key)
         rows.append([_class(values[0], words[0], num_classes, place), *_box(values[1:], place)])
     return np.array(rows, np.float32).reshape(-1, 5) + np.float32(0)
+
+
+def plain_labels(path: Path) -> str:
+    """Return the lines of a label file, which are numbers once they were checked; of any class.
+
+    Raises:
+        DataError: It cannot be read, or a line is none of :func:`read_labels`.
+    """
+    read_labels(path, _ANY_CLASS)
+    lines = (" ".join(line.split()) for line in read_file(path, MOST_TEXT).decode("utf-8-sig").splitlines())
+    return "".join(f"{line}\n" for line in lines if line)
 
 
 def _number(word: str, place: str) -> float:

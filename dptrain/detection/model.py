@@ -81,7 +81,7 @@ def load_model(
         has_statistics = any(isinstance(m, nn.BatchNorm2d) for m in detector.modules())
         set_classes(detector, num_classes, names, new_classes, similar)
     else:
-        raise ModelError(f"model={str(model)!r}: expected a model .yaml (such as yolo26n.yaml) or a .pt checkpoint")
+        raise ModelError(f"{str(model)!r}: expected a model .yaml (such as yolo26n.yaml) or a .pt checkpoint")
     if norm == "auto":
         norm = "frozen_bn" if has_statistics else "group"
     if norm == "frozen_bn" and not has_statistics:
@@ -114,16 +114,16 @@ def _from_yaml(name: str, num_classes: int | None) -> DetectionModel:
     try:
         description = yaml_model_load(name)
     except Exception as error:  # Ultralytics raises several kinds, and tries its own search before
-        raise ModelError(f"model={name!r}: no such model description ({_first_line(error)})") from error
+        raise ModelError(f"{name!r}: no such model description ({_first_line(error)})") from error
     with _quietly():  # it announces the number of classes on stdout
         task = guess_model_task(description)
         if task != "detect":
-            raise ModelError(f"model={name!r} is {_kind(task)}, not a detector: use one such as yolo26n.yaml")
+            raise ModelError(f"{name!r} is {_kind(task)}, not a detector: use one such as yolo26n.yaml")
         try:
             detector = DetectionModel(description, nc=num_classes, verbose=False)
         except Exception as error:  # a data.yaml, a family with inputs of its own, a misspelt layer: many kinds
             raise ModelError(
-                f"model={name!r} does not describe a plain detector such as yolo26n.yaml ({_first_line(error)})"
+                f"{name!r} does not describe a plain detector such as yolo26n.yaml ({_first_line(error)})"
             ) from error
     _check_head(detector, name)
     return detector
@@ -150,7 +150,7 @@ def open_checkpoint(file: Path) -> DetectionModel:
         ModelError: The file is missing, cannot be opened, or holds something else.
     """
     if not file.is_file():
-        raise ModelError(f"model={str(file)!r}: no such file (dptrain downloads nothing: put the checkpoint there)")
+        raise ModelError(f"checkpoint {str(file)!r}: no such file (dptrain downloads nothing: put it there)")
     try:
         with plain_weights(file) as plain:
             refuse_damage(plain)
@@ -160,11 +160,9 @@ def open_checkpoint(file: Path) -> DetectionModel:
     except (SealError, ConfigError):
         raise
     except Exception as error:  # unpickling fails in many ways; all mean the same to the user
-        raise ModelError(
-            f"model={str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})"
-        ) from error
+        raise ModelError(f"{str(file)!r} is not a checkpoint that can be opened ({_first_line(error)})") from error
     if not isinstance(detector, DetectionModel):
-        raise ModelError(f"model={str(file)!r} holds a {type(detector).__name__}, not a detector")
+        raise ModelError(f"{str(file)!r} holds a {type(detector).__name__}, not a detector")
     return detector
 
 
@@ -175,7 +173,7 @@ def _from_checkpoint(file: Path) -> DetectionModel:
     except ModelError:
         raise
     except Exception as error:  # what was pickled may lack any part
-        raise ModelError(f"model={str(file)!r} is not a whole detector ({_first_line(error)})") from error
+        raise ModelError(f"{str(file)!r} is not a whole detector ({_first_line(error)})") from error
     for leftover in ("criterion", "args", "pt_path", "class_weights"):
         detector.__dict__.pop(leftover, None)
     return detector
@@ -186,16 +184,16 @@ def _check_detector(detector: DetectionModel, file: Path) -> None:
     with _quietly():
         task = getattr(detector, "task", None) or guess_model_task(detector)
     if task != "detect":
-        raise ModelError(f"model={str(file)!r} is {_kind(task)}, not a detector")
+        raise ModelError(f"{str(file)!r} is {_kind(task)}, not a detector")
     if detector.is_fused() and not any(isinstance(m, nn.GroupNorm) for m in detector.modules()):
-        raise ModelError(f"model={str(file)!r} was fused for inference and has lost its norm layers: use the original")
+        raise ModelError(f"{str(file)!r} was fused for inference and has lost its norm layers: use the original")
     _check_head(detector, str(file))
     for name, tensor in detector.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"model={str(file)!r}: {name} holds values that are not finite numbers")
+            raise ModelError(f"{str(file)!r}: {name} holds values that are not finite numbers")
     names, classes = detector.names, detector.model[-1].nc
     if not isinstance(names, Mapping) or sorted(names) != list(range(classes)) or not detector.yaml["backbone"]:
-        raise ModelError(f"model={str(file)!r} does not name its {classes} classes")
+        raise ModelError(f"{str(file)!r} does not name its {classes} classes")
     with torch.no_grad():
         copy.deepcopy(detector).eval()(torch.zeros(1, 3, 64, 64))
 
@@ -211,7 +209,7 @@ def _check_head(detector: DetectionModel, name: str) -> None:
     head = detector.model[-1]
     if type(head) is not Detect:
         raise ModelError(
-            f"model={name!r} has the head {type(head).__name__}, and its loss is not supported: "
+            f"{name!r} has the head {type(head).__name__}, and its loss is not supported: "
             "dptrain trains the detection models of the v8, 11 and 26 families"
         )
 

@@ -50,7 +50,7 @@ def public_model(model: str, names: Mapping[int, str], norm: str = "auto") -> De
         detector = _from_checkpoint(file)
         set_classes(detector, len(names), names)
     else:
-        raise ModelError(f"model={model!r}: expected a model .yaml (such as yolo26n.yaml) or a .pt checkpoint")
+        raise ModelError(f"{model!r}: expected a model .yaml (such as yolo26n.yaml) or a .pt checkpoint")
     if norm == "group":
         _replace_norms(detector, "group")
     elif norm == "batch" and not any(isinstance(m, _BATCH_NORMS) for m in detector.modules()):

@@ -16,7 +16,7 @@ from ..detection.images import read_image
 from ..detection.model import load_model
 from ..detection.sources import DataConfig
 from ..errors import ConfigError
-from ..files import write_atomically, write_json
+from ..files import refuse_unwritable, write_atomically, write_json
 from ..tracking import NoTracker, Tracker, Work
 from .epsilon import input_noise
 from .kinds import KINDS, Kind, kind_of, perturb
@@ -133,13 +133,18 @@ def evaluate_perturbed(
         on_row: Called after each level.
 
     Raises:
-        ConfigError: A kind or level is not one.
+        ConfigError: A kind or level is not one, or ``output`` cannot be written or holds another result.
         DataError, ModelError: The data or the weights cannot be used.
         TrackingError: The MLflow store cannot be reached.
     """
     wanted = checked_levels(levels)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"seed={seed} is not a whole number of 0 or more")
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        refuse_unwritable(folder, "-o")
+        if (folder / RESULT).exists():
+            raise ConfigError(f"-o {folder} holds a {RESULT} already: choose another folder, so that it stays")
     config = load_data(data)
     dataset = PerturbedDataset(config, split, imgsz)
     dataset.seed = seed
@@ -147,7 +152,6 @@ def evaluate_perturbed(
     settings = {
         "weights": str(weights), "data": str(data), "split": split, "imgsz": imgsz, "seed": seed, "delta": delta
     }  # fmt: skip
-    folder = None if output is None else Path(output)
     tracker: Tracker = NoTracker()
     if tracking_uri is not None:
         name = f"perturb {Path(weights).stem} {datetime.now():%Y-%m-%d %H:%M}"

@@ -19,6 +19,7 @@ from ..detection.images import read_image
 from ..detection.labels import label_path, read_labels
 from ..detection.sources import SPLITS, DataConfig, load_data
 from ..errors import ConfigError, DataError
+from ..files import read_file, refuse_unwritable
 from .evaluate import picture_name
 from .kinds import Kind, kind_of, perturb
 
@@ -73,7 +74,11 @@ def export_perturbed(
         raise ConfigError(f"seed={seed} is not a whole number of 0 or more")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"-o {folder} is there and not empty: choose a new folder, so that nothing is overwritten")
+    refuse_unwritable(folder, "-o")
     config = load_data(data)
+    for read in config.folders:
+        if folder.resolve().is_relative_to(read):
+            raise ConfigError(f"-o {folder} is inside {read}, which is read: choose a folder beside it")
     suffix = ".jpg" if kind == "jpeg" else ".png"
     copies = {split: _copies(getattr(config, split), split, suffix) for split in SPLITS if getattr(config, split)}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,14 +143,15 @@ class _Job:
         if read_labels(source, self.config.num_classes) is None:
             return False
         label.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, label)
+        label.write_bytes(read_file(source))  # of a sealed dataset, too
         return True
 
     def _write(self, file: Path, perturbed: np.ndarray, pixels: np.ndarray) -> None:
         """A JPEG is made of the original at the level, since one of its own decoded copy would be another."""
         if self.kind.name == "jpeg":
-            done = cv2.imwrite(str(file), pixels, [cv2.IMWRITE_JPEG_QUALITY, int(self.level)])
+            done, content = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(self.level)])
         else:
-            done = cv2.imwrite(str(file), perturbed)
+            done, content = cv2.imencode(".png", perturbed)
         if not done:
-            raise OSError(f"{file} could not be written: is the disk full?")
+            raise DataError(f"{file}: a picture of {pixels.shape[1]} x {pixels.shape[0]} pixels cannot be written")
+        file.write_bytes(content.tobytes())  # by Python: of a full disk OpenCV tells in three lines of its own

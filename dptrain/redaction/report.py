@@ -30,7 +30,7 @@ class FileReport:
         kind: ``image``, ``video`` or ``stream``.
         status: ``redacted``; ``untouched`` (nothing was found, and the file was written without its metadata);
             ``failed`` or ``not done`` (nothing was written); ``skipped`` (not a picture).
-        reason: Why nothing was written.
+        reason: Why nothing was written; of a stream that broke off, why it did: what came before is written.
         frames: Pictures that were written.
         boxes: By origin, the number of boxes.
         labels: By class, the number of detected boxes.
@@ -38,6 +38,7 @@ class FileReport:
         whole_frames: Frames that were redacted whole after a miss.
         dropped: Frames of a live stream that were left out since they came faster than they could be redacted.
         unreadable: Packets of a video that could not be decoded; their frames were left out.
+        label_file: Where the labels of a dataset's image were written; empty where it has none.
     """
 
     source: str
@@ -52,6 +53,7 @@ class FileReport:
     whole_frames: int = 0
     dropped: int = 0
     unreadable: int = 0
+    label_file: str = ""
 
     def count(self, boxes: Sequence[Box]) -> None:
         """Add the boxes of one frame."""
@@ -79,6 +81,7 @@ class RedactionReport:
         weights: The weights' file, or None.
         weights_sha256: Its hash.
         recall: Where the confidence threshold was chosen for a recall: what was asked, reached, and on how many boxes.
+        data: The data.yaml that went along with a dataset, None where there is none.
         folder: Where ``report.json``, ``boxes.csv`` and ``contact_sheet.jpg`` were written. They hold file names, and
             where people are: keep them as you keep the originals.
     """
@@ -89,6 +92,7 @@ class RedactionReport:
     folder: Path
     recall: dict[str, Any] | None = None
     files: list[FileReport] = field(default_factory=list)
+    data: str | None = None
 
     @property
     def failed(self) -> list[FileReport]:
@@ -96,12 +100,13 @@ class RedactionReport:
         return [entry for entry in self.files if entry.status == "failed"]
 
     def summary(self) -> dict[str, int]:
-        """Numbers of files by status, of frames and of boxes."""
+        """Numbers of files by status, of frames, of boxes and of label files that went along."""
         found = Counter(entry.status for entry in self.files)
         return {
             **{name: found[name] for name in ("redacted", "untouched", "failed", "not done", "skipped")},
             "frames": sum(entry.frames for entry in self.files),
             "boxes": sum(sum(entry.boxes.values()) for entry in self.files),
+            "label files": sum(bool(entry.label_file) for entry in self.files),
         }
 
     def as_dict(self) -> dict[str, Any]:

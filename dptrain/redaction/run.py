@@ -15,9 +15,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..detection.images import read_image
+from ..detection.labels import plain_labels
 from ..errors import ConfigError, DataError, DptrainError
-from ..files import file_hash, write_atomically
+from ..files import file_hash, refuse_unwritable, write_atomically, write_text
 from ..signals import stop_signal
+from .dataset import YAML_SUFFIXES, Dataset, write_dataset
 from .images import write_image
 from .methods import redact_pixels
 from .report import BOXES, REPORT, SHEET, BoxTable, FileReport, RedactionReport, write_report
@@ -57,7 +59,8 @@ def redact(
     **not** differential privacy: it hides what the detector finds, and promises nothing about what it misses.
 
     Args:
-        source: An image, a video, a folder, a camera's number, or the address of a stream (rtsp://, http://, ...).
+        source: An image, a video, a folder, a data.yaml, a camera's number, or the address of a stream (rtsp://,
+            http://, ...). With a data.yaml, in a folder too, or where a folder holds images and labels, those go along.
         output: The file, or for a folder the folder, to write to.
         weights: YOLO weights that find what is redacted; None where only ``regions`` are.
         recall: Choose ``conf`` so that this share of the labelled boxes of ``recall_data``'s val split is covered.
@@ -80,15 +83,24 @@ def redact(
     """
     chosen = RedactionSettings(**settings)
     _check(weights, chosen, recall, recall_data)
-    jobs = find_jobs(str(source), None if output is None else Path(output), in_place=in_place, overwrite=overwrite)
+    jobs, dataset = find_jobs(
+        str(source), None if output is None else Path(output), in_place=in_place, overwrite=overwrite
+    )
     for name, value in (("frames", frames), ("seconds", seconds)):
         if value is not None and (jobs[0].kind != "stream" or not value > 0):
             raise ConfigError(f"{name}={value}: it ends a stream, after more than 0; files are redacted whole")
     if any(job.kind in ("video", "stream") for job in jobs):
         need_av()
-    place = Path(output) if output is not None else Path(source)
+    place = Path(source if output is None else output)
+    if output is None and place.suffix.lower() in YAML_SUFFIXES:
+        place = place.parent
+    if place.name in ("", ".."):  # of a folder that is called by a dot or two
+        place = place.resolve()
     folder = Path(report) if report is not None else place.with_name(f"{place.name}.redaction")
     refuse_report(folder, (REPORT, BOXES, SHEET), str(source), overwrite)
+    if output is not None:
+        refuse_unwritable(Path(output), "-o")
+    refuse_unwritable(folder, "--report")
     finder, reached = _finder(weights, chosen, recall, recall_data)
     if finder is not None:
         chosen = replace(chosen, conf=finder.conf)
@@ -106,12 +118,27 @@ def redact(
             work.run()
             if stop.is_set() and jobs[0].kind != "stream":
                 raise KeyboardInterrupt
+            if dataset is not None and output is not None:
+                _carry(dataset, Path(output), jobs, found)
         finally:
             if len(jobs) > 1 or found.files[0].frames:
                 write_report(found, work.table)
                 work.sheet.write(folder / SHEET)
             work.table.close()
     return found
+
+
+def _carry(dataset: Dataset, output: Path, jobs: Sequence[Job], found: RedactionReport) -> None:
+    """Write the data.yaml, which names the images that were written."""
+    written = {
+        job.output.relative_to(output)
+        for job, entry in zip(jobs, found.files, strict=True)
+        if job.kind == "image" and entry.output
+    }
+    if written:
+        files = dataset.outputs(output, written)
+        write_dataset(files)
+        found.data = str(list(files)[-1])
 
 
 def _check(
@@ -182,6 +209,9 @@ class _Work:
         if not isinstance(error, DataError):
             raise error  # of the model, of the settings: the next file would meet it as well
         entry.status, entry.reason, entry.output = "failed", str(error), ""
+        if entry.label_file:
+            Path(entry.label_file).unlink(missing_ok=True)
+            entry.label_file = ""
         self._tell(entry)
         if len(self.jobs) == 1:
             raise error
@@ -220,7 +250,7 @@ class _Work:
         refuse_suffix(job)
         image = read_image(Path(job.source), strict=True)
         prepared = None if self.finder is None else self.finder.prepare(image)
-        return _Picture(job, entry, image, prepared)
+        return _Picture(job, entry, image, prepared, None if job.labels is None else plain_labels(job.labels[0]))
 
     def _batch(self, pictures: list[_Picture], behind: Behind) -> None:
         found = self._find([picture.prepared for picture in pictures], [picture.image for picture in pictures])
@@ -232,6 +262,9 @@ class _Work:
         try:
             boxes = [*self._regions(picture.image), *boxes]
             redact_pixels(picture.image, boxes, self.settings.method, self.settings.cells)
+            if picture.labels is not None and picture.job.labels is not None:  # first: an image alone is background
+                write_text(picture.job.labels[1], picture.labels)
+                entry.label_file = str(picture.job.labels[1])
             write_image(picture.job.output, picture.image)
         except DataError as error:
             with self._lock:
@@ -298,6 +331,8 @@ class _Work:
                     break
                 if self.stop.is_set():
                     raise KeyboardInterrupt
+            else:
+                entry.reason = video.broken
             self._take(batch, window)
             window.close()
         entry.dropped = items.dropped
@@ -352,6 +387,7 @@ class _Picture:
     entry: FileReport
     image: np.ndarray
     prepared: Prepared | None
+    labels: str | None = None
 
 
 @dataclass

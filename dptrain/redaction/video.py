@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from .length import Length
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -35,7 +36,9 @@ WRITTEN = {
     ".webm": ("webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "24", "b": "0"}),
 }
 #: Suffixes that are known as videos inside a folder.
-VIDEO_SUFFIXES = frozenset(WRITTEN) | {".3gp", ".flv", ".gif", ".m2ts", ".mpeg", ".mpg", ".mts", ".wmv"}
+VIDEO_SUFFIXES = frozenset(WRITTEN) | {
+    ".3gp", ".asf", ".flv", ".gif", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".wmv",
+}  # fmt: skip
 _LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt")  # they do not wait for a slow reader
 _SCHEMES = (*_LIVE, "http", "https", "tcp")
 _DEFAULT_RATE = Fraction(25)
@@ -109,19 +112,23 @@ class Video:
         rate: Frames a second, as far as it is known.
         live: Whether it goes on whether or not it is read.
         unreadable: Packets that could not be decoded, so far; their pictures are left out.
+        broken: Why it ended before its time, once it did; a file raises that instead.
 
     Raises:
         ConfigError: PyAV is not installed.
-        DataError: It cannot be opened or holds no video.
+        DataError: It cannot be opened or holds no video; or, while it is iterated, a file is shorter than it says.
     """
+
+    broken = ""
 
     def __init__(self, source: str | Path, audio: bool = False) -> None:
         self._av = need_av()
         self.name = shown(source)
-        self.live = str(source).partition("://")[0].lower() in _LIVE and "://" in str(source)
+        self._is_stream = is_stream(str(source))
+        self.live = self._is_stream and str(source).partition("://")[0].lower() in _LIVE
         options = {"rtsp_transport": "tcp"} if str(source).startswith("rtsp") else {}
         # A relative name with a colon in it would be taken for an address.
-        place = str(source) if is_stream(str(source)) else str(Path(source).absolute())
+        place = str(source) if self._is_stream else str(Path(source).absolute())
         try:
             self._container: InputContainer = self._av.open(place, options=options, timeout=(20, 20))
         except (self._av.error.FFmpegError, OSError) as error:
@@ -139,14 +146,16 @@ class Video:
             name: int(getattr(context, name)) for name in ("colorspace", "color_range", "color_primaries", "color_trc")
         }
         self.unreadable = 0
+        self._length = Length(self._container, self._stream)
 
     def __iter__(self) -> Iterator[Decoded | Packet]:
-        last = -1
-        tracks = (self._stream,) if self.audio is None else (self._stream, self.audio)
+        last, begun, broken = -1, False, ""
+        tracks = self._length.tracks if self.audio is None else {*self._length.tracks, self.audio}
         try:
             for packet in self._container.demux(*tracks):
+                self._length.take(packet)
                 if packet.stream is not self._stream:
-                    if packet.dts is not None:
+                    if packet.stream is self.audio and packet.dts is not None:
                         yield packet
                     continue
                 try:
@@ -156,9 +165,18 @@ class Video:
                     continue
                 for frame in decoded:
                     last = frame.pts if frame.pts is not None and frame.pts > last else last + self._step()
+                    begun = True
                     yield Decoded(frame, last)
         except (self._av.error.FFmpegError, OSError) as error:
-            raise DataError(f"{self.name}: cannot be read on ({error.strerror})") from None
+            broken = f"{self.name}: cannot be read on ({error.strerror})"
+        if not broken and (missing := self._length.missing()):
+            broken = (
+                f"{self.name}: is cut off, {missing:.1f} of its {self._length.declared:.1f} s are not there; get a "
+                "whole copy, or let ffmpeg -i IN -c copy OUT make a video of what is left"
+            )
+        if broken and not (self._is_stream and begun):  # what a stream has shown cannot be got again, and is kept
+            raise DataError(broken)
+        self.broken = broken
 
     def _step(self) -> int:
         return max(int(1 / (self.rate * self.time_base)), 1)
@@ -180,13 +198,19 @@ class Camera:
     audio = None
     live = True
     unreadable = 0
+    broken = ""
     time_base = Fraction(1, 1000)
 
     def __init__(self, number: int) -> None:
         import cv2
 
         self.name = f"camera {number}"
-        self._capture = cv2.VideoCapture(number)
+        logs = cv2.utils.logging
+        level = logs.setLogLevel(logs.LOG_LEVEL_SILENT)  # a dozen lines about a camera that is not there
+        try:
+            self._capture = cv2.VideoCapture(number)
+        finally:
+            logs.setLogLevel(level)
         if not self._capture.isOpened():
             raise DataError(f"{self.name}: no such camera, or another program uses it")
         self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 25).limit_denominator(1000)

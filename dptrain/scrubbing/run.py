@@ -18,7 +18,6 @@ from .sources import Item, Source, find, read
 
 EPOCH = 946684800  # 2000-01-01: the time of every file that is written
 DICOM_AS = ("dicom", "png", "both")
-_ANY_CLASS = 2**31
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def scrub(
         place.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".part"))
     except OSError as error:
-        raise ConfigError(f"output={place} cannot be written ({error.strerror}): choose another") from None
+        raise ConfigError(f"-o {place} cannot be written ({error.strerror}): choose another") from None
     try:
         files = job.write(listed, part)
         if (text := listed.data_yaml()) is not None:
@@ -167,14 +166,16 @@ def scrub(
 
 def _refuse_places(place: Path, source: Path, mapping: str | Path | None, key: str | Path | None) -> None:
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise ConfigError(f"output={place} is there already: choose a new folder, so that nothing is overwritten")
+        raise ConfigError(f"-o {place} is there already: choose a new folder, so that nothing is overwritten")
+    if source.is_file() and place.suffix.lower() == source.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(f"-o {place} is a file's name, and a copy goes into a new folder, under a new name: give one")
     if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
-        raise ConfigError(f"output={place} is inside {source}: choose another, or the next scrub would find it")
+        raise ConfigError(f"-o {place} is inside {source}: choose another, or the next scrub would find it")
     for name, file in (("mapping", mapping), ("key", key)):
         if file is not None and Path(file).expanduser().resolve().is_relative_to(place.resolve()):
-            raise ConfigError(f"{name}={file} is inside {place}: keep it apart from what it can undo")
+            raise ConfigError(f"--{name} {file} is inside {place}: keep it apart from what it can undo")
     if mapping is not None and Path(mapping).expanduser().exists():
-        raise ConfigError(f"mapping={mapping} is there already: choose another file, so that nothing is lost")
+        raise ConfigError(f"--mapping {mapping} is there already: choose another file, so that nothing is lost")
 
 
 class _Scrub:
@@ -254,11 +255,9 @@ class _Scrub:
 
     def _carry(self, labels: Path, file: Path) -> None:
         """Write the boxes, which are numbers once they were checked, and nothing that stands beside them."""
-        from ..detection.labels import read_labels
+        from ..detection.labels import plain_labels
 
-        read_labels(labels, _ANY_CLASS)
-        lines = (" ".join(line.split()) for line in read(labels).decode("utf-8-sig").splitlines())
-        _write(file, "".join(f"{line}\n" for line in lines if line).encode())
+        _write(file, plain_labels(labels).encode())
         self.labels += 1
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from ..errors import ConfigError, DataError
 from ..files import label_path, read_file
+from ..sealing.archive import is_sealed_dataset
 from .clean import suffix_of
 
 _HEAD = 132
@@ -68,6 +69,8 @@ def find(place: str | Path) -> Source:
             source = _folder(root)
         elif root.suffix.lower() in (".yaml", ".yml"):
             source = _dataset(root)
+        elif root.is_file() and is_sealed_dataset(root):
+            raise DataError(f"{place} is sealed, and scrubbed images lie in plain: dptrain unseal it first")
         elif root.is_file():
             source = Source((Item(root, root.name, PurePath(), _labels(root)),))
         else:
@@ -94,7 +97,7 @@ def _folder(root: Path) -> Source:
         else:
             others.append(file)
     carried = {item.labels for item in items}
-    return Source(tuple(items), tuple(str(file) for file in others if file not in carried))
+    return Source(tuple(items), tuple(str(file) for file in others if file.absolute() not in carried))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -121,7 +124,7 @@ def _dataset(file: Path) -> Source:
 
 
 def _labels(image: Path) -> Path | None:
-    labels = label_path(image)
+    labels = label_path(image.absolute())  # of images/x.jpg alone, Ultralytics' rule would not see the folder
     return labels if labels.is_file() else None
 
 

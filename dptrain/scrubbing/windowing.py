@@ -115,8 +115,11 @@ def _first(value: Any) -> float:
     return float(value[0]) if isinstance(value, Sequence) and not isinstance(value, str) else float(value)
 
 
+_BRIGHT = 200  # of 255: thin strokes are smoothed, and small letters have no pixel at full brightness
+
+
 def writing(image: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Find lines of what looks like burned-in text: many small marks of one height, at full brightness, in a row.
+    """Find lines of what looks like burned-in text: many small bright marks of one height in a row.
 
     It finds what consoles print over pictures. It does not find handwriting, grey writing, or writing on white, and it
     can take a ruler for text: a hint, not a proof either way.
@@ -127,7 +130,7 @@ def writing(image: np.ndarray) -> list[tuple[int, int, int, int]]:
     import cv2
 
     grey = image if image.ndim == 2 else image.max(axis=2)
-    bright = (grey >= 250).astype(np.uint8)
+    bright = (grey >= _BRIGHT).astype(np.uint8)
     if not 0 < bright.mean() < 0.25:
         return []
     _, _, boxes, _ = cv2.connectedComponentsWithStats(bright, connectivity=8)

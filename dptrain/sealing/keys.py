@@ -163,15 +163,28 @@ def _secret_file(file: str | Path, name: str) -> str:
     try:
         text, mode = read_file(path, _MOST_BYTES).decode(), path.stat().st_mode
     except (OSError, ValueError) as error:
+        _refuse_public(str(file), f"{name} is")
         reason = getattr(error, "strerror", None) or "no text"
         raise ConfigError(f"{name} {file} cannot be read ({reason}): give the file that holds the key") from None
+    if name == "identity":  # before its mode: a public key may be read by everyone
+        _refuse_public(text, f"{name} {file} holds")
     if mode & stat.S_IRWXO:  # a team may share it by its group
         raise ConfigError(f"{name} {file} can be read by everyone: chmod o= {file}")
     return text
 
 
+def _refuse_public(text: str, what: str) -> None:
+    """A public key closes and does not open; the two halves are easily taken for one another."""
+    if any(line.strip().startswith(_PUBLIC) for line in text.splitlines()):
+        raise ConfigError(
+            f"{what} a public key, which seals and does not open: give the file of the secret key, with a line "
+            f"{_SECRET}1..., which dptrain seal --new-key wrote"
+        )
+
+
 def _identities(text: str, place: str) -> tuple[Any, ...]:
     library = pyrage()
+    _refuse_public(text, f"{place} holds")
     lines = [line.strip() for line in text.splitlines()]
     try:
         found = tuple(library.x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#"))

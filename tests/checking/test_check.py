@@ -259,7 +259,9 @@ def test_a_folder_of_images_is_checked_without_labels(
         ("check {data} --allow nothing", "is none of"),
         ("check {data} --conf 2", "--conf=2.0"),
         ("check {data} --imgsz 100", "--imgsz=100"),
-        ("check {data} --weights {tmp}/no.pt", "no such file"),
+        ("check {data} --weights {tmp}/no.pt", "checkpoint '{tmp}/no.pt': no such file"),
+        ("check {image}", "is an image: give the folder"),
+        ("check {data} -o {image}/page.html", "{image} is no folder"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -267,9 +269,10 @@ def test_what_cannot_be_done_is_told_in_one_line(
 ) -> None:
     (tmp_path / "run" / "weights").mkdir(parents=True)
     (tmp_path / "run" / "steps.journal").write_bytes(b"")
-    assert main(arguments.format(data=pets, tmp=tmp_path).split()) == 2
+    names = {"data": pets, "tmp": tmp_path, "image": next(pets.parent.rglob("*.png"))}
+    assert main(arguments.format(**names).split()) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and len(captured.err.splitlines()) == 1 and words.format(tmp=tmp_path) in captured.err
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and words.format(**names) in captured.err
 
 
 def test_nothing_of_it_can_reach_mlflow_or_a_statement() -> None:

@@ -5,7 +5,6 @@ The stages before training always run; DPTRAIN_RELEASE=1 runs the rest too, whic
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -22,9 +21,11 @@ from experiments import raw_to_released
 
 
 @pytest.fixture(autouse=True)
-def own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script creates a budget, and a budget is created once."""
-    monkeypatch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{tmp_path / 'budget.db'}")
+def teams_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The ledger of the user's team, which the script must leave alone."""
+    file = tmp_path / "team" / "budget.db"
+    monkeypatch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{file}")
+    return file
 
 
 def refuse_patients(root: Path, here: Path) -> None:
@@ -39,13 +40,17 @@ def refuse_patients(root: Path, here: Path) -> None:
         assert np.ptp(read_image(photo)[-raw_to_released.STICKER + 8 :]) <= 2
     table = unseal(root / "names.csv.age", here / "names.csv", keys=find_keys(root / "officer.key")).read_text()
     assert all(name in table for name in names)
-    assert not [file.name for file in root.glob("*") if file.name in ("clean", "names.csv", "scrub.key", "release")]
+    gone = {"clean", "redacted", "names.csv", "scrub.key", "release"}
+    assert not gone & {file.name for file in root.iterdir()}
 
 
-def test_nothing_of_a_patient_is_in_what_is_sealed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_of_a_patient_is_in_what_is_sealed(
+    tmp_path: Path, teams_ledger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "all").mkdir()
-    with contextlib.chdir(tmp_path / "all"):
+    with raw_to_released.workplace(tmp_path / "all"):
         raw_to_released.prepare(9)
+    assert (tmp_path / "all" / "budget.db").is_file() and not teams_ledger.exists()
     text = capsys.readouterr().out
     assert "broken image           1" in text and "train and val          1" in text
     refuse_patients(tmp_path / "all", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from dptrain.detection.evaluate import evaluate
 from dptrain.detection.model import load_model
 from dptrain.errors import ConfigError, DataError
 from dptrain.perturbation import evaluate_perturbed, export_perturbed
+from dptrain.sealing import new_identity, seal
 from experiments.digits.scenes import write_public
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "experiments/digits/public_start.pt"
@@ -98,6 +100,30 @@ def test_a_copy_has_the_labels_and_nothing_else_of_the_files(data: Path, tmp_pat
     assert (one != two).mean() > 0.5  # the seed is drawn, and forgotten
 
 
+def test_a_sealed_dataset_is_copied_with_its_labels(
+    make_dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = new_identity(tmp_path / "key")
+    sealed = seal(make_dataset(), tmp_path / "pets.seal", recipients=[public])
+    monkeypatch.setenv("DPTRAIN_SEAL_IDENTITY", (tmp_path / "key").read_text())
+    done = export_perturbed(sealed, tmp_path / "copy", kind="blur", level=1)
+    assert done.labels == len(list((tmp_path / "copy" / "labels").rglob("*.txt"))) > 0
+
+
+def test_a_disk_that_is_full_is_told_in_one_line(
+    make_dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, limits = make_dataset(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    arguments = f"perturb export --data {data} --kind blur --level 1 -o {tmp_path / 'copy'}".split()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # bytes that a file may have
+    try:
+        assert main(arguments) != 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert not [file for file in tmp_path.iterdir() if "copy" in file.name]
+
+
 def test_a_copy_is_whole_or_not_there(make_dataset, tmp_path: Path) -> None:
     data = make_dataset(train=6, val=3)
     broken = tmp_path / "images/train/004.png"
@@ -158,13 +184,25 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_words_of_the_command(
         ("evaluate --weights w.pt --data d.yaml --seed -1", "seed=-1"),
         ("evaluate --weights w.pt --data d.yaml --delta 1", "--delta"),
         ("evaluate --weights w.pt", "--data"),
+        ("evaluate --weights w.pt --data {data} --no-tracking", "checkpoint 'w.pt': no such file"),
+        ("evaluate --weights w.pt --data {data} -o {data}/x", "is no folder"),
+        ("evaluate --weights w.pt --data {data} -o {done}", "holds a perturbation.json already"),
+        ("export --data {data} --kind noise --level 1 -o {data}/x", "is no folder"),
+        ("export --data {data} --kind noise --level 1 -o {images}/x", "which is read"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(
-    arguments: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str,
+    expected: str,
+    data: Path,
+    evaluated,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["perturb", *arguments.split()]) == 2
+    given = arguments.format(data=data, done=evaluated[0].folder, images=load_data(data).train[0].parent)
+    assert main(["perturb", *given.split()]) == 2
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -317,9 +317,12 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
         ("a.png -o b.png --region 900,900,990,990", "outside a picture"),
         ("a.png -o b.png --region 0,0,1,1 --frames 3", "frames=3"),
         ("no.png -o b.png --region 0,0,1,1", "no.png: no such file"),
-        ("a.png -o b.png --weights no.pt", "no.pt"),
+        ("a.png -o b.png --weights no.pt", "checkpoint 'no.pt': no such file"),
+        ("a.png -o a.txt/b.png --region 0,0,1,1", "a.txt is no folder"),
+        ("a.png -o b.png --region 0,0,1,1 --report a.txt/b", "a.txt is no folder"),
         ("a.png -o b.png --weights a.png --recall 0.9", "recall and recall_data go together"),
         ("a.txt -o b.png --region 0,0,1,1", "neither an image nor a video"),
+        ("a.seal -o b --region 0,0,1,1", "dptrain unseal it first"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(
@@ -328,11 +331,12 @@ def test_wrong_use_is_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     Image.fromarray(textured(40, 50)).save(io.BytesIO(), "png")
     cv2.imwrite("a.png", textured(40, 50))
-    Path("a.txt").write_text("x")
+    for name in ("a.txt", "a.seal"):
+        Path(name).write_text("x")
     assert main(["redact", *arguments.split()]) == 2
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "a.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "a.seal", "a.txt"]
 
 
 def test_a_damaged_single_picture_is_an_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from pydicom.datadict import DicomDictionary, RepeatersDictionary, keyword_for_tag
@@ -200,9 +201,16 @@ def test_frames_and_signed_pixels() -> None:
     assert [int(image[5, 5]) for image in images] == [0, 128, 255]
 
 
-def test_burned_in_writing_is_flagged() -> None:
-    import cv2
+@pytest.mark.parametrize(("font", "scale"), [(0, 0.4), (1, 0.8), (1, 1.5), (0, 1.0)])
+def test_smoothed_letters_of_any_size_are_writing(font: int, scale: float) -> None:
+    picture = np.zeros((256, 256), np.uint8)
+    cv2.circle(picture, (128, 128), 64, 150, -1)
+    assert writing(picture) == []
+    cv2.putText(picture, "BRAUN ANNA 4711", (4, 32), font, scale, 255, 1, cv2.LINE_AA)
+    assert len(writing(picture)) >= 1
 
+
+def test_burned_in_writing_is_flagged() -> None:
     pixels = np.random.default_rng(0).normal(800, 150, (256, 320)).clip(0, 1500).astype(np.uint16)
     plain = clean_dicom(dicom(pixels), NAMES)
     assert plain.warnings == () and writing(training_images(plain.dataset)[0]) == []

@@ -80,6 +80,15 @@ def test_the_same_key_makes_the_same_names_and_another_one_others(ward: Path, tm
     assert (tmp_path / "key").stat().st_mode & 0o077 == 0
 
 
+def test_a_dataset_called_by_a_dot_keeps_its_labels(
+    ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a folder in front, ``images`` is easily not seen in ``images/train/a.jpg``."""
+    monkeypatch.chdir(ward)
+    assert scrub(".", tmp_path / "dot").labels == scrub(ward, tmp_path / "whole").labels == 7
+    assert scrub("images/train/Nightingale/a.jpg", tmp_path / "one").labels == 1
+
+
 def test_names_stay_when_asked_for(ward: Path, tmp_path: Path) -> None:
     scrub(ward, tmp_path / "out", keep_names=True)
     assert (tmp_path / "out/images/train/Nightingale/a.jpg").is_file()
@@ -166,6 +175,8 @@ def test_check_says_what_would_leak_and_writes_nothing(ward: Path, capsys: pytes
         ("scrub {ward} -o {tmp}/o --check", "-o FOLDER"),
         ("scrub {ward} -o {tmp}/o --window 40", "CENTER,WIDTH"),
         ("scrub {tmp}/no -o {tmp}/o", "is not there"),
+        ("scrub {ward}/images/train/Nightingale/a.jpg -o {tmp}/o.jpg", "is a file's name"),
+        ("scrub {ward} -o {ward}/out", "-o {ward}/out is inside"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -173,8 +184,8 @@ def test_what_cannot_be_done_is_told_in_one_line(
 ) -> None:
     assert main(arguments.format(ward=ward, tmp=tmp_path).split()) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and len(captured.err.splitlines()) == 1 and words in captured.err
-    assert not (tmp_path / "o").exists()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and words.format(ward=ward) in captured.err
+    assert not (tmp_path / "o").exists() and not (tmp_path / "o.jpg").exists()
 
 
 def test_one_file_and_a_clean_one(tmp_path: Path) -> None:

@@ -203,6 +203,9 @@ def test_a_secret_key_is_never_shown(
         ("unseal {tmp}/x", "does not end in"),
         ("unseal {tmp}/x -o {tmp}/y --identity {key}", "not a sealed file"),
         ("unseal {tmp}/no.age", "is not there"),
+        ("unseal {tmp}/x -o {tmp}/y --identity {tmp}/lab.pub", "holds a public key, which seals and does not open"),
+        ("unseal {tmp}/x -o {tmp}/y --identity {tmp}/lab.pub.600", "holds a public key"),
+        ("unseal {tmp}/x -o {tmp}/y --identity {public}", "identity is a public key"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -210,6 +213,9 @@ def test_what_cannot_be_done_is_told_in_one_line(
 ) -> None:
     (tmp_path / "x").write_bytes(b"short")
     (tmp_path / "x").chmod(0o600)
+    for name, mode in (("lab.pub", 0o644), ("lab.pub.600", 0o600)):
+        (tmp_path / name).write_text(f"{pair[1]}\n")
+        (tmp_path / name).chmod(mode)
     before = sorted(tmp_path.iterdir())
     given = arguments.format(tmp=tmp_path, public=pair[1], key=pair[0]).split()
     if given == ["unseal", str(tmp_path / "x")] or given[:2] == ["unseal", str(tmp_path / "no.age")]:
