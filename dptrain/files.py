@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import ConfigError
+from .errors import ConfigError, DptrainError
 
 JOURNAL = "steps.journal"
 MOST_BYTES, MOST_TEXT = 1 << 31, 1 << 26  # of an image, and of a file that people or programs write as text
@@ -36,7 +36,8 @@ def write_atomically(file: Path, write: Callable[[IO[bytes]], object]) -> None:
         Path(temporary).replace(file)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        failed = error if isinstance(error, OSError) else error.__context__  # torch.save raises over the failed write
+        # torch.save raises an error of its own over the failed write; what dptrain raises over one says what it means.
+        failed = error if isinstance(error, OSError | DptrainError) else error.__context__
         if isinstance(failed, OSError) and failed.errno is not None:
             raise OSError(failed.errno, failed.strerror, str(file)) from error
         raise

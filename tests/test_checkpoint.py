@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dptrain import PrivacyError, PrivacyPlan
+from dptrain import DataError, PrivacyError, PrivacyPlan
 from dptrain.checkpoint import StepJournal, load_checkpoint, plan_values, save_checkpoint
 from dptrain.files import write_atomically
 
@@ -128,3 +128,14 @@ def test_a_checkpoint_without_a_part_is_one_line(tmp_path: Path, missing: str) -
     torch.save(payload, tmp_path / "c.pt")
     with pytest.raises(PrivacyError, match=r"c\.pt"):
         load_checkpoint(tmp_path / "c.pt", PLAN, None)
+
+
+def test_an_error_of_the_content_is_not_taken_for_one_of_the_file(tmp_path: Path) -> None:
+    def fail(stream: Any) -> None:
+        try:
+            (tmp_path / "source").read_bytes()
+        except OSError as error:
+            raise DataError("the source is not there") from error
+
+    with pytest.raises(DataError, match="^the source is not there$"):
+        write_atomically(tmp_path / "file", fail)
