@@ -137,5 +137,5 @@ def test_an_error_of_the_content_is_not_taken_for_one_of_the_file(tmp_path: Path
         except OSError as error:
             raise DataError("the source is not there") from error
 
-    with pytest.raises(DataError, match="^the source is not there$"):
+    with pytest.raises(DataError, match=r"^the source is not there$"):
         write_atomically(tmp_path / "file", fail)
