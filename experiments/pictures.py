@@ -179,7 +179,7 @@ def draw_raw(file: Path, root: Path) -> None:
 
     from matplotlib.figure import Figure
 
-    from dptrain.detection.images import read_image
+    from dptrain.datasets.images import read_image
     from dptrain.sealing import find_keys
     from dptrain.sealing.age import decrypted
     from dptrain.sealing.archive import open_dataset

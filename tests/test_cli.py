@@ -113,6 +113,8 @@ def test_train_help_lists_keys_presets_and_what_is_refused(capsys: pytest.Captur
     [
         ("epsilon --noise-multiplier 1 --sample-rate 0.1 --steps 10 --delta 1e-5", "torch ultralytics mlflow hydra"),
         ("train --help", "torch ultralytics mlflow dp_accounting"),
+        ("redact . --region 0,0,5,5 -o out", "torch ultralytics mlflow"),
+        ("scrub . --check", "torch ultralytics mlflow"),
         ("train model=a.pt data=b.yaml privacy.epsilon=-1", "torch ultralytics mlflow dp_accounting"),
     ],
 )

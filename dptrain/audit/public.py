@@ -23,7 +23,7 @@ def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -
         BudgetError: A dataset of the ledger holds one of the pictures (under any file name), or the ledger cannot be
             read.
     """
-    from ..detection.sources import load_data
+    from ..datasets.sources import load_data
     from ..ledger import BudgetLedger
     from ..spending import hash_images
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..detection.labels import read_labels
+from ..datasets.labels import read_labels
 from ..errors import DataError
 from ..files import label_path
 from .findings import Finding

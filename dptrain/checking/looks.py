@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..detection.images import read_image
+from ..datasets.images import read_image
 from ..errors import DataError
 from ..files import read_file
 from ..scrubbing.clean import Damaged, clean, suffix_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..detection.images import read_image
+from ..datasets.images import read_image
 from ..errors import DataError
 from ..spending import data_name
 from .findings import KINDS, PRIVATE, CheckReport, Finding

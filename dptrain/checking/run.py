@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binom
 
-from ..detection.images import IMAGE_SUFFIXES
-from ..detection.sources import SPLITS, folder_images, load_data
+from ..datasets.images import IMAGE_SUFFIXES
+from ..datasets.sources import SPLITS, folder_images, load_data
 from ..errors import ConfigError, DataError
 from ..sealing.archive import is_sealed_dataset
 from .duplicates import groups, pairs
@@ -235,7 +235,7 @@ def _forbidden(
 
 
 def _parts(image: Path, rows: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
-    from ..detection.images import read_image
+    from ..datasets.images import read_image
 
     height, width = read_image(image).shape[:2]
     parts = rows[:, :4] / (width, height, width, height)

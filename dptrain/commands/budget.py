@@ -97,8 +97,8 @@ def _create(options: argparse.Namespace) -> int:
     check_epsilon(options.epsilon)
     check_delta(options.delta)
     from ..config import check_groups
+    from ..datasets.sources import load_data
     from ..detection.groups import groups_of
-    from ..detection.sources import load_data
     from ..spending import data_name, hash_images
 
     if options.unit not in UNITS:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 
+from ..datasets.images import PADDING, Letterbox
 from ..errors import ConfigError
-from .images import PADDING, Letterbox
 
 _MIN_SIDE = 2.0  # pixels; a thinner rest of a box is not an object any more (Ultralytics' box_candidates)
 _MIN_AREA = 0.1  # of the box before it was cut

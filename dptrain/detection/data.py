@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..datasets.images import Letterbox, read_image
+from ..datasets.labels import label_path, read_labels
+from ..datasets.sources import DataConfig, load_data, public_images, refuse_overlap
 from ..errors import DataError
 from .augment import Augmentation
-from .images import Letterbox, read_image
-from .labels import label_path, read_labels
 from .loader import StepLoader, collate, to_device
-from .sources import DataConfig, load_data, public_images, refuse_overlap
 
 __all__ = [
     "Augmentation",

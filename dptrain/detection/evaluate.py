@@ -18,11 +18,11 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.plotting import colors
 
+from ..datasets.images import Letterbox, read_image
 from ..errors import DataError, ModelError
 from ..gradients.batches import UnitBatch
 from ..sampling import Draw
 from .data import DetectionDataset, to_rgb_planes
-from .images import Letterbox, read_image
 from .loader import StepLoader
 
 KEYS = ("metrics/precisionB", "metrics/recallB", "metrics/mAP50B", "metrics/mAP50-95B")

@@ -14,9 +14,9 @@ from ultralytics.nn.modules import OBB, Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 
+from ..datasets.images import PADDING, Letterbox
 from ..errors import ConfigError, ModelError
 from .data import to_rgb_planes
-from .images import PADDING, Letterbox
 from .model import open_checkpoint
 
 _MOST = 1000  # boxes in one picture

@@ -6,9 +6,10 @@ import os
 
 import torch
 
+from .. import datasets  # noqa: F401 - what OpenCV is told before Ultralytics imports it
+
 os.environ.setdefault("YOLO_OFFLINE", "true")  # no connection attempt at import, no telemetry, no downloads
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))  # images.MOST_PIXELS; OpenCV reads it when imported
 
 # Ultralytics sets OMP_NUM_THREADS=1 for the process that imports it, and undoes it in its own trainer only.
 _threads, _chosen = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")

@@ -204,7 +204,7 @@ def file_hash(key: bytes, file: Path) -> bytes:
 
 def unit_hash(key: bytes, file: Path) -> bytes:
     """Return the keyed hash of a picture as training decodes it."""
-    from ..detection.images import read_image
+    from ..datasets.images import read_image
 
     return pixels_hash(key, read_image(file, strict=True))
 
@@ -217,7 +217,7 @@ def pixels_hash(key: bytes, image: np.ndarray) -> bytes:
 
 def label_hash(key: bytes, file: Path) -> bytes:
     """Return the keyed hash of a picture's boxes; the order of the lines and their spelling make no difference."""
-    from ..detection.labels import label_path, read_labels
+    from ..datasets.labels import label_path, read_labels
 
     rows = read_labels(label_path(file), _ANY_CLASS)
     return mac(key, "labels", *([] if rows is None else sorted(row.tobytes() for row in rows)))

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..datasets.images import read_image
 from ..detection.data import DetectionDataset, load_data
 from ..detection.evaluate import evaluate
-from ..detection.images import read_image
 from ..detection.model import load_model
-from ..detection.sources import DataConfig
 from ..errors import ConfigError
 from ..files import refuse_unwritable, write_atomically, write_json
 from ..tracking import NoTracker, Tracker, Work
 from .epsilon import input_noise
+from .export import picture_name
 from .kinds import KINDS, Kind, kind_of, perturb
 from .picture import draw
 
@@ -91,12 +91,6 @@ class PerturbedDataset(DetectionDataset):
         if self.kind is None:
             return image
         return perturb(image, self.kind, self.level, self.seed, picture_name(self.data, self.image_files[index]))
-
-
-def picture_name(data: DataConfig, image: Path) -> str:
-    """The name by which a picture's noise is drawn: below the dataset's folder, the same on every machine."""
-    root = data.path.resolve()
-    return (image.relative_to(root) if image.is_relative_to(root) else Path(image.name)).as_posix()
 
 
 def evaluate_perturbed(

@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 import yaml
 
-from ..detection.images import read_image
-from ..detection.labels import label_path, read_labels
-from ..detection.sources import SPLITS, DataConfig, load_data
+from ..datasets.images import read_image
+from ..datasets.labels import label_path, read_labels
+from ..datasets.sources import SPLITS, DataConfig, load_data
 from ..errors import ConfigError, DataError
 from ..files import read_file, refuse_unwritable
-from .evaluate import picture_name
 from .kinds import Kind, kind_of, perturb
 
 
@@ -122,6 +121,12 @@ def _copies(images: tuple[Path, ...], split: str, suffix: str) -> list[tuple[Pat
             raise DataError(f"{image}: its copy would be {copy}, as that of {pairs[copy]}: rename one of them")
         pairs[copy] = image
     return [(image, copy) for copy, image in pairs.items()]
+
+
+def picture_name(data: DataConfig, image: Path) -> str:
+    """The name by which a picture's noise is drawn: below the dataset's folder, the same on every machine."""
+    root = data.path.resolve()
+    return (image.relative_to(root) if image.is_relative_to(root) else Path(image.name)).as_posix()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 import yaml
 
-from ..detection.sources import SPLITS, DataConfig, load_data
+from ..datasets.sources import SPLITS, DataConfig, load_data
 from ..errors import ConfigError
 from ..files import label_path, write_text
 

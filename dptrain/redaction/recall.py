@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..detection.images import read_image
-from ..detection.labels import label_path, read_labels
-from ..detection.sources import load_data
+from ..datasets.images import read_image
+from ..datasets.labels import label_path, read_labels
+from ..datasets.sources import load_data
 from ..errors import ConfigError, DataError
 from .settings import grown, whole_pixels
 

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..detection.images import read_image
-from ..detection.labels import plain_labels
+from ..datasets.images import read_image
+from ..datasets.labels import plain_labels
 from ..errors import ConfigError, DataError, DptrainError
 from ..files import file_hash, refuse_unwritable, write_atomically, write_text
 from ..signals import stop_signal

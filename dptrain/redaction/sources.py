@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..detection.images import IMAGE_SUFFIXES
+from ..datasets.images import IMAGE_SUFFIXES
 from ..errors import ConfigError, DataError
 from ..files import label_path
 from ..sealing.archive import is_sealed_dataset

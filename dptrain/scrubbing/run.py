@@ -255,7 +255,7 @@ class _Scrub:
 
     def _carry(self, labels: Path, file: Path) -> None:
         """Write the boxes, which are numbers once they were checked, and nothing that stands beside them."""
-        from ..detection.labels import plain_labels
+        from ..datasets.labels import plain_labels
 
         _write(file, plain_labels(labels).encode())
         self.labels += 1

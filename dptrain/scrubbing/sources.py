@@ -111,7 +111,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _dataset(file: Path) -> Source:
-    from ..detection.sources import SPLITS, load_data
+    from ..datasets.sources import SPLITS, load_data
 
     data = load_data(file)
     items = []

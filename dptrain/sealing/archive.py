@@ -16,7 +16,7 @@ from .age import decrypted
 from .keys import Keys, find_keys
 
 if TYPE_CHECKING:
-    from ..detection.sources import DataConfig
+    from ..datasets.sources import DataConfig
 
 SUFFIX = ".seal"
 _YAML = "data.yaml"

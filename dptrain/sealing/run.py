@@ -179,6 +179,6 @@ def _default(place: Path, kind: str) -> Path:
 def _members(place: Path, kind: str) -> Iterator[Member]:
     if kind == "folder":
         return folder_members(place)
-    from ..detection.sources import load_data
+    from ..datasets.sources import load_data
 
     return dataset_members(load_data(place))

@@ -13,7 +13,7 @@ from dptrain import BudgetLedger
 from dptrain.audit import audit_training, black_box, default_plan
 from dptrain.audit.public import refuse_charged
 from dptrain.audit.scenes import CLASSES, draw_canary, draw_scene, open_dataset, write_dataset
-from dptrain.detection.sources import load_data
+from dptrain.datasets.sources import load_data
 from dptrain.errors import BudgetError, ConfigError
 
 from ..conftest import SMALL

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dptrain.datasets.images import Letterbox
 from dptrain.detection.augment import Augmentation
-from dptrain.detection.images import Letterbox
 from dptrain.errors import ConfigError
 
 EVERYTHING = Augmentation(

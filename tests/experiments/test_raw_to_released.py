@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dptrain import unseal
+from dptrain.datasets.images import read_image
 from dptrain.detection import load_model
-from dptrain.detection.images import read_image
 from dptrain.sealing import find_keys
 from experiments import raw_to_released
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dptrain.detection.sources import load_data
+from dptrain.datasets.sources import load_data
 from dptrain.errors import is_control
 
 from .harness import answer, cases, contents, damaged

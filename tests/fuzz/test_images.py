@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from dptrain import DataError
+from dptrain.datasets.images import IMAGE_SUFFIXES, MOST_PIXELS, read_image
+from dptrain.datasets.sources import load_data
 from dptrain.detection.augment import Augmentation
 from dptrain.detection.data import DetectionDataset
-from dptrain.detection.images import IMAGE_SUFFIXES, MOST_PIXELS, read_image
-from dptrain.detection.sources import load_data
 
 from .harness import answer, cases, check_message, contents, damaged
 

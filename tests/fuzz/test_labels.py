@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dptrain.detection.labels import TOLERANCE, read_labels
+from dptrain.datasets.labels import TOLERANCE, read_labels
 
 from .harness import answer, cases, damaged
 

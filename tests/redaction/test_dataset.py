@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dptrain.cli import main
+from dptrain.datasets.sources import load_data
 from dptrain.detection.data import DetectionDataset
-from dptrain.detection.sources import load_data
 from dptrain.errors import ConfigError
 from dptrain.redaction import redact
 

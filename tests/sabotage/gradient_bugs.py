@@ -275,15 +275,15 @@ GRADIENT_BUGS = (
     bug(
         "validation images train",
         "The training split is both splits: the images whose metrics are released have no guarantee.",
-        "dptrain.detection.sources:DataConfig.files",
+        "dptrain.datasets.sources:DataConfig.files",
         "getattr(self, split)", "(*self.train, *self.val) if split == 'train' else getattr(self, split)",
         PAIRS, SERVED + "test_a_run_samples_at_the_rate_of_its_event_however_many_images_there_are",
     ),
     bug(
         "shared images let through",
         "Nobody looks whether a validation image is a training image.",
-        "dptrain.detection.sources:refuse_overlap",
+        "dptrain.datasets.sources:refuse_overlap",
         "train = {image.resolve(): image for image in data.train}", "return",
-        "tests/detection/test_sources.py::test_an_image_in_train_and_val_is_refused",
+        "tests/datasets/test_sources.py::test_an_image_in_train_and_val_is_refused",
     ),
 )  # fmt: skip

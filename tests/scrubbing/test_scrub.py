@@ -41,8 +41,8 @@ def everything(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("source", ["", "data.yaml"])
 def test_a_dataset_becomes_one_that_tells_nothing_and_trains_the_same(ward: Path, source: str, tmp_path: Path) -> None:
-    from dptrain.detection.images import read_image
-    from dptrain.detection.labels import label_path, read_labels
+    from dptrain.datasets.images import read_image
+    from dptrain.datasets.labels import label_path, read_labels
 
     before = {file: file.read_bytes() for file in everything(ward)}
     report = scrub(ward / source, tmp_path / "out", key=tmp_path / "key", mapping=tmp_path / "mapping.csv")
@@ -65,7 +65,7 @@ def test_a_dataset_becomes_one_that_tells_nothing_and_trains_the_same(ward: Path
         found = check(tmp_path / "out")
         assert found.leaking == 0 and found.left_out == ()
     else:
-        from dptrain.detection.sources import load_data
+        from dptrain.datasets.sources import load_data
 
         data = load_data(tmp_path / "out" / "data.yaml")
         assert (len(data.train), len(data.val), data.names) == (4, 4, {0: "cell", 1: "clot"})

@@ -193,7 +193,7 @@ def test_what_is_no_sealed_dataset_is_told_in_one_line(
 def test_a_sealed_dataset_becomes_a_plain_one_again(
     make_dataset: MakeDataset, tmp_path: Path, pair: tuple[Path, str]
 ) -> None:
-    from dptrain.detection.sources import load_data
+    from dptrain.datasets.sources import load_data
 
     yaml = make_dataset()
     sealed = seal(yaml, tmp_path / "pets.seal", recipients=[pair[1]])

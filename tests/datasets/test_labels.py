@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ultralytics.data.utils import img2label_paths, verify_image_label
 
-from dptrain.detection.labels import label_path, read_labels
+from dptrain.datasets.labels import label_path, read_labels
 from dptrain.errors import DataError
 
 

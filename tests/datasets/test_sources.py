@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dptrain.detection.sources import load_data, refuse_overlap
+from dptrain.datasets.sources import load_data, refuse_overlap
 from dptrain.errors import DataError
 
 

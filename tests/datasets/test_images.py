@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils.patches import imread
 
-from dptrain.detection.images import Letterbox, read_image
+from dptrain.datasets.images import Letterbox, read_image
 from dptrain.errors import DataError
 
 RNG = np.random.default_rng(0)
