@@ -7,8 +7,9 @@ have: noise multiplier and batch are both divided by ``--scale``, and the number
 of the mean gradient as it is and costs that many times less (Sander, Stock and Sablayrolles 2023, "TAN without a
 burn"). The stand-ins:
 
-- fashion: scenes of scikit-learn's handwritten digits, each glyph in many scenes, from the start of font-drawn digits:
-  ten classes of small grey photos on the same sheets, from a start that has only seen drawings.
+- fashion: scenes of scikit-learn's handwritten digits, each glyph in many scenes, as ten classes of garments: small
+  grey photos on the same sheets, from the start of drawn garments. Further from the start than the photos are, so that
+  a recipe has much to learn. ``--start digits`` is from font-drawn digits, which is nearer.
 - cells: drawn smears in made-up colours (``cells/shifted.py``), as many as there are photos, from the start of drawn
   smears.
 
@@ -37,6 +38,7 @@ from dptrain.results import MAP, MAP50
 from experiments.benchmark.sets import SETS
 from experiments.digits import scenes as digits
 from experiments.digits.glyphs import handwritten_glyphs
+from experiments.fashion import scenes as garments
 from experiments.sweep import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -44,20 +46,20 @@ STAND_INS = ("fashion", "cells")
 HANDWRITING_SCENES = 4000
 
 
-def stand_in(name: str, root: Path) -> tuple[Path, Path, int]:
+def stand_in(name: str, start: str, root: Path) -> tuple[Path, Path, int]:
     """The public start, the data.yaml and the number of scenes that stand in for a set."""
-    place = root / "tuning" / name
+    place = root / "tuning" / start
     if name == "cells":
         units = SETS["cells"].units
         if not (place / "data.yaml").is_file():
             write_scenes(load_generator("experiments.cells.shifted"), place, {"train": units, "val": 100}, seed=7)
         return SETS["cells"].start(), place / "data.yaml", units
     if not (place / "data.yaml").is_file():
-        _write_handwriting(place)
-    return SETS["digits"].start(), place / "data.yaml", HANDWRITING_SCENES
+        _write_handwriting(place, digits.NAMES if start == "digits" else garments.NAMES)
+    return SETS[start].start(), place / "data.yaml", HANDWRITING_SCENES
 
 
-def _write_handwriting(root: Path) -> None:
+def _write_handwriting(root: Path, names: Mapping[int, str]) -> None:
     """Scenes of handwritten digits; a glyph is in several scenes of its split, for here it is public."""
     glyphs = handwritten_glyphs()
     order = np.random.default_rng(0).permutation(len(glyphs))
@@ -70,7 +72,7 @@ def _write_handwriting(root: Path) -> None:
                 yield digits.paint([glyphs[j] for j in rng.choice(of, rng.integers(1, 4), replace=False)], rng)
 
         write_split(root, split, scenes())
-    write_yaml(root, digits.NAMES, "handwritten digits, repeated; public here")
+    write_yaml(root, names, "handwritten digits, repeated; public here")
 
 
 def simulated(name: str, epsilon: float, scale: float, units: int, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +112,10 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
 
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text())["rows"] if file.is_file() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="try private recipes on public scenes with the private run's noise")
     parser.add_argument("set", choices=STAND_INS)
@@ -121,17 +127,19 @@ def main() -> None:
     parser.add_argument("--ema", type=float, nargs="+")
     parser.add_argument("--batch", type=int, nargs="+", help="expected batch size of the private run")
     parser.add_argument("--clip-norm", type=float, nargs="+")
+    parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     options = parser.parse_args()
+    start_name = options.start or options.set
     options.trainable = [t.split("+") if "+" in t else t for t in options.trainable or ()]
 
     file = RESULTS / f"tuning_{options.set}.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.is_file() else []
-    start, data, units = stand_in(options.set, options.root)
+    start, data, units = stand_in(options.set, start_name, options.root)
     output = options.root / "tuning" / "run"
     for changes in candidates(options):
-        tried = {"epsilon": options.epsilon, "scale": options.scale, "imgsz": SETS[options.set].imgsz, **changes}
-        if any(all(row.get(k) == v for k, v in tried.items()) for row in rows):
+        asked = {"start": start_name, "epsilon": options.epsilon, "scale": options.scale}
+        tried = {**asked, "imgsz": SETS[options.set].imgsz, **changes}
+        if any(all(row.get(k) == v for k, v in tried.items()) for row in _rows(file)):
             continue
         shutil.rmtree(output, ignore_errors=True)
         began = time.perf_counter()
@@ -144,8 +152,9 @@ def main() -> None:
             found = {"mAP50": round(result.metrics[MAP50], 4), "mAP50-95": round(result.metrics[MAP], 4)}
         except dptrain.PrivacyError as error:  # it diverged
             found = {"mAP50": 0.0, "mAP50-95": 0.0, "failed": str(error)}
-        rows.append({**tried, **found, "seconds": round(time.perf_counter() - began)})
-        print(rows[-1], flush=True)
+        row = {**tried, **found, "seconds": round(time.perf_counter() - began)}
+        print(row, flush=True)
+        rows = [*_rows(file), row]  # read again: another process may try others
         write_json(file, {"what": __doc__.splitlines()[0], "machine": machine(), "rows": rows})
 
 

@@ -81,6 +81,10 @@ class Benchmark:
         rows: dict[str, Row] = {}
         for best in (None, "known"):  # first all else, then the plain runs that hang on the best of the tries
             rate = results.best_rate(found) if best else None
+            if rate is not None and rate in (min(found.plain.rates), max(found.plain.rates)):
+                print(
+                    f"{found.name}: the best plain rate, {rate:g}, is at an end of those tried: try further", flush=True
+                )
             todo = []
             for job in jobs_of(found, epsilons, repeats, rate):
                 row = rows.get(job.key) or results.find(job)

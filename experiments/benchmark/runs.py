@@ -50,7 +50,7 @@ class Job:
         found = SETS[self.set]
         own: dict[str, Any] = {"job": asdict(self), "imgsz": found.imgsz, "start_sha256": file_hash(found.start())}
         if self.kind == "plain":
-            own["plain"] = asdict(found.plain)
+            own["plain"] = {k: v for k, v in asdict(found.plain).items() if k != "rates"}  # its own is the job's
         if self.kind == "private":
             assert self.epsilon is not None
             own["private"] = found.private_options(self.epsilon)
