@@ -148,7 +148,7 @@ _FASHION = BenchmarkSet(
         "privacy": {"clip_norm": 1.0, "expected_batch_size": 256},
     },
     plain=PlainRecipe(steps=800, rates=(2e-3, 4e-3, 8e-3)),  # as many images as the private run takes
-    tuned="layers, rate and steps tuned on public scenes (results/tuning_fashion.json), again after a first private run",
+    tuned="layers, rate, steps tuned on public scenes (results/tuning_fashion.json), again after a first private run",
 )  # fmt: skip
 
 # Every photo in every step: of all batches this leaves the least noise on a step's mean gradient.
