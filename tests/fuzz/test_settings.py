@@ -121,7 +121,7 @@ def test_overrides_on_the_command_line_are_taken_or_refused(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         status, message = command(["train", *arguments, *overrides])
-    shows = any(word.startswith(("--cfg", "--info", "-c", "--hydra-help", "--version")) for word in overrides)
+    shows = any(word.startswith(("--cfg", "--info", "-c", "--h", "-h", "--version")) for word in overrides)
     assert status == 2 or (status == 0 and shows), message
     if status == 2:
         check_message(message)

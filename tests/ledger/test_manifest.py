@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dptrain import BudgetLedger, DataError
-from dptrain.detection import images
+from dptrain.datasets import images
 from dptrain.ledger.manifest import Manifest
 
 
