@@ -19,8 +19,9 @@ from dptrain.pretraining.run import pretrain
 HERE = Path(__file__).resolve().parent
 SETTINGS: dict[str, dict[str, Any]] = {
     "fashion": {
-        "scenes": {"generator": "experiments.fashion.scenes", "train": 6000, "val": 300},
-        "imgsz": 96, "epochs": 12, "public_data": "garments drawn from outlines; no photo",
+        "scenes": {"generator": "experiments.fashion.scenes", "train": 12000, "val": 300},
+        "imgsz": 96, "epochs": 18, "optimizer": {"name": "adamw", "lr": 2e-3},
+        "public_data": "garments drawn from outlines; no photo",
         "augment": {"mosaic": 0.0, "scale": 0.2},  # the painter varies place, size and company already
     },
     "cells": {

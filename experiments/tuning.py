@@ -48,12 +48,12 @@ HANDWRITING_SCENES = 4000
 
 def stand_in(name: str, start: str, root: Path) -> tuple[Path, Path, int]:
     """The public start, the data.yaml and the number of scenes that stand in for a set."""
-    place = root / "tuning" / start
+    place = root / "tuning" / f"{name}_{start}"
     if name == "cells":
         units = SETS["cells"].units
         if not (place / "data.yaml").is_file():
             write_scenes(load_generator("experiments.cells.shifted"), place, {"train": units, "val": 100}, seed=7)
-        return SETS["cells"].start(), place / "data.yaml", units
+        return SETS[start].start(), place / "data.yaml", units
     if not (place / "data.yaml").is_file():
         _write_handwriting(place, digits.NAMES if start == "digits" else garments.NAMES)
     return SETS[start].start(), place / "data.yaml", HANDWRITING_SCENES
@@ -107,6 +107,7 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
     axes: dict[str, Sequence[Any]] = {
         "optimizer.lr": options.lr, "trainable": options.trainable, "steps": options.steps, "ema.decay": options.ema,
         "privacy.expected_batch_size": options.batch, "privacy.clip_norm": options.clip_norm,
+        "schedule.name": options.schedule,
     }  # fmt: skip
     given = {key: values for key, values in axes.items() if values}
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--ema", type=float, nargs="+")
     parser.add_argument("--batch", type=int, nargs="+", help="expected batch size of the private run")
     parser.add_argument("--clip-norm", type=float, nargs="+")
+    parser.add_argument("--schedule", nargs="+")
     parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     options = parser.parse_args()

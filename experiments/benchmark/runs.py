@@ -58,7 +58,7 @@ class Job:
 
 
 def jobs_of(found: BenchmarkSet, epsilons: Sequence[float], repeats: int, best: float | None) -> Iterator[Job]:
-    """Every job of a set, the cheapest knowledge first: one repeat of everything, then the next.
+    """Every job of a set, in the order in which it is done: plain rates, then one private repeat after the other.
 
     Args:
         found: The set.

@@ -215,7 +215,7 @@ SETS = {
                     "groups": {"regex": r"^(cam\d+)_"},
                 },
             },
-            plain=PlainRecipe(steps=800, rates=(2e-3, 4e-3, 8e-3)),
+            plain=_FASHION.plain,
             tuned="the recipe of the set fashion with fewer, larger steps, untried",
             epsilons=(2.0, 8.0),
         ),
