@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _CHUNK = 256
 # In the place of the labels' hash, of what is charged beside the pictures.
 GROUP, MEMBERSHIP = b"\x00" * 32, b"\x01" * 32
-_ANY_CLASS = 2**31  # labels are hashed as they are; which classes exist is the dataset's business
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def pixels_hash(key: bytes, image: np.ndarray) -> bytes:
 
 def label_hash(key: bytes, file: Path) -> bytes:
     """Return the keyed hash of a picture's boxes; the order of the lines and their spelling make no difference."""
-    from ..datasets.labels import label_path, read_labels
+    from ..datasets.labels import ANY_CLASS, label_path, read_labels
 
-    rows = read_labels(label_path(file), _ANY_CLASS)
+    rows = read_labels(label_path(file), ANY_CLASS)  # hashed as they are; which classes exist is the dataset's business
     return mac(key, "labels", *([] if rows is None else sorted(row.tobytes() for row in rows)))
