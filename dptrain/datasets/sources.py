@@ -52,6 +52,11 @@ class DataConfig:
         images = {file.parent.resolve() for file in (*self.train, *self.val, *self.test)}
         return images | {label_path(folder / "x.jpg").parent for folder in images}
 
+    def folder_around(self, place: Path) -> Path | None:
+        """The one of :attr:`folders` that a place is, or lies in: what is written there would be read as data."""
+        whole = place.resolve()
+        return next((folder for folder in self.folders if whole.is_relative_to(folder)), None)
+
     def files(self, split: str) -> tuple[Path, ...]:
         """The image files of ``split`` (train, val or test), at least one; ``DataError`` says why there is none."""
         if split not in SPLITS:

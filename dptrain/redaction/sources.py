@@ -155,9 +155,8 @@ def _listed(dataset: Dataset, output: Path | None) -> list[Job]:
         return [Job(image, image, dataset.below(image).as_posix(), "image") for image in dataset.images]
     if output.exists() and not output.is_dir():
         raise ConfigError(f"-o {output} is a file, and {dataset.config.file} lists many: give a folder")
-    for folder in dataset.config.folders:
-        if output.resolve().is_relative_to(folder):
-            raise ConfigError(f"-o {output} is inside {folder}, which is read: choose a folder beside it")
+    if (folder := dataset.config.folder_around(output)) is not None:
+        raise ConfigError(f"-o {output} is inside {folder}, which is read: choose a folder beside it")
     jobs = []
     for image in dataset.images:
         below = dataset.below(image)
