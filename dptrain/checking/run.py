@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binom
 
-from ..datasets.images import IMAGE_SUFFIXES
-from ..datasets.sources import SPLITS, folder_images, load_data
+from ..datasets.images import read_image
+from ..datasets.sources import IMAGE_SUFFIXES, SPLITS, folder_images, load_data
 from ..errors import ConfigError, DataError
 from ..sealing.archive import is_sealed_dataset
 from .duplicates import groups, pairs
@@ -235,8 +235,6 @@ def _forbidden(
 
 
 def _parts(image: Path, rows: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
-    from ..datasets.images import read_image
-
     height, width = read_image(image).shape[:2]
     parts = rows[:, :4] / (width, height, width, height)
     return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in parts)

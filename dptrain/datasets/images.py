@@ -15,10 +15,6 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 from ..errors import DataError
 from ..files import read_file
 
-#: Suffixes that count as images inside a folder or a list, as in Ultralytics.
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
-)
 #: Most pixels that are decoded, 0.8 GB as colours: a file of a hundred bytes can claim any size.
 MOST_PIXELS = 1 << 28
 PADDING = 114

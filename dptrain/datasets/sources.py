@@ -14,9 +14,12 @@ from ..errors import DataError
 from ..files import MOST_TEXT, file_size, label_path, read_file
 from ..sealing.archive import is_sealed_dataset, open_dataset
 from .data_yaml import class_names, read_yaml, shown
-from .images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
+#: Suffixes that count as images inside a folder or a list, as in Ultralytics.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from ..datasets.sources import SPLITS, DataConfig, load_data
 from ..errors import ConfigError
 from ..files import label_path, write_text
 
-YAML_SUFFIXES = (".yaml", ".yml")
-
 
 def normal(path: Path) -> Path:
     """The whole path without ``.`` and ``..``; links stay, since a dataset of links has a tree of its own."""

@@ -14,12 +14,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..datasets.data_yaml import YAML_SUFFIXES
 from ..datasets.images import read_image
 from ..datasets.labels import plain_labels
 from ..errors import ConfigError, DataError, DptrainError
 from ..files import file_hash, refuse_unwritable, write_atomically, write_text
 from ..signals import stop_signal
-from .dataset import YAML_SUFFIXES, Dataset, write_dataset
+from .dataset import Dataset, write_dataset
 from .images import write_image
 from .methods import redact_pixels
 from .report import BOXES, REPORT, SHEET, BoxTable, FileReport, RedactionReport, write_report

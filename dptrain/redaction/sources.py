@@ -7,12 +7,13 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..datasets.images import IMAGE_SUFFIXES
+from ..datasets.data_yaml import YAML_SUFFIXES
+from ..datasets.sources import IMAGE_SUFFIXES
 from ..errors import ConfigError, DataError
 from ..files import label_path
 from ..sealing.archive import is_sealed_dataset
 from . import images, video
-from .dataset import YAML_SUFFIXES, Dataset, labels_of, normal
+from .dataset import Dataset, labels_of, normal
 
 logger = logging.getLogger(__name__)
 
