@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, DataError
 from ..files import read_file
+from ..wording import counted
 from .keys import mac
 
 if TYPE_CHECKING:
@@ -56,11 +57,11 @@ class Changes:
         parts = []
         for count, verb in ((self.added, "added"), (self.removed, "removed")):
             if count:
-                parts.append(f"{count} image{'s' * (count != 1)} {verb}")
+                parts.append(f"{counted(count, 'image')} {verb}")
         if self.relabelled:
-            parts.append(f"the labels of {self.relabelled} image{'s' * (self.relabelled != 1)} changed")
+            parts.append(f"the labels of {counted(self.relabelled, 'image')} changed")
         if self.regrouped:
-            parts.append(f"{self.regrouped} image{'s' * (self.regrouped != 1)} in another group")
+            parts.append(f"{counted(self.regrouped, 'image')} in another group")
         return ", ".join(parts) or "no change"
 
 

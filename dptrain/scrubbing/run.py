@@ -14,6 +14,7 @@ from ..datasets.data_yaml import YAML_SUFFIXES
 from ..datasets.labels import plain_labels
 from ..errors import ConfigError, DataError
 from ..files import label_path
+from ..wording import counted
 from .clean import Cleaned, Damaged, clean, suffix_of
 from .names import STRUCTURE, Names, find_key, is_pseudonym, write_mapping
 from .sources import Item, Source, find, read
@@ -270,7 +271,7 @@ def _look(scrubbed: Any, window: tuple[float, float] | None) -> tuple[list[Any],
     except Damaged:
         return [], scrubbed.warnings
     lines = sum(len(writing(image)) for image in images[:1] + images[-1:][: len(images) - 1])
-    seen = (f"{lines} line{'s' * (lines != 1)} that look like writing",) if lines else ()
+    seen = (f"{counted(lines, 'line')} that look like writing",) if lines else ()
     return images, (*scrubbed.warnings, *seen)
 
 
