@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .checkpoint import StepJournal
 from .errors import ConfigError, PrivacyError
 from .files import JOURNAL, differences, read_json, remove_parts, write_json, write_text
 from .results import TABLES
 from .spending import NOTE
+
+if TYPE_CHECKING:
+    from .datasets.sources import DataConfig
 
 CHECKPOINT = "checkpoint.pt"
 _OF_A_START = (JOURNAL, NOTE, CHECKPOINT, f"{CHECKPOINT}.age", "settings.json", "config.yaml", "mlflow_run", *TABLES)
@@ -69,11 +72,10 @@ class RunFolder:
             raise ConfigError(f"{statement} has status={status!r}, which no run writes: put it back")
         return status
 
-    def refuse_inside(self, folders: Iterable[Path]) -> None:
+    def refuse_inside(self, data: DataConfig) -> None:
         """Refuse to write among a dataset's files: a picture there would be a training image of the next run."""
-        for folder in folders:
-            if self.path.resolve().is_relative_to(folder):
-                raise ConfigError(f"output_dir={self.path} is inside the dataset's folder {folder}: choose another")
+        if (folder := data.folder_around(self.path)) is not None:
+            raise ConfigError(f"output_dir={self.path} is inside the dataset's folder {folder}: choose another")
 
     @contextmanager
     def opened(self, config: str, settings: Mapping[str, Any]) -> Iterator[RunFolder]:

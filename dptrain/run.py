@@ -143,7 +143,7 @@ class Run:
         self.config = config = with_rate(config, plan, self.model)
         start = Path(config.model)
         self.start_hash = weights_hash(start) if is_weights(start) else None
-        self.folder.refuse_inside(data.folders)
+        self.folder.refuse_inside(data)
         self.groups = self._groups(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binom
 
-from ..datasets.images import IMAGE_SUFFIXES
-from ..datasets.sources import SPLITS, folder_images, load_data
+from ..datasets.images import read_image
+from ..datasets.sources import IMAGE_SUFFIXES, SPLITS, folder_images, load_data
 from ..errors import ConfigError, DataError
 from ..sealing.archive import is_sealed_dataset
+from ..wording import counted
 from .duplicates import groups, pairs
 from .findings import FOLDER, KINDS, CheckReport, Finding
 from .labels import doubtful, orphans, read_all
@@ -72,10 +73,10 @@ def check(
     found += _duplicate_findings(alike, looks, of_split)
     found += _metadata(looks)
     found += _patches(looks, labels, alike, names)
-    counted = _boxes(splits, labels, names) if names else {}
+    boxes = _boxes(splits, labels, names) if names else {}
     skipped = {} if names else dict.fromkeys(("train and val", "label error", "class balance"), _NO_LABELS)
     if names:
-        found += _balance(counted, "val" in splits)
+        found += _balance(boxes, "val" in splits)
     if weights is None:
         skipped["forbidden object"] = "people and faces: give a detector, --weights"
     else:
@@ -83,7 +84,7 @@ def check(
         found += _forbidden(readable, weights, forbid, conf, imgsz, device)
     found.sort(key=lambda finding: list(KINDS).index(finding.kind))
     sizes = {split: len(files) for split, files in splits.items()}
-    return CheckReport(Path(data), sizes, counted, tuple(found), skipped)
+    return CheckReport(Path(data), sizes, boxes, tuple(found), skipped)
 
 
 def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, str]]:
@@ -131,7 +132,7 @@ def _metadata(looks: Iterable[Look]) -> list[Finding]:
         for word in look.told:
             told.setdefault(word, []).append(look.image)
     return [
-        Finding("metadata", f"{word}: {len(files)} image{'s' * (len(files) != 1)}", tuple(files))
+        Finding("metadata", f"{word}: {counted(len(files), 'image')}", tuple(files))
         for word, files in sorted(told.items(), key=lambda item: -len(item[1]))
     ]
 
@@ -183,14 +184,14 @@ def _around(place: tuple[float, float], size: tuple[int, int]) -> tuple[float, f
 def _boxes(
     splits: dict[str, tuple[Path, ...]], labels: Sequence[np.ndarray | None], names: dict[int, str]
 ) -> dict[str, dict[str, int]]:
-    counted, start = {}, 0
+    boxes, start = {}, 0
     for split, files in splits.items():
         rows = [found for found in labels[start : start + len(files)] if found is not None]
         numbers = np.concatenate(rows)[:, 0].astype(int) if rows else np.zeros(0, int)
         totals = np.bincount(numbers, minlength=len(names))
-        counted[split] = {name: int(totals[number]) for number, name in names.items()}
+        boxes[split] = {name: int(totals[number]) for number, name in names.items()}
         start += len(files)
-    return counted
+    return boxes
 
 
 def _balance(boxes: dict[str, dict[str, int]], has_val: bool) -> list[Finding]:
@@ -204,7 +205,7 @@ def _balance(boxes: dict[str, dict[str, int]], has_val: bool) -> list[Finding]:
             found.append(
                 Finding(
                     "class balance",
-                    f"{name}: {count} box{'es' * (count != 1)} in train, where the commonest has {most}",
+                    f"{name}: {counted(count, 'box')} in train, where the commonest has {most}",
                 )
             )
         if count and has_val and boxes["val"][name] == 0:
@@ -235,8 +236,6 @@ def _forbidden(
 
 
 def _parts(image: Path, rows: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
-    from ..datasets.images import read_image
-
     height, width = read_image(image).shape[:2]
     parts = rows[:, :4] / (width, height, width, height)
     return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in parts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BudgetError, ConfigError
 from ..files import JOURNAL, write_text
 from ..schema import UNITS, GroupsConfig
+from ..wording import counted
 from .options import Commands, number
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         for finding in found.findings:
             print(f"NOT SOUND: {finding}")
-        verdict = "sound" if found.sound else f"{len(found.findings)} finding{'s' * (len(found.findings) != 1)}"
+        verdict = "sound" if found.sound else counted(len(found.findings), "finding")
         print(f"{found.entries} entries, {verdict}; head {found.head}")
     return 0 if found.sound else EXIT_UNSOUND
 

@@ -23,11 +23,6 @@ def fail(message: str, status: int, debug: bool) -> int:
     return status
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things: ``1 box``, ``2 boxes``."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('x') else 's'}"
-
-
 def described(error: Exception) -> str:
     """One line, with the notes that were added on the way; what dptrain did not foresee also gets its kind."""
     line = " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .console import counted
+from ..wording import counted
 from .options import Commands
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .console import counted
+from ..wording import counted
 from .options import Commands
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ import yaml
 from ..errors import DataError, is_control
 from ..files import MOST_TEXT, read_file
 
+#: Suffixes by which a file is taken for a data.yaml; in small letters.
+YAML_SUFFIXES = (".yaml", ".yml")
 MOST_CLASSES = 100_000
 
 _SHORT = reprlib.Repr()

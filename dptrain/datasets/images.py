@@ -14,13 +14,8 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from ..errors import DataError
 from ..files import read_file
+from . import MOST_PIXELS
 
-#: Suffixes that count as images inside a folder or a list, as in Ultralytics.
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
-)
-#: Most pixels that are decoded, 0.8 GB as colours: a file of a hundred bytes can claim any size.
-MOST_PIXELS = 1 << 28
 PADDING = 114
 _MEND = "replace it with a sound copy or take it out"
 _TOO_LARGE = f"the image claims more than {MOST_PIXELS:,} pixels; cut it into tiles or shrink it"

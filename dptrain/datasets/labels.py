@@ -10,10 +10,10 @@ import numpy as np
 from ..errors import DataError
 from ..files import MOST_TEXT, label_path, read_file
 
-__all__ = ["TOLERANCE", "label_path", "plain_labels", "read_labels"]
+__all__ = ["ANY_CLASS", "TOLERANCE", "label_path", "plain_labels", "read_labels"]
 
-_ANY_CLASS = 2**31
-
+#: For :func:`read_labels` where it does not matter which classes exist.
+ANY_CLASS = 2**31
 #: How far an edge may lie outside the image, in parts of its side. Ultralytics allows coordinates the same 1 %: tools
 #: that count pixels from 1, or round, put an honest edge that far out.
 TOLERANCE = 0.01
@@ -36,8 +36,28 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
         DataError: A line has the wrong number of columns, a value that is not a finite number, a class out of range,
             or a box outside the image; it names file, line, value and mend.
     """
+    text = _text(path)
+    return None if text is None else _rows(path, text, num_classes)
+
+
+def plain_labels(path: Path) -> str:
+    """Return the lines of a label file, which are numbers once they were checked; of any class.
+
+    Raises:
+        DataError: It cannot be read, or a line is none of :func:`read_labels`.
+    """
+    text = _text(path)
+    if text is None:
+        raise DataError(f"{path}: cannot read the label file (it is not there); check path and permission")
+    _rows(path, text, ANY_CLASS)
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+def _text(path: Path) -> str | None:
+    """What a label file says, read once; None where there is none."""
     try:
-        text = read_file(path, MOST_TEXT).decode("utf-8-sig")
+        return read_file(path, MOST_TEXT).decode("utf-8-sig")
     except FileNotFoundError:
         if path.is_symlink():  # boxes that were not fetched are not an image without objects
             raise DataError(f"{path}: links to a file that is not there; fetch it, or take the link out") from None
@@ -46,6 +66,9 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
         raise DataError(f"{path}: the label file is not UTF-8 text; export it again as plain text") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read the label file ({error.strerror}); check path and permission") from None
+
+
+def _rows(path: Path, text: str, num_classes: int) -> np.ndarray:
     rows: list[list[float]] = []
     seen: set[bytes] = set()
     kind = 0  # 5 for boxes, 7 for polygons; a file holds one kind
@@ -70,17 +93,6 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
         seen.add(key)
         rows.append([_class(values[0], words[0], num_classes, place), *_box(values[1:], place)])
     return np.array(rows, np.float32).reshape(-1, 5) + np.float32(0)
-
-
-def plain_labels(path: Path) -> str:
-    """Return the lines of a label file, which are numbers once they were checked; of any class.
-
-    Raises:
-        DataError: It cannot be read, or a line is none of :func:`read_labels`.
-    """
-    read_labels(path, _ANY_CLASS)
-    lines = (" ".join(line.split()) for line in read_file(path, MOST_TEXT).decode("utf-8-sig").splitlines())
-    return "".join(f"{line}\n" for line in lines if line)
 
 
 def _number(word: str, place: str) -> float:

@@ -14,9 +14,12 @@ from ..errors import DataError
 from ..files import MOST_TEXT, file_size, label_path, read_file
 from ..sealing.archive import is_sealed_dataset, open_dataset
 from .data_yaml import class_names, read_yaml, shown
-from .images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
+#: Suffixes that count as images inside a folder or a list, as in Ultralytics.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class DataConfig:
         """Where its images are, and where their labels are looked for."""
         images = {file.parent.resolve() for file in (*self.train, *self.val, *self.test)}
         return images | {label_path(folder / "x.jpg").parent for folder in images}
+
+    def folder_around(self, place: Path) -> Path | None:
+        """The one of :attr:`folders` that a place is, or lies in: what is written there would be read as data."""
+        whole = place.resolve()
+        return next((folder for folder in self.folders if whole.is_relative_to(folder)), None)
 
     def files(self, split: str) -> tuple[Path, ...]:
         """The image files of ``split`` (train, val or test), at least one; ``DataError`` says why there is none."""

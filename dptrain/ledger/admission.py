@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, bindparam, select, update
 
 from ..errors import BudgetError
 from ..rounding import shown
+from ..wording import counted
 from . import curves, filters, sealing, snapshots
 from .curves import Curve
 from .store import Store
@@ -168,7 +169,7 @@ def _refusal(
         reached = f"{shown(at_order)} at its order {found.order:g}"
     left = max(0.0, row.epsilon - spent) if found is None or found.room(before) > 0 else 0.0
     parts = filters.gaussian_step(request.step)
-    what = _steps(request.steps) if parts or request.steps > 1 else type(request.step).__name__
+    what = counted(request.steps, "step") if parts or request.steps > 1 else type(request.step).__name__
     what += f" at noise multiplier {parts[1]:g} and sample rate {parts[0]:g}" if parts else ""
     return (
         f"{what} do not fit the budget {row.name}: epsilon {shown(spent)} of {row.epsilon:g} is spent (RDP, delta "
@@ -190,8 +191,8 @@ def _instead(store: Store, refusals: Sequence[tuple[Row, filters.Filter | None, 
         noise = None if noise is None or offer.noise_multiplier is None else max(noise, offer.noise_multiplier)
         fewer = None if fewer is None or offer.steps is None else min(fewer, offer.steps)
     fewer, noise = _surely(store, refusals, request, fewer, noise)
-    offers = [f"{_steps(fewer)} at this noise"] if fewer else []
-    offers += [f"noise multiplier {noise:g} for {_steps(request.steps)}"] if noise else []
+    offers = [f"{counted(fewer, 'step')} at this noise"] if fewer else []
+    offers += [f"noise multiplier {noise:g} for {counted(request.steps, 'step')}"] if noise else []
     return f"{' or '.join(offers)} would fit" if offers else "nothing fits any more"
 
 
@@ -221,10 +222,6 @@ def _surely(
     if fewer and not passes(request.curve, fewer):
         fewer = filters.most(lambda count: passes(request.curve, count), fewer) or None
     return fewer, filters.more_noise(noise, passes_with) if noise else None
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, DataError
 from ..files import read_file
+from ..wording import counted
 from .keys import mac
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _CHUNK = 256
 # In the place of the labels' hash, of what is charged beside the pictures.
 GROUP, MEMBERSHIP = b"\x00" * 32, b"\x01" * 32
-_ANY_CLASS = 2**31  # labels are hashed as they are; which classes exist is the dataset's business
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Changes:
         parts = []
         for count, verb in ((self.added, "added"), (self.removed, "removed")):
             if count:
-                parts.append(f"{count} image{'s' * (count != 1)} {verb}")
+                parts.append(f"{counted(count, 'image')} {verb}")
         if self.relabelled:
-            parts.append(f"the labels of {self.relabelled} image{'s' * (self.relabelled != 1)} changed")
+            parts.append(f"the labels of {counted(self.relabelled, 'image')} changed")
         if self.regrouped:
-            parts.append(f"{self.regrouped} image{'s' * (self.regrouped != 1)} in another group")
+            parts.append(f"{counted(self.regrouped, 'image')} in another group")
         return ", ".join(parts) or "no change"
 
 
@@ -217,7 +217,7 @@ def pixels_hash(key: bytes, image: np.ndarray) -> bytes:
 
 def label_hash(key: bytes, file: Path) -> bytes:
     """Return the keyed hash of a picture's boxes; the order of the lines and their spelling make no difference."""
-    from ..datasets.labels import label_path, read_labels
+    from ..datasets.labels import ANY_CLASS, label_path, read_labels
 
-    rows = read_labels(label_path(file), _ANY_CLASS)
+    rows = read_labels(label_path(file), ANY_CLASS)  # hashed as they are; which classes exist is the dataset's business
     return mac(key, "labels", *([] if rows is None else sorted(row.tobytes() for row in rows)))

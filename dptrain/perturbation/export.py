@@ -75,9 +75,8 @@ def export_perturbed(
         raise ConfigError(f"-o {folder} is there and not empty: choose a new folder, so that nothing is overwritten")
     refuse_unwritable(folder, "-o")
     config = load_data(data)
-    for read in config.folders:
-        if folder.resolve().is_relative_to(read):
-            raise ConfigError(f"-o {folder} is inside {read}, which is read: choose a folder beside it")
+    if (read := config.folder_around(folder)) is not None:
+        raise ConfigError(f"-o {folder} is inside {read}, which is read: choose a folder beside it")
     suffix = ".jpg" if kind == "jpeg" else ".png"
     copies = {split: _copies(getattr(config, split), split, suffix) for split in SPLITS if getattr(config, split)}
     folder.parent.mkdir(parents=True, exist_ok=True)

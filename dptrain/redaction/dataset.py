@@ -14,9 +14,7 @@ import yaml
 
 from ..datasets.sources import SPLITS, DataConfig, load_data
 from ..errors import ConfigError
-from ..files import label_path, write_text
-
-YAML_SUFFIXES = (".yaml", ".yml")
+from ..files import label_path
 
 
 def normal(path: Path) -> Path:
@@ -62,7 +60,7 @@ class Dataset:
         return normal(image).relative_to(self.root)
 
     def outputs(self, output: Path, images: Collection[PurePath]) -> dict[Path, str]:
-        """The data.yaml of the output, with the lists that it needs, and what they say.
+        """The data.yaml of the output, after the lists that it needs, and what they say.
 
         Args:
             output: The folder that mirrors the root.
@@ -81,12 +79,6 @@ class Dataset:
                 files[output / f"{split}.txt"] = "".join(f"./{below.as_posix()}\n" for below in own)
         text = yaml.safe_dump({**entries, "names": self.config.names}, sort_keys=False, allow_unicode=True)
         return {**files, output / "data.yaml": text}
-
-
-def write_dataset(files: dict[Path, str]) -> None:
-    """Write a data.yaml after the lists that it names, each atomically."""
-    for file, text in files.items():
-        write_text(file, text)
 
 
 def labels_of(image: Path, root: Path, copy: Path, output: Path, dataset: Dataset | None) -> tuple[Path, Path] | None:

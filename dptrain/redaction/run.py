@@ -14,12 +14,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..datasets.data_yaml import YAML_SUFFIXES
 from ..datasets.images import read_image
 from ..datasets.labels import plain_labels
 from ..errors import ConfigError, DataError, DptrainError
 from ..files import file_hash, refuse_unwritable, write_atomically, write_text
 from ..signals import stop_signal
-from .dataset import YAML_SUFFIXES, Dataset, write_dataset
+from .dataset import Dataset
 from .images import write_image
 from .methods import redact_pixels
 from .report import BOXES, REPORT, SHEET, BoxTable, FileReport, RedactionReport, write_report
@@ -129,16 +130,16 @@ def redact(
 
 
 def _carry(dataset: Dataset, output: Path, jobs: Sequence[Job], found: RedactionReport) -> None:
-    """Write the data.yaml, which names the images that were written."""
+    """Write the data.yaml, which names the images that were written, after the lists that it needs."""
     written = {
         job.output.relative_to(output)
         for job, entry in zip(jobs, found.files, strict=True)
         if job.kind == "image" and entry.output
     }
     if written:
-        files = dataset.outputs(output, written)
-        write_dataset(files)
-        found.data = str(list(files)[-1])
+        for file, text in dataset.outputs(output, written).items():
+            write_text(file, text)
+        found.data = str(output / "data.yaml")
 
 
 def _check(

@@ -7,12 +7,13 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..datasets.images import IMAGE_SUFFIXES
+from ..datasets.data_yaml import YAML_SUFFIXES
+from ..datasets.sources import IMAGE_SUFFIXES
 from ..errors import ConfigError, DataError
 from ..files import label_path
 from ..sealing.archive import is_sealed_dataset
 from . import images, video
-from .dataset import YAML_SUFFIXES, Dataset, labels_of, normal
+from .dataset import Dataset, labels_of, normal
 
 logger = logging.getLogger(__name__)
 
@@ -155,9 +156,8 @@ def _listed(dataset: Dataset, output: Path | None) -> list[Job]:
         return [Job(image, image, dataset.below(image).as_posix(), "image") for image in dataset.images]
     if output.exists() and not output.is_dir():
         raise ConfigError(f"-o {output} is a file, and {dataset.config.file} lists many: give a folder")
-    for folder in dataset.config.folders:
-        if output.resolve().is_relative_to(folder):
-            raise ConfigError(f"-o {output} is inside {folder}, which is read: choose a folder beside it")
+    if (folder := dataset.config.folder_around(output)) is not None:
+        raise ConfigError(f"-o {output} is inside {folder}, which is read: choose a folder beside it")
     jobs = []
     for image in dataset.images:
         below = dataset.below(image)

@@ -149,7 +149,7 @@ class Video:
         self._length = Length(self._container, self._stream)
 
     def __iter__(self) -> Iterator[Decoded | Packet]:
-        last, begun, broken = -1, False, ""
+        last, broken = -1, ""
         tracks = self._length.tracks if self.audio is None else {*self._length.tracks, self.audio}
         try:
             for packet in self._container.demux(*tracks):
@@ -165,7 +165,6 @@ class Video:
                     continue
                 for frame in decoded:
                     last = frame.pts if frame.pts is not None and frame.pts > last else last + self._step()
-                    begun = True
                     yield Decoded(frame, last)
         except (self._av.error.FFmpegError, OSError) as error:
             broken = f"{self.name}: cannot be read on ({error.strerror})"
@@ -174,7 +173,7 @@ class Video:
                 f"{self.name}: is cut off, {missing:.1f} of its {self._length.declared:.1f} s are not there; get a "
                 "whole copy, or let ffmpeg -i IN -c copy OUT make a video of what is left"
             )
-        if broken and not (self._is_stream and begun):  # what a stream has shown cannot be got again, and is kept
+        if broken and not (self._is_stream and last >= 0):  # what a stream has shown cannot be got again, and is kept
             raise DataError(broken)
         self.broken = broken
 

@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..datasets.data_yaml import YAML_SUFFIXES
+from ..datasets.labels import plain_labels
 from ..errors import ConfigError, DataError
 from ..files import label_path
+from ..wording import counted
 from .clean import Cleaned, Damaged, clean, suffix_of
 from .names import STRUCTURE, Names, find_key, is_pseudonym, write_mapping
 from .sources import Item, Source, find, read
@@ -167,7 +170,7 @@ def scrub(
 def _refuse_places(place: Path, source: Path, mapping: str | Path | None, key: str | Path | None) -> None:
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise ConfigError(f"-o {place} is there already: choose a new folder, so that nothing is overwritten")
-    if source.is_file() and place.suffix.lower() == source.suffix.lower() not in (".yaml", ".yml"):
+    if source.is_file() and place.suffix.lower() == source.suffix.lower() not in YAML_SUFFIXES:
         raise ConfigError(f"-o {place} is a file's name, and a copy goes into a new folder, under a new name: give one")
     if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"-o {place} is inside {source}: choose another, or the next scrub would find it")
@@ -255,8 +258,6 @@ class _Scrub:
 
     def _carry(self, labels: Path, file: Path) -> None:
         """Write the boxes, which are numbers once they were checked, and nothing that stands beside them."""
-        from ..datasets.labels import plain_labels
-
         _write(file, plain_labels(labels).encode())
         self.labels += 1
 
@@ -270,7 +271,7 @@ def _look(scrubbed: Any, window: tuple[float, float] | None) -> tuple[list[Any],
     except Damaged:
         return [], scrubbed.warnings
     lines = sum(len(writing(image)) for image in images[:1] + images[-1:][: len(images) - 1])
-    seen = (f"{lines} line{'s' * (lines != 1)} that look like writing",) if lines else ()
+    seen = (f"{counted(lines, 'line')} that look like writing",) if lines else ()
     return images, (*scrubbed.warnings, *seen)
 
 

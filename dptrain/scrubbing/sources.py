@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 
 import yaml
 
+from ..datasets.data_yaml import YAML_SUFFIXES
+from ..datasets.sources import SPLITS, load_data
 from ..errors import ConfigError, DataError
 from ..files import label_path, read_file
 from ..sealing.archive import is_sealed_dataset
@@ -67,7 +69,7 @@ def find(place: str | Path) -> Source:
     try:
         if root.is_dir():
             source = _folder(root)
-        elif root.suffix.lower() in (".yaml", ".yml"):
+        elif root.suffix.lower() in YAML_SUFFIXES:
             source = _dataset(root)
         elif root.is_file() and is_sealed_dataset(root):
             raise DataError(f"{place} is sealed, and scrubbed images lie in plain: dptrain unseal it first")
@@ -111,8 +113,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _dataset(file: Path) -> Source:
-    from ..datasets.sources import SPLITS, load_data
-
     data = load_data(file)
     items = []
     for split in SPLITS:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..datasets import MOST_PIXELS
 from .clean import Damaged
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-_MOST_PIXELS = 1 << 28
 
 
 def training_images(dataset: Dataset, window: tuple[float, float] | None = None) -> list[np.ndarray]:
@@ -32,8 +31,8 @@ def training_images(dataset: Dataset, window: tuple[float, float] | None = None)
     from pydicom.pixels import pixel_array
 
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    if dataset.Rows * dataset.Columns * frames > _MOST_PIXELS:
-        raise Damaged(f"it claims more than {_MOST_PIXELS:,} pixels")
+    if dataset.Rows * dataset.Columns * frames > MOST_PIXELS:
+        raise Damaged(f"it claims more than {MOST_PIXELS:,} pixels")
     try:
         pixels = pixel_array(dataset)
     except Exception as error:  # a missing plugin, damaged data

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from ..datasets.data_yaml import YAML_SUFFIXES
 from ..errors import ConfigError, DataError
 from ..files import write_atomically
 from .age import SUFFIX, decrypt, encrypt, is_sealed
@@ -164,7 +165,7 @@ def _kind(place: Path, name: str) -> str:
         raise ConfigError(f"{name} is not there: give a file, a folder or a data.yaml")
     if is_sealed(place):
         raise ConfigError(f"{name} is sealed already")
-    return "dataset" if place.suffix.lower() in (".yaml", ".yml") else "file"
+    return "dataset" if place.suffix.lower() in YAML_SUFFIXES else "file"
 
 
 def _default(place: Path, kind: str) -> Path:

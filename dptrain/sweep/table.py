@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import write_json
 from ..results import read_rows
 from ..rounding import shown
+from ..wording import counted
 from .cost import JobCost, SweepCost, compose, read_cost
 from .jobs import FINISHED, SweepRecord, short
 
@@ -85,8 +86,7 @@ class SweepTable:
         cost = self.cost
         if cost is None:
             return "no job took a step, so nothing was spent"
-        counted = sum(row.cost is not None for row in self.rows)
-        runs = "1 run" if counted == 1 else f"{counted} runs"
+        runs = counted(sum(row.cost is not None for row in self.rows), "run")
         text = (
             f"publishing this curve costs epsilon {shown(cost.epsilon)} (RDP; PLD {shown(cost.epsilon_pld)}) "
             f"at delta {cost.delta:.3g}: the composition of {runs}, choice of the best among them included"

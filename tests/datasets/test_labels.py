@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ultralytics.data.utils import img2label_paths, verify_image_label
 
-from dptrain.datasets.labels import label_path, read_labels
+from dptrain.datasets.labels import label_path, plain_labels, read_labels
 from dptrain.errors import DataError
 
 
@@ -105,3 +105,14 @@ def test_a_link_to_labels_that_are_not_there_is_no_background(tmp_path):
     (tmp_path / "x.txt").symlink_to(tmp_path / "not-fetched")
     with pytest.raises(DataError, match="links to a file that is not there"):
         read_labels(tmp_path / "x.txt", 2)
+
+
+def test_the_lines_that_are_carried_along_are_those_that_were_checked(tmp_path, monkeypatch):
+    texts = iter([b"7 0.5  0.5 .2 .1\n\n", b"0 0.5 0.5 0.2 0.1 name of a patient\n"])
+    monkeypatch.setattr("dptrain.datasets.labels.read_file", lambda *_: next(texts))
+    assert plain_labels(tmp_path / "x.txt") == "7 0.5 0.5 .2 .1\n"
+
+
+def test_labels_that_are_gone_are_named_where_they_are_carried_along(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.txt: cannot read the label file"):
+        plain_labels(tmp_path / "gone.txt")
