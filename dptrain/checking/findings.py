@@ -49,6 +49,7 @@ class CheckReport:
     Attributes:
         data: The dataset.
         images: Number of images by split; that of a folder without splits is called :data:`FOLDER`.
+        unlabelled: Number of images by split without a label file, where there are any; they are background.
         boxes: Number of boxes by split and class name; of a folder without labels none.
         findings: In the order of :data:`KINDS`.
         skipped: What was not looked for, by kind, and why.
@@ -56,6 +57,7 @@ class CheckReport:
 
     data: Path
     images: dict[str, int]
+    unlabelled: dict[str, int]
     boxes: dict[str, dict[str, int]]
     findings: tuple[Finding, ...]
     skipped: dict[str, str] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class CheckReport:
             "private": PRIVATE,
             "data": str(self.data),
             "images": self.images,
+            "unlabelled": self.unlabelled,
             "boxes": self.boxes,
             "counts": self.counts(),
             "findings": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def check(
     images = [image for split in splits.values() for image in split]
     of_split = [split for split, files in splits.items() for _ in files]
     labels, found = read_all(images, len(names)) if names else ([None] * len(images), [])
+    wrong = {image for finding in found for image in finding.images}
+    bare = Counter(s for s, i, rows in zip(of_split, images, labels, strict=True) if rows is None and i not in wrong)
     looks = list(look_at(images))
     found += [Finding("broken image", look.error, (look.image,)) for look in looks if look.error is not None]
     for look, rows in zip(looks, labels, strict=True):
@@ -84,7 +87,7 @@ def check(
         found += _forbidden(readable, weights, forbid, conf, imgsz, device)
     found.sort(key=lambda finding: list(KINDS).index(finding.kind))
     sizes = {split: len(files) for split, files in splits.items()}
-    return CheckReport(Path(data), sizes, boxes, tuple(found), skipped)
+    return CheckReport(Path(data), sizes, dict(bare) if names else {}, boxes, tuple(found), skipped)
 
 
 def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
 from ..files import JOURNAL, refuse_unwritable
+from ..wording import counted
 from .options import Commands
 
 if TYPE_CHECKING:
@@ -103,12 +104,10 @@ def _print(report: CheckReport, page: Path | None) -> None:
         table.add_row(kind, "-" if kind in report.skipped else str(counts[kind]), why)
     terminal = Console(markup=False, highlight=False)
     console = terminal if terminal.is_terminal else Console(markup=False, highlight=False, width=200)
-    console.print(
-        ", ".join(
-            f"{count} images" if split == FOLDER else f"{count} {split} images"
-            for split, count in report.images.items()
-        )
-    )
+    for split, count in report.images.items():
+        bare = report.unlabelled.get(split)
+        background = f", {bare} of them background: no label file" if bare else ""
+        console.print(counted(count, "image" if split == FOLDER else f"{split} image") + background)
     console.print(table)
     for kind in KINDS:
         found = [finding for finding in report.findings if finding.kind == kind]

@@ -96,7 +96,7 @@ def _print(report: ScrubReport) -> None:
         print(f"{counted(written, 'image')} and {counted(report.labels, 'label file')}: {report.output}")
     if report.flagged:
         done = "" if report.output is None else ", withheld" if report.withheld else ", written all the same"
-        print(f"{report.flagged} images may have writing burned into their pixels{done}")
+        print(f"{counted(report.flagged, 'image')} may have writing burned into their pixels{done}")
         for file in [file for file in report.files if file.warnings][: _SHOWN * (report.output is not None)]:
             print(f"  {file.file}: {'; '.join(file.warnings)}")
     if report.left_out:

@@ -14,6 +14,7 @@ import pytest
 from dptrain import check
 from dptrain.checking import KINDS, CheckReport
 from dptrain.cli import main
+from dptrain.datasets.labels import label_path
 
 from ..scrubbing.pictures import exif, jpeg, segment
 
@@ -58,7 +59,20 @@ def test_a_sound_dataset_has_no_findings(pets: Path) -> None:
     report = check(pets)
     assert kinds(report) == {}, [finding.text for finding in report.findings]
     assert report.images == {"train": 24, "val": 8} and report.boxes["val"] == {"cat": 4, "dog": 4}
+    assert report.unlabelled == {}
     assert main(["check", str(pets)]) == 0
+
+
+def test_images_without_a_label_file_are_counted_and_those_with_a_wrong_one_are_not(
+    pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of labels that was not copied would otherwise pass as a dataset of nothing but background."""
+    for number in (3, 4, 30):
+        label_path(image(pets, number)).unlink()
+    label_path(image(pets, 5)).write_text("cat 1 2\n")
+    assert check(pets).unlabelled == {"train": 2, "val": 1}
+    main(["check", str(pets)])
+    assert "24 train images, 2 of them background: no label file\n8 val images, 1 of them" in capsys.readouterr().out
 
 
 def _smaller(picture: np.ndarray) -> np.ndarray:
