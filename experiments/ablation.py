@@ -103,14 +103,11 @@ OPTIONS: dict[str, Option] = {
     "ema_099": Option("EMA 0.99 (nothing but the warm-up in 20 steps)", {"ema": {"decay": 0.99}}),
     # what trains, and what is asked of it
     "head": Option("only the head trains, rate 3e-3", {"trainable": "head", "optimizer": {"lr": 3e-3}}),
-    "neck_and_head": Option(
-        "neck and head train, rate 2e-3", {"trainable": "neck_and_head", "optimizer": {"lr": 2e-3}}
-    ),
+    "neck_and_head": Option("neck and head train", {"trainable": "neck_and_head"}),
     "head_and_norms": Option(
         "head, norms and biases train, rate 3e-3", {"trainable": "head_and_norms", "optimizer": {"lr": 3e-3}}
     ),
-    "all": Option("all parameters train, rate 1e-3", {"trainable": "all", "optimizer": {"lr": 1e-3}}),
-    "all_double": Option("all parameters train, rate 2e-3", {"trainable": "all", "optimizer": {"lr": 2e-3}}),
+    "norms": Option("norms and biases train, rate 1.5e-2", {"trainable": "norm_and_bias", "optimizer": {"lr": 1.5e-2}}),
     "lora": Option(
         "rank-4 adapters train, rate 5e-3", {"trainable": "lora", "lora": {"rank": 4}, "optimizer": {"lr": 5e-3}}
     ),

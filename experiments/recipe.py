@@ -20,18 +20,17 @@ from experiments.digits.scenes import SIZE, TRAIN_SCENES
 
 STEPS = 40
 BATCH = 256  # expected; what is drawn varies from step to step
-LEARNING_RATE = 1.5e-2
+LEARNING_RATE = 2e-3
 EMA = 0.9
-# 19,076 of 2.5 million parameters: noise grows with their number, and with all of them it undid what was learnt.
-TRAINABLE = "norm_and_bias"
+TRAINABLE = "all"  # norms and biases alone, at 1.5e-2, gave 0.025 less mAP50 (experiments.ablation, three seeds)
 CLIP_NORM = 1.0
 EPSILON = 8.0
 DELTA = 1e-5
 
 # How these numbers were found matters to whoever reads the result.
 TUNED = (
-    "steps, batch, learning rate, EMA and which layers train come from nine trial runs on these very scenes, which no "
-    "budget paid for: the digits are public data that play the part of private ones"
+    "steps, batch, learning rate, EMA and which layers train come from trial runs on these very scenes, which no budget "
+    "paid for: the digits are public data that play the part of private ones"
 )
 
 

@@ -288,6 +288,7 @@ def test_a_run_cut_before_its_statement_is_finished_by_a_resume(
     make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All steps taken, the last evaluation written, and no statement yet: the run must not count as finished."""
+    monkeypatch.chdir(tmp_path)  # MLflow keeps a finished run's files in ./mlruns
     data = make_dataset()
     with monkeypatch.context() as context:
         context.setattr("dptrain.run.Run._finish", fails)

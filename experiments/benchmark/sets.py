@@ -170,8 +170,8 @@ SETS = {
             start=lambda: digits_start.WEIGHTS,
             prepare=lambda root: _once(root, "digits 700", lambda place: digits.write_private(place)),
             private={
-                "steps": 40, "trainable": "norm_and_bias", "ema": {"decay": 0.9},
-                "optimizer": {"name": "adam", "lr": 1.5e-2}, "schedule": {"name": "constant"},
+                "steps": 40, "trainable": "all", "ema": {"decay": 0.9},
+                "optimizer": {"name": "adam", "lr": 2e-3}, "schedule": {"name": "constant"},
                 "privacy": {"clip_norm": 1.0, "expected_batch_size": 256},
             },
             plain=PlainRecipe(steps=200),
