@@ -29,8 +29,8 @@ DELTA = 1e-5
 
 # How these numbers were found matters to whoever reads the result.
 TUNED = (
-    "steps, batch, learning rate, EMA and which layers train come from trial runs on these very scenes, which no budget "
-    "paid for: the digits are public data that play the part of private ones"
+    "steps, batch, learning rate, EMA and which layers train come from trial runs on these very scenes, which no "
+    "budget paid for: the digits are public data that play the part of private ones"
 )
 
 
