@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..wording import counted
 from .options import Commands
 
@@ -85,7 +85,13 @@ def _redact(options: argparse.Namespace) -> int:
     from ..redaction import RedactionSettings, redact
 
     settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
-    RedactionSettings(**settings, regions=tuple(options.region))  # a wrong value is told before anything is loaded
+    try:  # a wrong value is told before anything is loaded
+        RedactionSettings(**settings, regions=tuple(options.region))
+    except ConfigError as error:
+        name, _, rest = str(error).partition("=")
+        if name not in _SETTINGS:
+            raise
+        raise ConfigError(f"--{name.replace('_', '-')}={rest}") from None
     with _progress() as on_file:
         report = redact(
             options.source,
