@@ -111,6 +111,7 @@ def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[d
 
     assert job.epsilon is not None
     options = found.private_options(job.epsilon)
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / job.key, ignore_errors=True)  # of a run that was cut
     result = dptrain.train(
         model=str(found.start()),
