@@ -3,7 +3,7 @@
     python -m experiments.demo        # a few minutes on 2 CPU cores; everything it writes is under runs/demo
 
 It paints the private scenes, measures the public start on the val scenes, fine-tunes it through `dptrain.train` at
-epsilon 8, runs the same recipe without privacy, and prints them side by side.
+epsilon 8, trains the same way without privacy, and prints them side by side.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def draw_curve(path: Path, run: list[dict[str, float]], start: float, plain: flo
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([r["dp/epsilon"] for r in run], [r[MAP50] for r in run], "o-", label="private, as epsilon is spent")
-    axes.axhline(plain, color="tab:green", linestyle="--", label="same recipe without privacy")
+    axes.axhline(plain, color="tab:green", linestyle="--", label="without privacy")
     axes.axhline(start, color="tab:grey", linestyle=":", label="public start")
     axes.set(xlabel=f"epsilon (delta {recipe.DELTA:g}, RDP)", ylabel="mAP50 on val scenes", ylim=(0, 1))
     axes.grid(alpha=0.3)
@@ -122,7 +122,7 @@ def main() -> None:
     report(console, root, data, args.weights, result, [
         ("public start", start.values, None),
         (f"private, epsilon {result.epsilon:.2f}", result.metrics, private_seconds),
-        ("same recipe, no privacy", plain.values, plain_seconds),
+        ("without privacy", plain.values, plain_seconds),
     ])  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def report(
         f"Privacy: one scene more or less, epsilon {result.epsilon:.2f} (RDP), delta {recipe.DELTA:g}. "
         f"The private model beats its public start by {private - start:+.3f} mAP50."
     )
-    console.print(f"Honestly: {recipe.TUNED}. The run without privacy was not tuned.", style="dim")
+    console.print(f"Honestly: {recipe.TUNED}.", style="dim")
     for what, path in (
         ("boxes on val scenes", root / "predictions.png"),
         ("mAP50 by epsilon", root / "curve.png"),
