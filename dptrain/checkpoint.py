@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import math
 import os
 import zipfile
@@ -67,6 +68,7 @@ class StepJournal:
 # Everything a checkpoint may hold. All of it is noised or public.
 CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "clip_norm", "seed")
 CHECKPOINT_FORMAT = 2
+_SCALES = "clipping.scales"
 
 
 def save_checkpoint(
@@ -96,26 +98,11 @@ def load_checkpoint(
     Raises:
         PrivacyError: There is no such file, it cannot be read, or it belongs to another plan or seed.
     """
-    if not file.is_file():
-        raise PrivacyError(f"{file} is not there, so the run cannot be resumed: start a new one in another output_dir")
-    try:
-        refuse_damage(content or file)
-        if content is not None:
-            content.seek(0)
-        payload = torch.load(content or file, map_location="cpu", weights_only=True)
-        written, seeded, found = payload["plan"], payload["seed"], payload["format"]
-        missing = [key for key in CHECKPOINT_KEYS if key not in payload]
-    except Exception as error:  # a damaged file fails in many ways; all mean the same to the user
-        raise PrivacyError(f"{file} is not a dptrain checkpoint ({type(error).__name__}), or it is damaged") from error
-    if type(found) is not int or found != CHECKPOINT_FORMAT:
-        raise PrivacyError(
-            f"{file} is of format {found!r}, and {CHECKPOINT_FORMAT} is expected: resume with its dptrain"
-        )
-    if not isinstance(written, dict) or missing:
-        raise PrivacyError(f"{file} is damaged: {missing[0] if missing else 'plan'} is not in it")
+    payload = _read(file, content)
+    written = {**payload["plan"], "seed": payload["seed"]}
     wanted = {**plan_values(plan), "seed": seed}
     for key, value in wanted.items():
-        was = {**written, "seed": seeded}.get(key)
+        was = written.get(key)
         if not isinstance(was, int | float | str | None) or isinstance(was, bool) or was != value:
             raise PrivacyError(
                 f"{file} was made with another {key} than this run's: resume with the same settings "
@@ -127,10 +114,50 @@ def load_checkpoint(
     return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer", "clip_norm")}
 
 
+def scales_of(file: Path, content: IO[bytes] | None = None) -> tuple[tuple[str, float], ...]:
+    """Return the scales of the layers that a run began with; ``content`` is that of a sealed file.
+
+    Where the start is partly random, as the head of new classes is, nothing would measure the same ones again.
+
+    Raises:
+        PrivacyError: The file cannot be read, or it holds none.
+    """
+    try:
+        return tuple((str(layer), float(scale)) for layer, scale in json.loads(_read(file, content)["plan"][_SCALES]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PrivacyError(f"{file} was made without scales of the layers: resume with the same settings") from error
+
+
+def _read(file: Path, content: IO[bytes] | None = None) -> dict[str, Any]:
+    """The payload of a checkpoint: of this format, and with all its keys."""
+    if not file.is_file():
+        raise PrivacyError(f"{file} is not there, so the run cannot be resumed: start a new one in another output_dir")
+    try:
+        refuse_damage(content or file)
+        if content is not None:
+            content.seek(0)
+        payload: dict[str, Any] = torch.load(content or file, map_location="cpu", weights_only=True)
+        written, _, found = payload["plan"], payload["seed"], payload["format"]
+        missing = [key for key in CHECKPOINT_KEYS if key not in payload]
+    except Exception as error:  # a damaged file fails in many ways; all mean the same to the user
+        raise PrivacyError(f"{file} is not a dptrain checkpoint ({type(error).__name__}), or it is damaged") from error
+    if type(found) is not int or found != CHECKPOINT_FORMAT:
+        raise PrivacyError(
+            f"{file} is of format {found!r}, and {CHECKPOINT_FORMAT} is expected: resume with its dptrain"
+        )
+    if not isinstance(written, dict) or missing:
+        raise PrivacyError(f"{file} is damaged: {missing[0] if missing else 'plan'} is not in it")
+    return payload
+
+
 def plan_values(plan: PrivacyPlan) -> dict[str, Any]:
-    """Every number and text of a plan, by a dotted name."""
+    """Every number and text of a plan, by a dotted name; scales only where there are some."""
     values = flatten(dataclasses.asdict(plan))
-    return {name: str(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    scales = values.pop(_SCALES)
+    return {
+        **{name: str(value) if isinstance(value, tuple) else value for name, value in values.items()},
+        **({_SCALES: json.dumps(scales)} if scales else {}),
+    }
 
 
 def refuse_damage(file: Path | IO[bytes]) -> None:

@@ -117,6 +117,37 @@ class RescaledClip(FlatClip):
 
 
 @dataclass(frozen=True)
+class ScaledClip:
+    """Flat clipping of gradients in which every group of parameters is first multiplied by a public number.
+
+    Layers whose gradients are small then lie as far above the noise as those whose gradients are large, which share
+    the clip norm with them. What comes out is the gradient in the scaled coordinates, and goes to the optimizer as it
+    is (AdaDPS, Li et al. 2022, algorithm 1, with one number a layer from public data in the place of one a parameter).
+
+    Formal guarantee: that of :class:`FlatClip`, whatever the scales are, as long as no private unit had a part in them.
+
+    Attributes:
+        clip_norm: Of the whole scaled gradient.
+        scales: The number of every group.
+        groups: The group of every parameter.
+    """
+
+    clip_norm: float
+    scales: tuple[float, ...]
+    groups: Mapping[str, int]
+
+    def weights(self, squared_norms: Tensor) -> Tensor:
+        """Return the factor of every unit's part in every group; both of shape (n, groups)."""
+        squared = squared_norms.double()
+        scales = squared.new_tensor(self.scales)
+        return FlatClip(self.clip_norm).weights((squared * scales.square()).sum(1, keepdim=True)) * scales
+
+    def sensitivity(self, relation: str = "add_or_remove_one") -> float:
+        """The clip norm for ``add_or_remove_one``; twice that for ``replace_one``."""
+        return FlatClip(self.clip_norm).sensitivity(relation)
+
+
+@dataclass(frozen=True)
 class AutomaticClip:
     """Normalise each unit's gradient: g / (|g| + 0.01), for which no clip norm is needed (Bu et al. 2023, AUTO-S).
 

@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 
 from . import config as settings
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint, scales_of
+from .datasets.sources import public_images
 from .detection.data import (
     DataConfig,
     DetectionDataset,
@@ -29,8 +30,9 @@ from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
+from .detection.scales import IMAGES, layer_scales
 from .devices import usable_device
-from .errors import PrivacyError
+from .errors import ConfigError, PrivacyError
 from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
@@ -136,7 +138,7 @@ class Run:
         if self.evaluates:
             refuse_overlap(data)
         if config.public_images is not None:
-            refuse_public_overlap(data, config.public_images)
+            refuse_public_overlap(data, public_images(config.public_images), "public_images")
         with _seeded(config.seed):
             self.model = model_of(config, data).to(self.device)
         self._rate_by_rule = config.optimizer.lr is None
@@ -154,6 +156,7 @@ class Run:
             if config.physical_batch_size == "auto"
             else int(config.physical_batch_size)
         )
+        self.plan = plan = self._with_scales(data)
         self.trainer = self._trainer()
         self._describe(data)
         self._pays = spending is None and tuning is None
@@ -183,6 +186,29 @@ class Run:
         if self.groups is not None:
             return UnitRows(self.groups, self.config.privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT, copies)
         return UnitRows(range(len(self.dataset)), copies=copies) if copies > 1 else None
+
+    def _with_scales(self, data: DataConfig) -> PrivacyPlan:
+        """The plan with the scales that its clip rule asks for, measured on public images with the start's weights."""
+        clipping = self.plan.clipping
+        if clipping.name != "scaled" or clipping.scales:
+            return self.plan
+        if self.config.resume and self._checkpoint_file.exists():
+            scales = scales_of(self._checkpoint_file, self.outputs.read(self.output / CHECKPOINT))
+            return replace(self.plan, clipping=replace(clipping, scales=scales))
+        file = self.config.privacy.clip_scales
+        if file is None:
+            raise ConfigError(
+                "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
+                "scenes/data.yaml in the folder of dptrain pretrain"
+            )
+        public = load_data(file)
+        if public.names != data.names:
+            raise ConfigError(f"privacy.clip_scales={file} has other names of classes than {data.file}: make them one")
+        public = replace(public, train=public.train[:IMAGES])
+        refuse_public_overlap(data, public.train, f"the images of privacy.clip_scales={file}")
+        images = DetectionDataset(public, "train", self.config.imgsz)
+        loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(self.config))
+        return replace(self.plan, clipping=replace(clipping, scales=layer_scales(self.model, loss, images)))
 
     def _settings(self) -> dict[str, Any]:
         """What must not change when a run goes on, all of it public."""

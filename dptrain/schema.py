@@ -95,6 +95,9 @@ class PrivacyConfig:
     clipping: str = _key("flat", f"clip rule, one of {', '.join(CLIPPINGS)}; see docs/recipe.md")
     clip_groups: list[str] = _key([], "of clipping=groups: patterns on layer names, one a group, such as [model.23.*]")
     clip_split: str = _key("equal", f"how per_layer and groups share clip_norm out, one of {', '.join(SPLITS)}")
+    clip_scales: str | None = _key(
+        None, "of clipping=scaled: the data.yaml of labelled public images that the layers' gradients are measured on"
+    )
     clip_quantile: float = _key(0.5, "of clipping=adaptive: share of units that stay unclipped")
     clip_count_noise: float | None = _key(
         None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"

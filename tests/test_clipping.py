@@ -17,16 +17,16 @@ from dp_accounting.dp_event import (
 
 from dptrain import Clipping, ConfigError, FlatClip, PrivacyPlan, accounting
 from dptrain.clip_settings import CLIPPINGS
-from dptrain.clipping import COUNT, AdaptiveClip, AutomaticClip, ClipRule, GroupClip, RescaledClip
+from dptrain.clipping import COUNT, AdaptiveClip, AutomaticClip, ClipRule, GroupClip, RescaledClip, ScaledClip
 from dptrain.noise import NoiseStream
 
 SIZES = {"a.weight": 6, "a.bias": 2, "b.weight": 8, "c.d.weight": 16}
+NEEDED: dict[str, dict[str, Any]] = {"groups": {"groups": ("a",)}, "scaled": {"scales": (("a", 8.0), ("c.*", 0.25))}}
 ODD = torch.tensor([0.0, 1.0, 100.0, math.inf, math.nan, 1e-300], dtype=torch.float64)
 
 
 def rule_of(name: str, clip_norm: float = 1.0, **options: Any) -> ClipRule:
-    groups = {"groups": ("a",)} if name == "groups" else {}
-    return Clipping(name, **{**groups, **options}).rule(clip_norm, SIZES, 1.0, 32)
+    return Clipping(name, **{**NEEDED.get(name, {}), **options}).rule(clip_norm, SIZES, 1.0, 32)
 
 
 def test_edge_table() -> None:
@@ -127,6 +127,33 @@ def test_shares_by_size() -> None:
     assert rule.norms == pytest.approx([2.0 * math.sqrt(size / 32) for size in (8, 8, 16)])
 
 
+# --- scales ----------------------------------------------------------------------------------------------------------
+
+
+def test_scaled_clipping_is_flat_clipping_of_the_scaled_gradient() -> None:
+    rule = rule_of("scaled", 2.0)
+    assert isinstance(rule, ScaledClip) and rule.groups == {"a.weight": 0, "a.bias": 0, "b.weight": 1, "c.d.weight": 2}
+    assert rule.scales == (8.0, 1.0, 0.25)
+    norms = torch.tensor([[0.01, 0.1, 0.5], [3.0, 0.0, 0.0], [0.0, 5.0, 40.0]], dtype=torch.float64)
+    scaled = norms * torch.tensor(rule.scales, dtype=torch.float64)
+    wanted = scaled / (scaled.norm(dim=1, keepdim=True) / 2.0).clamp(min=1.0)
+    torch.testing.assert_close(rule.weights(norms.square()) * norms, wanted, rtol=1e-5, atol=0.0)
+
+
+def test_a_layers_own_scale_goes_before_a_pattern_and_the_first_pattern_before_others() -> None:
+    sizes = {f"{layer}.weight": 1 for layer in ("x.1", "x.2", "y")}
+    rule = Clipping("scaled", scales=(("x.*", 2.0), ("x.2", 4.0), ("*", 0.5), ("*", 8.0))).rule(1.0, sizes, 1.0, 32)
+    assert isinstance(rule, ScaledClip) and rule.groups is not None
+    assert [rule.scales[group] for group in rule.groups.values()] == [2.0, 4.0, 0.5]
+
+
+def test_scales_that_fit_no_layer_or_are_missing_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'d\.\*' is the first to match no trainable layer"):
+        rule_of("scaled", scales=(("a", 2.0), ("d.*", 2.0)))
+    with pytest.raises(ConfigError, match=r"has no scales: give them, or have dptrain\.train measure them"):
+        rule_of("scaled", scales=())
+
+
 # --- the adaptive norm -----------------------------------------------------------------------------------------------
 
 
@@ -199,6 +226,13 @@ def test_the_clip_norm_follows_the_quantile() -> None:
         ({"name": "adaptive", "count_noise": 0.0}, "clip_count_noise=0.0"),
         ({"name": "adaptive", "count_noise": math.nan}, "clip_count_noise=nan"),
         ({"name": "adaptive", "quantile": 10**400}, "clip_quantile=1000"),
+        ({"scales": (("a", 2.0),)}, "clip_scales means nothing"),
+        ({"name": "scaled", "scales": {"a": 2.0}}, "clip_scales="),
+        ({"name": "scaled", "scales": (("a", 0.0),)}, r"\('a', 0.0\)"),
+        ({"name": "scaled", "scales": (("a", math.inf),)}, r"from 1e-06 to 1e\+06"),
+        ({"name": "scaled", "scales": (("a", math.nan),)}, "nan"),
+        ({"name": "scaled", "scales": (("a", True),)}, "True"),
+        ({"name": "scaled", "scales": ((2.0, "a"),)}, "clip_scales="),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:
@@ -227,10 +261,13 @@ def test_what_does_not_go_with_the_rest_of_a_plan_is_refused() -> None:
 def test_a_rule_survives_json(name: str) -> None:
     import json
 
-    clipping = Clipping(name, groups=("a", "b|c")) if name == "groups" else Clipping(name)
+    needed = {**NEEDED, "groups": {"groups": ("a", "b|c")}}
+    clipping = Clipping(name, **needed.get(name, {}))
     assert Clipping.read(json.loads(json.dumps(clipping.facts()))) == clipping
     assert clipping.words()
     assert Clipping.read(None) == Clipping()
+    older = {key: value for key, value in Clipping().facts().items() if key != "scales"}
+    assert Clipping.read(older) == Clipping(), "a record of before there were scales"
     for bad in ([], "flat", {}, {"name": name}, {**clipping.facts(), "groups": "a"}, {**clipping.facts(), "name": []}):
         with pytest.raises(ConfigError):
             Clipping.read(bad)

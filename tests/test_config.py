@@ -213,6 +213,7 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         ({"privacy": {"clipping": "perlayer"}}, "privacy.clipping=perlayer is not one of .*did you mean per_layer"),
         ({"privacy": {"clipping": "groups"}}, "privacy.clipping=groups needs clip_groups"),
         ({"privacy": {"clip_quantile": 0.4}}, "privacy.clip_quantile means nothing with clipping=flat"),
+        ({"privacy": {"clip_scales": "x.yaml"}}, "privacy.clip_scales means nothing with clipping=flat"),
         ({"privacy": {"clip_groups": "head"}}, "privacy.clip_groups"),
         ({"privacy": {"clipping": "adaptive"}, "noise": {"exact": True}}, "noise.exact=true has no grid"),
         ({"optimizer": {"name": "dp_adam_bc", "floor": 0.0}}, "optimizer.floor=0.0"),

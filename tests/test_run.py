@@ -21,6 +21,7 @@ import dptrain
 import dptrain.run
 from dptrain import Clipping, ConfigError, DataError, PrivacyPlan, TrackingError
 from dptrain.checkpoint import CHECKPOINT_KEYS
+from dptrain.detection import load_model, save_weights
 from dptrain.statement import report
 
 from .conftest import SMALL, MakeDataset, run_options
@@ -136,6 +137,58 @@ def test_an_adaptive_clip_norm_is_stated_kept_and_resumed(tmp_path: Path) -> Non
     assert result.epsilon == PLAN.epsilon() and mechanism["clip_norm"] == 1.0
     assert mechanism["clip_rule"]["name"] == "adaptive" and "0.7 quantile" in mechanism["clipping"]
     assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
+
+
+def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(tmp_path: Path) -> None:
+    """Two private datasets, the same scales; and a run that was cut goes on with what it began with.
+
+    From a random start, which the resumed run has not, they are others than anew.
+    """
+    public = make_dataset_at(tmp_path / "public")(seed=9)
+    start = tmp_path / "start.pt"
+    save_weights(load_model(SMALL, 2), start)
+    mechanisms = []
+    for number in range(3):
+        data = make_dataset_at(tmp_path / f"data{number}")(train=6 + number)
+        plan = dataclasses.replace(PLAN, clipping=Clipping("scaled"))
+        given = options(
+            tmp_path, plan=plan, output_dir=str(tmp_path / f"out{number}"), budget={"url": None},
+            privacy={"clip_scales": str(public)}, **({"model": str(start)} if number else {}),
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dptrain.run.Run, "_write_statement", fails_at(2))
+            with pytest.raises(RuntimeError, match="step 2"):
+                dptrain.train(data=data, **given)
+        result = dptrain.train(data=data, **given, resume=True)
+        assert result.epsilon == PLAN.epsilon()
+        assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
+        assert any("scales were measured on are public" in line for line in result.statement["assumptions"])
+        mechanisms.append(result.statement["mechanism"])
+    scales = [mechanism["clip_rule"]["scales"] for mechanism in mechanisms]
+    assert scales[0] != scales[1] == scales[2] and len({scale for _, scale in scales[1]}) > 2
+
+
+def test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    data = make_dataset_at(tmp_path / "data")()
+    other = make_dataset_at(tmp_path / "other")(seed=1)
+    plan = dataclasses.replace(PLAN, clipping=Clipping("scaled"))
+    for given, words in (
+        ({}, r"clipping=scaled needs privacy\.clip_scales"),
+        ({"clip_scales": str(data)}, r"is a training image and one of the images of privacy\.clip_scales="),
+        ({"clip_scales": str(renamed(other))}, r"clip_scales=.* has other names of classes than"),
+        ({"clip_scales": str(tmp_path / "none.yaml")}, r"none\.yaml"),
+    ):
+        with pytest.raises(dptrain.DptrainError, match=words):
+            dptrain.train(data=data, **options(tmp_path, plan=plan, budget={"url": None}, privacy=given))
+        assert not (tmp_path / "out").exists()
+
+
+def renamed(data: Path) -> Path:
+    file = data.with_name("renamed.yaml")
+    file.write_text(data.read_text().replace("[green, blue]", "[blue, green]"))
+    return file
 
 
 def fails_at(step: int) -> Any:

@@ -176,7 +176,8 @@ def test_the_adaptive_clip_norm_follows_the_noised_count_alone(monkeypatch: pyte
 
 @pytest.mark.parametrize("name", [name for name in CLIPPINGS if name != "flat"])
 def test_the_physical_batch_changes_nothing_but_rounding_by_any_clip_rule(name: str) -> None:
-    clipping = Clipping(name, groups=("0",) if name == "groups" else ())
+    needed: dict[str, dict[str, Any]] = {"groups": {"groups": ("0",)}, "scaled": {"scales": (("0", 4.0),)}}
+    clipping = Clipping(name, **needed.get(name, {}))
     how = plan(clipping=clipping, clip_norm=1.0 if name == "automatic" else 0.5)
     one, other = make(how, batches=Batches(20), seed=5), make(how, batches=Batches(3), seed=5)
     list(one.run())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..datasets.images import Letterbox, read_image
 from ..datasets.labels import label_path, read_labels
-from ..datasets.sources import DataConfig, load_data, public_images, refuse_overlap
+from ..datasets.sources import DataConfig, load_data, refuse_overlap
 from ..errors import DataError
 from .augment import Augmentation
 from .loader import StepLoader, collate, to_device
@@ -132,15 +132,16 @@ class DetectionDataset(Dataset):
         return self.sample(index)
 
 
-def refuse_public_overlap(data: DataConfig, place: str | Path) -> None:
-    """Refuse a training image that is one of the public images that made the start weights, by its decoded pixels.
+def refuse_public_overlap(data: DataConfig, files: Sequence[Path], what: str) -> None:
+    """Refuse a training image that is one of the images declared public, by its decoded pixels.
 
-    The start would then hold that image without noise. So a copy under another name, in another folder, saved again
+    The run would then use that image without noise. So a copy under another name, in another folder, saved again
     without loss or stripped of its EXIF data is found; one that was resized or compressed again with loss is not.
 
     Args:
         data: The dataset; its training split is compared.
-        place: The folder, or ``.txt`` list, of the public images.
+        files: The public images.
+        what: What they are called in the message.
 
     Raises:
         DataError: It names both files; or an image cannot be read.
@@ -148,13 +149,12 @@ def refuse_public_overlap(data: DataConfig, place: str | Path) -> None:
     from ..ledger.manifest import unit_hash
 
     key = os.urandom(32)
-    files = public_images(place)
     public = dict(zip(_in_threads(lambda image: unit_hash(key, image), files), files, strict=True))
     for image, unit in zip(data.train, _in_threads(lambda image: unit_hash(key, image), data.train), strict=True):
         if unit in public:
             raise DataError(
-                f"{image}: is a training image and one of public_images ({public[unit]}), so the start weights already "
-                "hold it without noise; take it out of the training split, or start from other weights"
+                f"{image}: is a training image and one of {what} ({public[unit]}), which are used without noise; take "
+                "it out of the training split, or name other public images, with other start weights if it made them"
             )
 
 

@@ -40,6 +40,7 @@ ASSUMPTIONS = (
 )
 ROUNDED = "The noise is Gaussian up to the rounding of floating-point numbers (noise.exact was off)."
 EXACT = "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."
+SCALED = "The images that the layers' scales were measured on are public and share no unit with the training split."
 NOT_COVERED = (
     "other runs on the same images, unless the tuning and dataset sections below count them",
     "the images of the validation split, whose metrics carry no noise",
@@ -146,7 +147,11 @@ def make_statement(
         "dataset_budget": None if dataset_budget is None else dict(dataset_budget),
         "audit": None if audit is None else dict(audit),
         "released": list(RELEASED),
-        "assumptions": [*ASSUMPTIONS, EXACT if (training or {}).get("exact_noise") else ROUNDED],
+        "assumptions": [
+            *ASSUMPTIONS,
+            *((SCALED,) if plan.clipping.name == "scaled" else ()),
+            EXACT if (training or {}).get("exact_noise") else ROUNDED,
+        ],
         "not_covered": list(NOT_COVERED),
         "deviations": [*(() if secure else (VOID,)), *_weak_delta(plan, dataset), *deviations],
         "versions": {**{name: package_version(name) for name in _PACKAGES}, "python": platform.python_version()},

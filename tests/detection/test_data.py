@@ -13,6 +13,7 @@ import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 
+from dptrain.datasets.sources import public_images
 from dptrain.detection.data import Augmentation, DetectionDataset, load_data, refuse_public_overlap
 from dptrain.errors import DataError
 
@@ -123,17 +124,17 @@ def test_a_training_image_that_made_the_start_is_refused_under_any_name(make_dat
     listed = tmp_path / "public.txt"
     listed.write_text("./public/deep/a.png\n")
     for place in (tmp_path / "public", listed):
-        refuse_public_overlap(data, place)
+        refuse_public_overlap(data, public_images(place), "public_images")
     assert cv2.imwrite(str(public / "b.bmp"), cv2.imread(str(photo)))  # other bytes, the same pixels
     with listed.open("a") as lines:
         lines.write("./public/deep/b.bmp\n")
     for place in (str(tmp_path / "public"), listed):
         with pytest.raises(DataError, match=r"002\.png: is a training image and one of public_images \(.*b\.bmp\)"):
-            refuse_public_overlap(data, place)
+            refuse_public_overlap(data, public_images(place), "public_images")
     (tmp_path / "empty").mkdir()
     for place, words in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "holds no images")):
         with pytest.raises(DataError, match=words):
-            refuse_public_overlap(data, place)
+            public_images(place)
 
 
 def test_splits_that_hold_nothing(make_dataset):

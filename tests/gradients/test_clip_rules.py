@@ -21,7 +21,11 @@ from .oracle import one_at_a_time, projected_losses
 from .test_engines import Cnn, images, seeded
 
 losses = projected_losses()
-RULES = [Clipping(name, groups=("body.[03]", "head.*") if name == "groups" else ()) for name in CLIPPINGS]
+NEEDED: dict[str, dict[str, Any]] = {
+    "groups": {"groups": ("body.[03]", "head.*")},
+    "scaled": {"scales": (("body.[03]", 8.0), ("head.*", 0.25))},
+}
+RULES = [Clipping(name, **NEEDED.get(name, {})) for name in CLIPPINGS]
 RULES += [Clipping("per_layer", split="size")]
 
 

@@ -114,6 +114,7 @@ def compare(pair: dict[str, Any], folder: Path, models: Path) -> tuple[float, bo
 PROMISED: dict[str, Callable[[float], float]] = {
     "flat": lambda norm: norm,
     "rescaled": lambda norm: 1.0,
+    "scaled": lambda norm: norm,
     "automatic": lambda norm: 1.0,
     "per_layer": lambda norm: norm,
     "groups": lambda norm: norm,
@@ -159,8 +160,12 @@ def test_every_clip_rule_on_every_engine_holds_its_own_sensitivity(
     rule: str, engine: str, models: Path, tmp_path: Path
 ) -> None:
     """With the optimizer that is told of the noise: what it is told must be public, too."""
-    options: dict[str, Any] = {"groups": ("model.0*|model.1*", "model.2*")} if rule == "groups" else {}
-    clipping = Clipping(rule, split="size" if rule == "per_layer" else "equal", **options)
+    options: dict[str, dict[str, Any]] = {
+        "groups": {"groups": ("model.0*|model.1*", "model.2*")},
+        "scaled": {"scales": (("model.0*|model.1*", 16.0), ("model.2*", 0.5))},
+        "per_layer": {"split": "size"},
+    }
+    clipping = Clipping(rule, **options.get(rule, {}))
     norms = [1.0] if rule == "automatic" else [1e-2, 0.1]
     tight = []
 

@@ -1,0 +1,84 @@
+"""The scales of layers: what they are made from, and that they bring the layers' gradients level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import dptrain
+from dptrain import Clipping
+from dptrain.detection import load_model
+from dptrain.detection.data import DetectionDataset, load_data
+from dptrain.detection.loader import collate, to_device
+from dptrain.detection.loss import PerImageLoss
+from dptrain.detection.scales import layer_scales
+from dptrain.detection.trainable import set_trainable
+from dptrain.gradients import trainable_parameters
+
+
+@pytest.fixture
+def images(make_dataset: Callable[..., Path]) -> DetectionDataset:
+    return DetectionDataset(load_data(make_dataset(train=8)), "train", 64)
+
+
+@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"])
+def test_scaled_gradients_are_of_a_size_and_of_the_length_that_they_had(name: str, images: DetectionDataset) -> None:
+    torch.manual_seed(0)
+    model, loss = load_model(name, 2), PerImageLoss()
+    scales = dict(layer_scales(model, loss, images))
+    assert set(scales) == {of(name) for name in trainable_parameters(model)}
+    assert all(math.log2(scale).is_integer() for scale in scales.values())
+    assert max(scales.values()) / min(scales.values()) <= 200
+
+    batch = to_device(collate([images.sample(index) for index in range(8)]), "cpu")
+    gradients = dptrain.per_sample_gradients(model, loss, batch)
+    lengths = {False: length(gradients, {}), True: length(gradients, scales)}
+    gradients = {name: rows / lengths[False].view(-1, *[1] * (rows.dim() - 1)) for name, rows in gradients.items()}
+    before, after = sizes(gradients, {}), sizes(gradients, scales)
+    alive = before > before.max() / 90
+    assert float(after[alive].max() / after[alive].min()) < 2.1, "powers of two: each is off by a root of two at most"
+    assert float(before[alive].max() / before[alive].min()) > 8
+    assert float((lengths[True] / lengths[False]).square().mean().sqrt()) == pytest.approx(1.0, abs=0.3)
+
+
+def of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def length(gradients: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
+    """The norm of every image's scaled gradient."""
+    squares = [scales.get(of(name), 1.0) ** 2 * g.flatten(1).square().sum(1) for name, g in gradients.items()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def sizes(gradients: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
+    """The typical entry of every layer's scaled gradient."""
+    entries: dict[str, list[Tensor]] = {}
+    for name, rows in gradients.items():
+        entries.setdefault(of(name), []).append(rows.flatten())
+    return torch.stack(
+        [scales.get(layer, 1.0) * torch.cat(parts).square().mean().sqrt() for layer, parts in entries.items()]
+    )
+
+
+def test_the_same_weights_and_images_give_the_same_scales_and_are_left_alone(images: DetectionDataset) -> None:
+    model, loss = load_model("yolo26n.yaml", 2), PerImageLoss()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert layer_scales(model, loss, images) == layer_scales(model, loss, images)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_only_layers_that_train_have_one_and_the_rule_takes_them(images: DetectionDataset) -> None:
+    model = load_model("yolo26n.yaml", 2)
+    set_trainable(model, "norm_and_bias")
+    scales = layer_scales(model, PerImageLoss(), images)
+    parameters = trainable_parameters(model)
+    assert {name for name, _ in scales} == {of(name) for name in parameters}
+    rule = Clipping("scaled", scales=scales).rule(1.0, {name: p.numel() for name, p in parameters.items()}, 1.0, 8)
+    assert rule.sensitivity() == 1.0
