@@ -97,6 +97,7 @@ def main() -> None:
     size.add_argument("--full", dest="size", action="store_const", const="full", help="every case; hours")
     size.add_argument("--tiny", dest="size", action="store_const", const="tiny", help="only to see that it runs")
     parser.add_argument("--rows", default=",".join(ROWS), help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--only", default="", help="cases whose name has this in it, such as 'yolo26s 32 x 640'")
     parser.add_argument("--repeats", type=int, default=0, help="in the place of each case's own number")
     parser.add_argument("--device", default="cuda", help="of the gpu row, which is skipped where there is none")
     parser.add_argument("--name", default="latest", help="of the files under benchmarks/results")
@@ -128,7 +129,7 @@ def main() -> None:
     measured = [record["case"] for record in results["records"]]
     for row in rows:
         for case in cases(row, options.size, options.device, options.repeats):
-            if case.values() in measured:
+            if case.values() in measured or options.only not in case.name:
                 continue
             results["records"].append(measure(case))
             results["bars"] = [bar.values() for bar in bars(results["records"])]
