@@ -42,7 +42,7 @@ from dptrain.files import write_json
 from dptrain.results import MAP, MAP50
 from experiments import recipe
 from experiments.digits.public_start import WEIGHTS
-from experiments.digits.scenes import TRAIN_SCENES, write_private
+from experiments.digits.scenes import TRAIN_SCENES, write_private, write_public
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ablation.json"
 STEPS, BATCH, SEEDS = 20, 64, (0, 1, 2)
@@ -72,6 +72,10 @@ def _lr(factor: float, **more: Any) -> dict[str, Any]:
 OPTIONS: dict[str, Option] = {
     BASE: Option(f"adam, flat clipping to {recipe.CLIP_NORM:g}, EMA {recipe.EMA:g}"),
     # how the clip rules compare, with everything else left alone
+    "scaled": Option("layers scaled by their gradients on drawn digits", {"privacy": {"clipping": "scaled"}}),
+    "scaled_lr_half": Option(
+        "the same at half the learning rate", {"privacy": {"clipping": "scaled"}, "optimizer": _lr(0.5)}, "scaled"
+    ),
     "automatic": Option("automatic clipping (AUTO-S)", {"privacy": {"clipping": "automatic"}}),
     "per_layer": Option("per-layer clipping, equal shares", {"privacy": {"clipping": "per_layer"}}),
     "per_layer_size": Option(
@@ -130,6 +134,8 @@ def arguments(option: Option, data: Path, output: Path, seed: int, steps: int, b
     made |= {"tracking": {"enabled": False}, "budget": {"url": None}}
     for key, value in option.changes.items():
         made[key] = {**made.get(key, {}), **value} if isinstance(value, Mapping) else value
+    if made["privacy"].get("clipping") == "scaled":
+        made["privacy"]["clip_scales"] = str(data.parent.with_name("public") / "data.yaml")
     return made
 
 
@@ -237,7 +243,9 @@ def main() -> None:
     if (results["steps"], results["batch"]) != (args.steps, batch):
         parser.error(f"{args.results} is of {results['steps']} steps of {results['batch']}: give another --results")
     shutil.rmtree(args.root / "private", ignore_errors=True)
+    shutil.rmtree(args.root / "public", ignore_errors=True)
     data = write_private(args.root / "private")
+    write_public(args.root / "public")
     began, refused = time.monotonic(), set[str]()
     for name, seed in _waiting(names, args.seeds, results["runs"]):
         if time.monotonic() - began > 60 * args.minutes:

@@ -97,9 +97,8 @@ def simulated(name: str, epsilon: float, scale: float, units: int, changes: Mapp
         expected_batch_size=batch,
         sample_rate=min(1.0, batch / units),
     )
-    options.pop("privacy")
     options.pop("steps")
-    return {**options, "plan": small}
+    return {**options, "privacy": {}, "plan": small}
 
 
 def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -107,7 +106,7 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
     axes: dict[str, Sequence[Any]] = {
         "optimizer.lr": options.lr, "trainable": options.trainable, "steps": options.steps, "ema.decay": options.ema,
         "privacy.expected_batch_size": options.batch, "privacy.clip_norm": options.clip_norm,
-        "schedule.name": options.schedule,
+        "schedule.name": options.schedule, "privacy.clipping": options.clipping,
     }  # fmt: skip
     given = {key: values for key, values in axes.items() if values}
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
@@ -129,6 +128,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", help="expected batch size of the private run")
     parser.add_argument("--clip-norm", type=float, nargs="+")
     parser.add_argument("--schedule", nargs="+")
+    parser.add_argument("--clipping", nargs="+")
     parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     options = parser.parse_args()
@@ -146,6 +146,8 @@ def main() -> None:
         shutil.rmtree(output, ignore_errors=True)
         began = time.perf_counter()
         keywords = simulated(options.set, options.epsilon, options.scale, units, changes)
+        if keywords["plan"].clipping.name == "scaled":
+            keywords["privacy"]["clip_scales"] = str(SETS[start_name].public(options.root / "public" / start_name))
         try:
             result = dptrain.train(
                 model=str(start), data=str(data), output_dir=str(output), tracking={"enabled": False},

@@ -113,6 +113,8 @@ def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[d
     options = found.private_options(job.epsilon)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / job.key, ignore_errors=True)  # of a run that was cut
+    if options["privacy"].get("clipping") == "scaled":
+        options["privacy"]["clip_scales"] = str(found.public(folder / "public"))
     result = dptrain.train(
         model=str(found.start()),
         data=str(data),

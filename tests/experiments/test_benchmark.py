@@ -167,8 +167,6 @@ def test_a_candidate_is_tried_with_the_noise_of_the_private_step() -> None:
 
 
 def test_a_small_private_run_lands_in_the_measured_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not band.RESULTS.is_file():
-        pytest.skip("the band is not measured yet: python -m experiments.benchmark.band")
     low, high = json.loads(band.RESULTS.read_text())["band"]
     monkeypatch.setitem(SETS, "digits", band.small_set())
     found = runs.measure(band.JOB, SETS["digits"].prepare(tmp_path / "data"), tmp_path / "run")
