@@ -73,6 +73,7 @@ class _HeadLoss(v8DetectionLoss):
         targets = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)
         scale = torch.tensor([width, height, width, height], device=device, dtype=dtype)
         targets = self.preprocess(targets.to(device), count, scale_tensor=scale)
+        targets = targets.to(torch.promote_types(targets.dtype, dtype))  # of a model in double, all in double
         labels, boxes = targets.split((1, 4), 2)
         present = boxes.sum(2, keepdim=True).gt_(0.0)
         decoded = self.bbox_decode(anchors, distances)

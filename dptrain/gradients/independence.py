@@ -155,7 +155,7 @@ class _Trial:
             ("gradient", max(_apart(base.norms, other.norms), gradients)),
         ):
             if share > self._slack():
-                raise ModelError(f"the {what} of one example changed by {share:.1%} when {case}: {_MEND}")
+                raise ModelError(f"the {what} of one example changed by {100 * share:.2g}% when {case}: {_MEND}")
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

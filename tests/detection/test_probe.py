@@ -11,10 +11,12 @@ import yaml
 
 import dptrain
 from dptrain import ModelError, PrivacyPlan
+from dptrain.detection import probe
 from dptrain.detection.model import load_model
 from dptrain.detection.probe import refuse_coupled_images
+from dptrain.gradients import independence
 
-from ..conftest import MakeDataset, run_options
+from ..conftest import SMALL, MakeDataset, run_options
 
 
 def test_a_description_with_a_layer_that_mixes_images_starts_no_run(make_dataset: MakeDataset, tmp_path: Path) -> None:
@@ -39,3 +41,18 @@ def test_stock_detectors_pass_and_are_left_as_they_were() -> None:
         refuse_coupled_images(model)
         assert torch.equal(state, torch.get_rng_state())
         assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_no_detector_is_refused_for_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any part of the loss in single precision gives one model in twenty a difference of 1e-9, and a few 1.5e-8.
+
+    On such a one a run of this project's own tests once ended. These seeds are among those that differed.
+    """
+    monkeypatch.setattr(independence._Trial, "_slack", lambda self: 1e-11)
+    for seed in (16, 20, 46, 69, 208):
+        torch.manual_seed(seed)
+        model = load_model(SMALL, 2)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith(f"model.{len(model.model) - 1}.")
+        monkeypatch.setattr(probe, "_tried", set())
+        refuse_coupled_images(model)
