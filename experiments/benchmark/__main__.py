@@ -5,8 +5,8 @@
     python -m experiments.benchmark --processes 2                # two runs at a time, each with half of the cores
 
 Every run is a process of its own and leaves a JSON, so what was stopped goes on with the same command. A set whose
-images or start are not there is left out, with a line that says how to get them. Writes experiments/results/NAME.json,
-NAME.md and docs/images/NAME.png after every run.
+images or start are not there is left out, with a line that says how to get them. After every run its JSON is in
+experiments/results/NAME/SET/, and experiments/results/NAME.md and docs/images/NAME.png are drawn from all of a set's.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
+from dp_accounting import dp_event
+
+from dptrain import PrivacyPlan, accounting
 from dptrain import config as settings
 from dptrain.errors import DptrainError
-from dptrain.files import write_json, write_text
+from dptrain.files import write_text
 from dptrain.rounding import round_up
-from experiments.benchmark.runs import Job, Results, Row, jobs_of, ledger_url
+from experiments.benchmark.runs import Job, Results, Row, jobs_of
 from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
-from experiments.benchmark.table import draw, lines
-from experiments.sweep import machine
+from experiments.benchmark.table import draw, lines, remarks
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -45,13 +47,13 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.root: Path = options.root / options.name
-        self.end = time.monotonic() + options.minutes * 60 if options.minutes else None
+        self.end = time.monotonic() + options.minutes * 60 if options.minutes is not None else None
         self.stopped = False
-        self.skipped: dict[str, str] = {}
-        self.sets: dict[str, dict[str, Any]] = {}
+        self.left_out: set[str] = set()
 
     def run(self) -> bool:
         """Do what is not done yet; returns whether all of it is."""
+        self.draw()
         try:
             for name in self.options.set:
                 try:
@@ -66,16 +68,15 @@ class Benchmark:
         return True
 
     def _leave_out(self, name: str, why: str) -> None:
-        self.skipped[name] = why
+        self.left_out.add(name)
         print(f"{name}: left out: {why}", file=sys.stderr, flush=True)
 
     def _set(self, found: BenchmarkSet) -> None:
         found.start()  # refused before any image is painted
         for epsilon in self.options.epsilons or found.epsilons:  # and before hours of plain runs
-            given = settings.from_kwargs(model="start.pt", data="data.yaml", **found.private_options(epsilon))
-            settings.make_plan(settings.resolve(given))
+            plan_of(found, epsilon)
         data = found.prepare(self.options.root / "data" / found.name)
-        results = Results(self.root / found.name, self.options.any_commit)
+        results = self._results(found)
         repeats = self.options.seeds or REPEATS.get(found.name, 1)
         epsilons = self.options.epsilons or found.epsilons
         rows: dict[str, Row] = {}
@@ -92,12 +93,10 @@ class Benchmark:
                     todo.append(job)
                 else:
                     rows[job.key] = row
-            if rows:
-                self._keep(found, results, list(rows.values()))
             with ThreadPoolExecutor(self.options.processes) as pool:  # a thread waits for the process of its run
                 for running in as_completed(pool.submit(self._do, job, results, data, rows) for job in todo):
                     running.result()
-                    self._keep(found, results, list(rows.values()))
+                    self.draw()
 
     def _do(self, job: Job, results: Results, data: Path, rows: dict[str, Row]) -> None:
         self._refuse_late(job, rows)
@@ -116,40 +115,42 @@ class Benchmark:
             self.stopped = True  # also for a run whose time nobody knows
             raise OutOfTime(f"{max(0, left):.0f} s are left, and {job.set} {job.key} takes about {expected:.0f} s")
 
-    def _keep(self, found: BenchmarkSet, results: Results, rows: list[Row]) -> None:
-        self.sets[found.name] = {
-            "what": found.what, "units": found.units, "imgsz": found.imgsz, "delta": found.delta,
-            "tuned": found.tuned, "epsilon_of_all_runs_together": _composed(results.folder),
-            "runs": [
-                {**{k: v for k, v in row.items() if k not in ("settings", "set")}, "epsilon_asked": asked(row)}
-                for row in rows
-            ],
-            "settings": {row["kind"]: row["settings"] for row in rows},
-        }  # fmt: skip
+    def _results(self, found: BenchmarkSet) -> Results:
         name = self.options.name
-        whole = {
-            "command": self.options.command,
-            "machine": {**machine(), "processes": self.options.processes},
-            "skipped": self.skipped,
-            "sets": self.sets,
-        }
-        write_json(RESULTS / f"{name}.json", whole)
-        write_text(RESULTS / f"{name}.md", "\n".join(lines(whole)) + "\n")
-        draw(whole, PICTURES / f"{name}.png")
+        return Results(RESULTS / name / found.name, self.root / found.name, self.options.any_commit)
+
+    def draw(self) -> str:
+        """Write the table and the picture of all finished runs, of this call and of others; returns the table."""
+        sets = {}
+        for found in SETS.values():
+            if rows := self._results(found).all():
+                sets[found.name] = {
+                    "what": found.what, "delta": found.delta, "tuned": found.tuned,
+                    "epsilon_of_all": composed(found, rows),
+                    "runs": [{**row, "epsilon_asked": row["settings"]["job"]["epsilon"]} for row in rows],
+                }  # fmt: skip
+        if not sets:
+            return "no runs"
+        text = "\n".join([*lines({"sets": sets}), "", *remarks({"sets": sets})])
+        write_text(RESULTS / f"{self.options.name}.md", text + "\n")
+        draw({"sets": sets}, PICTURES / f"{self.options.name}.png")
+        return text
 
 
-def asked(row: Row) -> float | None:
-    """The epsilon that a run was asked for; what it got is a little less."""
-    return row["settings"]["job"]["epsilon"]
+def composed(found: BenchmarkSet, rows: Sequence[Row]) -> float | None:
+    """What it would cost to have seen all private runs of a set, by RDP at its delta."""
+    asked = [row["settings"]["job"]["epsilon"] for row in rows if row["kind"] == "private"]
+    if not asked:
+        return None
+    events = {epsilon: plan_of(found, epsilon).event() for epsilon in set(asked)}
+    whole = dp_event.ComposedDpEvent([events[epsilon] for epsilon in asked])
+    return float(round_up(accounting.epsilon(whole, found.delta), 3))
 
 
-def _composed(folder: Path) -> float | None:
-    """What it costs, by the set's ledger, to have seen all of its private runs."""
-    from dptrain import BudgetLedger
-
-    ledger = BudgetLedger.existing(ledger_url(folder))
-    readings = ledger.show() if ledger else []
-    return float(round_up(max(reading.epsilon for reading in readings), 3)) if readings else None
+def plan_of(found: BenchmarkSet, epsilon: float) -> PrivacyPlan:
+    """The plan of a private run."""
+    given = settings.from_kwargs(model="start.pt", data="data.yaml", **found.private_options(epsilon))
+    return settings.make_plan(settings.resolve(given))
 
 
 def _short(row: Row) -> str:
@@ -173,12 +174,10 @@ def main() -> int:
         parser.error(f"--processes {options.processes}: at least 1")
     if options.processes > 1:  # before any run starts torch in its own process
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.processes))
-    options.command = " ".join(["python -m experiments.benchmark", *sys.argv[1:]])
     benchmark = Benchmark(options)
     done = benchmark.run()
-    if benchmark.sets:
-        print("\n".join(lines({"sets": benchmark.sets})))
-    return 0 if done and benchmark.sets else 1
+    print(benchmark.draw())
+    return 0 if done and set(options.set) - benchmark.left_out else 1
 
 
 if __name__ == "__main__":

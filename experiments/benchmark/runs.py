@@ -1,4 +1,7 @@
-"""One number of the benchmark at a time: each run in a process of its own, its result in a JSON of its own."""
+"""One number of the benchmark at a time: each run in a process of its own, its result in a JSON of its own.
+
+The JSONs are part of the repository, so that the runs may be made on several machines, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.machine import commit
 from dptrain.files import file_hash, write_json
-from experiments.benchmark.sets import SETS, BenchmarkSet
+from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
+from experiments.sweep import machine
 
 Row = dict[str, Any]
 
@@ -46,9 +52,13 @@ class Job:
         return f"{self.kind}{of}{'' if self.rate is None else f'_lr{self.rate:g}'}_{self.repeat}"
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what it is, as plain data."""
+        """Everything that decides what it is, as plain data; where the start is not there, no hash of it."""
         found = SETS[self.set]
-        own: dict[str, Any] = {"job": asdict(self), "imgsz": found.imgsz, "start_sha256": file_hash(found.start())}
+        try:
+            start = file_hash(found.start())
+        except Missing:
+            start = None
+        own: dict[str, Any] = {"job": asdict(self), "imgsz": found.imgsz, "start_sha256": start}
         if self.kind == "plain":
             own["plain"] = {k: v for k, v in asdict(found.plain).items() if k != "rates"}  # its own is the job's
         if self.kind == "private":
@@ -103,6 +113,7 @@ def measure(job: Job, data: Path, folder: Path) -> Row:
     return {
         "mAP50": round(values[MAP50], 4), "mAP50-95": round(values[MAP], 4), **row,
         "seconds": round(time.perf_counter() - began, 1), "peak_memory_mb": round(peak / 1e6),
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
@@ -121,7 +132,7 @@ def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[d
         output_dir=str(folder / job.key),
         evaluate_every=options["steps"],
         tracking={"enabled": False},
-        budget={"url": ledger_url(folder)},
+        budget={"url": None},  # what all runs of a set cost together is computed from their plans
         **options,
     )
     plan = result.plan
@@ -129,28 +140,37 @@ def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[d
     return result.metrics, row
 
 
-def ledger_url(folder: Path) -> str:
-    """The ledger of a set's runs: it knows what having looked at all of them costs."""
-    return f"sqlite:///{(folder / 'budget.db').absolute().as_posix()}"
-
-
 class Results:
-    """The JSON files of a set's runs under one folder."""
+    """The finished runs of a set: JSON files under one folder.
 
-    def __init__(self, folder: Path, any_commit: bool = False) -> None:
-        self.folder, self.any_commit, self.commit = folder, any_commit, commit()
+    Args:
+        folder: Of the JSON files.
+        runs: Where the private runs leave their weights and statements.
+        any_commit: Whether runs of another commit count.
+    """
+
+    def __init__(self, folder: Path, runs: Path, any_commit: bool = False) -> None:
+        self.folder, self.runs, self.any_commit, self.commit = folder, runs, any_commit, commit()
 
     def find(self, job: Job) -> Row | None:
         """What the job gave, if it was done with the same settings by the same commit."""
-        file = self.folder / f"{job.key}.json"
-        if not file.is_file():
-            return None
+        return self._read(self.folder / f"{job.key}.json")
+
+    def all(self) -> list[Row]:
+        """What all jobs gave, as :meth:`find` finds them."""
+        rows = [self._read(file) for file in sorted(self.folder.glob("*.json"))]
+        return [row for row in rows if row is not None]
+
+    def _read(self, file: Path) -> Row | None:
         try:
             row = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            return None  # cut while it was written by hand: measured again
-        same = row.get("settings") == job.settings() and (self.any_commit or row.get("commit") == self.commit)
-        return row if same else None
+            job, commit_then = Job(**row["settings"]["job"]), row["machine"]["commit"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # not done, or written by hand: measured again
+        settings = job.settings()
+        settings["start_sha256"] = settings["start_sha256"] or row["settings"].get("start_sha256")
+        same = f"{job.key}.json" == file.name and row["settings"] == settings
+        return row if same and (self.any_commit or commit_then == self.commit) else None
 
     def best_rate(self, found: BenchmarkSet) -> float | None:
         """The plain rate with the highest mAP50-95 on val, once all were tried."""
@@ -163,7 +183,8 @@ class Results:
         """Measure a job in a process of its own and keep what it gave."""
         settings = job.settings()
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            numbers = pool.submit(measure, job, data, self.folder).result()
-        row = {**asdict(job), **numbers, "commit": self.commit, "settings": settings}
+            numbers = pool.submit(measure, job, data, self.runs).result()
+        row = {**asdict(job), **numbers, "machine": {**machine(), "commit": self.commit}, "settings": settings}
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{job.key}.json", row)
         return row

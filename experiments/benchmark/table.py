@@ -53,6 +53,21 @@ def _line(name: str, what: str, rows: Sequence[Row], plain: Sequence[Row]) -> st
     return "| " + " | ".join([*cells, f"{seconds:.0f}", f"{memory:.0f}"]) + " |"
 
 
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """What one has to know to read the table, a line for each set."""
+    text = []
+    for name, part in results["sets"].items():
+        machines = [(row["threads"], row["machine"]) for row in part["runs"]]
+        made = sorted({f"{threads} of {machine['cores']} cores of {machine['cpu']}" for threads, machine in machines})
+        of_all = part["epsilon_of_all"]
+        together = f"; to have seen all private runs of this table costs epsilon {of_all:g}" if of_all is not None else ""
+        text.append(
+            f"- {name}: {part['what']}; delta {part['delta']:.2g}{together}. Recipe: {part['tuned']}. "
+            f"A run had {' or '.join(made)}; machine, versions and commit of each are in its JSON."
+        )
+    return text
+
+
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """mAP by epsilon for each set: every run a point, a line through the means; plain and its spread; the start."""
     from matplotlib.figure import Figure

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dp_accounting.rdp import compute_epsilon
 
+from dptrain import accounting
 from dptrain import config as settings
 from experiments import tuning
 from experiments.benchmark import __main__ as command
@@ -24,7 +26,8 @@ DIGITS = SETS["digits"]
 def row(kind: str, score: float, **more: Any) -> dict[str, Any]:
     """A run as the results hold it."""
     base = {"kind": kind, "repeat": 0, "rate": None, "epsilon_asked": None, "mAP50": score, "mAP50-95": score / 2}
-    return {**base, "seconds": 100.0, "peak_memory_mb": 1500, **more}
+    machine = {"cpu": "a processor", "cores": 2}
+    return {**base, "seconds": 100.0, "peak_memory_mb": 1500, "threads": 1, "machine": machine, **more}
 
 
 RUNS = [
@@ -36,7 +39,7 @@ RUNS = [
     row("private", 0.75, epsilon_asked=8.0, repeat=1),
     row("private", 0.6, epsilon_asked=2.0),
 ]
-WHOLE = {"sets": {"digits": {"what": "digits", "delta": 1e-5, "runs": RUNS}}}
+WHOLE = {"sets": {"digits": {"what": "digits", "delta": 1e-5, "tuned": "", "epsilon_of_all": 12.3, "runs": RUNS}}}
 
 
 def test_a_share_is_of_the_mean_of_the_best_plain_rate() -> None:
@@ -64,32 +67,46 @@ def test_plain_rates_are_tried_before_anything_hangs_on_them() -> None:
 
 def test_runs_beside_each_other_are_all_kept(no_runs: list[str], tmp_path: Path) -> None:
     assert command.Benchmark(options(tmp_path, processes=3, seeds=2)).run()
-    kept = json.loads((tmp_path / "results" / "try.json").read_text())
-    assert len(no_runs) == len(set(no_runs)) == len(kept["sets"]["digits"]["runs"]) == 7
+    assert len(no_runs) == len(set(no_runs)) == 7
+    told = (tmp_path / "results" / "try.md").read_text()
+    assert "| digits | private, epsilon 8 | 2 |" in told and "| digits | plain | 2 |" in told
 
 
 def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("digits", "private", 0, 8.0)
     monkeypatch.setattr(runs, "commit", lambda: "aaa")
-    results = Results(tmp_path)
+    results = Results(tmp_path, tmp_path)
     assert results.find(job) is None
-    kept = {"mAP50-95": 0.5, "commit": "aaa", "settings": job.settings()}
+    kept = {"mAP50-95": 0.5, "machine": {"commit": "aaa"}, "settings": job.settings()}
     file = tmp_path / f"{job.key}.json"
     file.write_text(json.dumps(kept))
-    assert results.find(job) == kept
+    assert results.find(job) == kept and results.all() == [kept]
+    for other in ("{", "{}", "[]", json.dumps({**kept, "settings": {"job": {"set": "digits"}}})):
+        (tmp_path / "private_eps4_0.json").write_text(other)
+        assert results.all() == [kept]
+    (tmp_path / "private_eps4_0.json").write_text(json.dumps(kept))  # under another's name
+    assert results.all() == [kept] and results.find(Job("digits", "private", 0, 4.0)) is None
     changed = replace(DIGITS, private={**DIGITS.private, "steps": 41})
     with monkeypatch.context() as patch:
         patch.setitem(SETS, "digits", changed)
-        assert results.find(job) is None
+        assert results.find(job) is None and results.all() == []
+    with monkeypatch.context() as patch:  # its weights are elsewhere: nothing tells that they are others now
+        patch.setitem(SETS, "digits", replace(DIGITS, start=gone))
+        assert results.find(job) == kept
     monkeypatch.setattr(runs, "commit", lambda: "bbb")
-    assert Results(tmp_path).find(job) is None and Results(tmp_path, any_commit=True).find(job) == kept
+    assert Results(tmp_path, tmp_path).find(job) is None
+    assert Results(tmp_path, tmp_path, any_commit=True).find(job) == kept
+
+
+def gone() -> Path:
+    raise Missing("get it there")
 
 
 def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     """What the command line gives."""
     base = {
         "set": ["digits"], "epsilons": [8.0], "seeds": 1, "minutes": None, "name": "try", "root": tmp_path,
-        "any_commit": False, "processes": 1, "command": "python -m experiments.benchmark",
+        "any_commit": False, "processes": 1,
     }  # fmt: skip
     return argparse.Namespace(**{**base, **changes})
 
@@ -103,7 +120,8 @@ def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         done.append(job.key)
         found = {
             "kind": job.kind, "repeat": job.repeat, "rate": job.rate, "mAP50": 0.5, "mAP50-95": 0.25,
-            "seconds": 600.0, "peak_memory_mb": 1, "commit": self.commit, "settings": job.settings(),
+            "seconds": 600.0, "peak_memory_mb": 1, "threads": 1, "settings": job.settings(),
+            "machine": {"cpu": "a processor", "cores": 2, "commit": self.commit},
         }  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{job.key}.json").write_text(json.dumps(found))
@@ -116,29 +134,39 @@ def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return done
 
 
+def test_the_price_of_having_seen_all_runs_is_that_of_their_composition() -> None:
+    asked = [8.0, 1.0, 8.0]
+    rows = [row("private", 0.5, settings={"job": {"epsilon": epsilon}}) for epsilon in asked]
+    assert command.composed(DIGITS, [row("plain", 0.5)]) is None
+    curves = [accounting.rdp_curve(command.plan_of(DIGITS, epsilon).event()) for epsilon in asked]
+    summed = {order: sum(curve[order] for curve in curves) for order in curves[0]}
+    expected = compute_epsilon(list(summed), list(summed.values()), DIGITS.delta)[0]
+    assert expected <= (command.composed(DIGITS, rows) or 0.0) <= 1.01 * expected and expected > 8
+
+
 def test_what_was_done_is_not_done_again(no_runs: list[str], tmp_path: Path) -> None:
     assert command.Benchmark(options(tmp_path)).run()
     assert len(no_runs) == 5
     first = list(no_runs)
-    (tmp_path / "try" / "digits" / f"{first[-1]}.json").unlink()
+    (tmp_path / "results" / "try" / "digits" / f"{first[-1]}.json").unlink()
     assert command.Benchmark(options(tmp_path)).run()
     assert no_runs[5:] == [first[-1]]
-    kept = json.loads((tmp_path / "results" / "try.json").read_text())
-    assert len(kept["sets"]["digits"]["runs"]) == 5 and kept["machine"]["cores"] and "tuned" in kept["sets"]["digits"]
+    (tmp_path / "results" / "try.md").unlink()
+    command.Benchmark(options(tmp_path, set=["cells"])).draw()  # the table is of all sets, whichever is asked for
+    told = (tmp_path / "results" / "try.md").read_text()
+    assert DIGITS.what in told and DIGITS.tuned in told and "1 of 2 cores of a processor" in told
 
 
 def test_no_run_is_started_that_would_end_too_late(no_runs: list[str], tmp_path: Path) -> None:
     assert not command.Benchmark(options(tmp_path, minutes=5)).run()  # a plain run takes ten
     assert no_runs == ["start_0", "plain_lr0.0005_0"]
+    assert not command.Benchmark(options(tmp_path, minutes=0)).run() and len(no_runs) == 2
 
 
 def test_a_set_that_is_not_there_is_left_out_with_a_line(
     no_runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def missing() -> Path:
-        raise Missing("get it there")
-
-    monkeypatch.setitem(SETS, "fashion", replace(SETS["fashion"], start=missing))
+    monkeypatch.setitem(SETS, "fashion", replace(SETS["fashion"], start=gone))
     assert command.Benchmark(options(tmp_path, set=["fashion", "digits"])).run()
     assert capsys.readouterr().err.splitlines() == ["fashion: left out: get it there"]
     assert len(no_runs) == 5
