@@ -30,9 +30,9 @@ from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
-from .detection.scales import IMAGES, layer_scales
+from .detection.scales import public_scales
 from .devices import usable_device
-from .errors import ConfigError, PrivacyError
+from .errors import PrivacyError
 from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
@@ -195,20 +195,9 @@ class Run:
         if self.config.resume and self._checkpoint_file.exists():
             scales = scales_of(self._checkpoint_file, self.outputs.read(self.output / CHECKPOINT))
             return replace(self.plan, clipping=replace(clipping, scales=scales))
-        file = self.config.privacy.clip_scales
-        if file is None:
-            raise ConfigError(
-                "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
-                "scenes/data.yaml in the folder of dptrain pretrain"
-            )
-        public = load_data(file)
-        if public.names != data.names:
-            raise ConfigError(f"privacy.clip_scales={file} has other names of classes than {data.file}: make them one")
-        public = replace(public, train=public.train[:IMAGES])
-        refuse_public_overlap(data, public.train, f"the images of privacy.clip_scales={file}")
-        images = DetectionDataset(public, "train", self.config.imgsz)
         loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(self.config))
-        return replace(self.plan, clipping=replace(clipping, scales=layer_scales(self.model, loss, images)))
+        scales = public_scales(self.model, loss, self.config.privacy.clip_scales, data, self.config.imgsz)
+        return replace(self.plan, clipping=replace(clipping, scales=scales))
 
     def _settings(self) -> dict[str, Any]:
         """What must not change when a run goes on, all of it public."""

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 from torch import nn
 
+from ..errors import ConfigError
 from ..gradients import per_sample_gradients, trainable_parameters
 from ..gradients.tuning import by_rule
-from .data import DetectionDataset
+from .data import DataConfig, DetectionDataset, load_data, refuse_public_overlap
 from .loader import collate, to_device
 from .loss import PerImageLoss
 
 IMAGES = 64  # 128 drawn digits and 128 handwritten ones gave sizes within a tenth of each other
 _RANGE = 100.0  # a layer that hardly learns would else be scaled up until its noise is all that is left
+
+
+def public_scales(
+    model: nn.Module, loss: PerImageLoss, file: str | None, private: DataConfig, imgsz: int
+) -> tuple[tuple[str, float], ...]:
+    """Return :func:`layer_scales` on the first train images of a data.yaml that holds public ones.
+
+    Raises:
+        ConfigError: No file is given, or its classes are not those of the private images.
+        DataError: A private image is among them, or the file cannot be read.
+    """
+    if file is None:
+        raise ConfigError(
+            "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
+            "scenes/data.yaml in the folder of dptrain pretrain"
+        )
+    public = load_data(file)
+    if public.names != private.names:
+        raise ConfigError(f"privacy.clip_scales={file} has other names of classes than {private.file}: make them one")
+    public = replace(public, train=public.train[:IMAGES])
+    refuse_public_overlap(private, public.train, f"the images of privacy.clip_scales={file}")
+    return layer_scales(model, loss, DetectionDataset(public, "train", imgsz))
 
 
 def layer_scales(model: nn.Module, loss: PerImageLoss, images: DetectionDataset) -> tuple[tuple[str, float], ...]:

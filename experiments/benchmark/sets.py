@@ -156,7 +156,7 @@ _FASHION = BenchmarkSet(
         "optimizer": {"name": "adam", "lr": 2e-3}, "schedule": {"name": "constant"},
         "privacy": {"clip_norm": 1.0, "clipping": "scaled", "expected_batch_size": 256},
     },
-    plain=PlainRecipe(steps=800, rates=(1e-3, 2e-3, 4e-3)),  # as many images as the private run takes
+    plain=PlainRecipe(steps=800, rates=(1e-3, 2e-3, 4e-3, 8e-3)),  # as many images as the private run takes
     tuned="layers, rate, steps tuned on public scenes (results/tuning_fashion.json), again after a first private run",
 )  # fmt: skip
 

@@ -60,7 +60,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         machines = [(row["threads"], row["machine"]) for row in part["runs"]]
         made = sorted({f"{threads} of {machine['cores']} cores of {machine['cpu']}" for threads, machine in machines})
         of_all = part["epsilon_of_all"]
-        together = f"; to have seen all private runs of this table costs epsilon {of_all:g}" if of_all is not None else ""
+        together = f"; all its private runs together cost epsilon {of_all:g}" if of_all is not None else ""
         text.append(
             f"- {name}: {part['what']}; delta {part['delta']:.2g}{together}. Recipe: {part['tuned']}. "
             f"A run had {' or '.join(made)}; machine, versions and commit of each are in its JSON."

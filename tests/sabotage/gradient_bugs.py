@@ -46,6 +46,28 @@ GRADIENT_BUGS = (
         _LARGEST, ENGINES + "test_networks_that_are_no_detectors",
     ),
     bug(
+        "scales left out of the norm",
+        "Scaled clipping: the norm is taken before the layers are scaled, and what is released after.",
+        "dptrain.clipping:ScaledClip.weights",
+        "(squared * scales.square())", "squared",
+        GROUPS, RULES,
+    ),
+    bug(
+        "scales of private images",
+        "Nobody looks whether a private image is among those that the scales were measured on.",
+        "dptrain.detection.scales:public_scales",
+        'refuse_public_overlap(private, public.train, f"the images of privacy.clip_scales={file}")', "pass",
+        "tests/test_run.py::"
+        "test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written",
+    ),
+    bug(
+        "scales measured anew",
+        "A run that goes on measures its scales with the weights that it has by then, which private images moved.",
+        "dptrain.run:Run._with_scales",
+        "self.config.resume and", "False and",
+        "tests/test_run.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
+    ),
+    bug(
         "one layer left out of the norm",
         "The loop that adds up the layers' norms starts at the second.",
         "dptrain.gradients.fused:_squared_norms",
