@@ -19,10 +19,15 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of this project, where git knows it."""
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    """Return the commit of this project, where git knows it; ``-dirty`` where code or weights are not as in it."""
+    head = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "*.yaml", "*.toml", "*.pt")
+    return f"{head}-dirty" if head and changed else head
+
+
+def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(git, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
     except OSError:
         return None
     return done.stdout.strip() or None

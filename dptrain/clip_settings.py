@@ -44,7 +44,7 @@ class Clipping:
             expected batch size, at least the noise multiplier.
         scales: What ``scaled`` multiplies the gradients of layers by: pairs of a layer's name, or a pattern, and a
             number; its own name, or else the first pattern that fits, or else 1. Nothing private may have a part in
-            them. Empty: ``dptrain.train`` measures them on the images of ``privacy.clip_scales``.
+            them. ``dptrain.train`` measures them itself, on the images of ``privacy.clip_scales``.
     """
 
     name: str = "flat"
@@ -149,9 +149,12 @@ class Clipping:
         by_pattern = dict(reversed(self.scales))  # the first of two
         patterns = tuple(pattern for pattern, _ in self.scales)
         layers = {name: name.rpartition(".")[0] for name in sizes}
-        found = {n: layer if layer in by_pattern else _pattern_of(layer, patterns) for n, layer in layers.items()}
+        found = {
+            name: layer if layer in by_pattern else _pattern_of(layer, patterns) or None
+            for name, layer in layers.items()
+        }
         _refuse_unused("clip_scales", patterns, found)
-        scales = {name: by_pattern.get(pattern, 1.0) for name, pattern in found.items()}
+        scales = {name: 1.0 if pattern is None else by_pattern[pattern] for name, pattern in found.items()}
         numbers = {scale: number for number, scale in enumerate(dict.fromkeys(scales.values()))}
         return ScaledClip(clip_norm, tuple(numbers), {name: numbers[scale] for name, scale in scales.items()})
 
@@ -195,7 +198,7 @@ def _pattern_of(layer: str, patterns: tuple[str, ...]) -> str:
     return next((p for p in patterns if any(fnmatch.fnmatchcase(layer, part) for part in p.split("|"))), "")
 
 
-def _refuse_unused(key: str, patterns: tuple[str, ...], found: Mapping[str, str]) -> None:
+def _refuse_unused(key: str, patterns: tuple[str, ...], found: Mapping[str, str | None]) -> None:
     """Refuse a pattern that is of no parameter; ``found`` has that of every one."""
     used = set(found.values())
     unused = [pattern for pattern in patterns if pattern not in used]

@@ -379,7 +379,11 @@ def from_omegaconf(node: Any) -> TrainConfig:
 def _plan_values(plan: PrivacyPlan) -> dict[str, Any]:
     fields = ("noise_multiplier", "sample_rate", "expected_batch_size", "clip_norm", "delta", "unit")
     rule = plan.clipping.facts()
-    del rule["scales"]  # a run measures them; the setting says on what
+    if rule.pop("scales"):
+        raise ConfigError(
+            "the plan has scales of its own, and a run measures them: give Clipping('scaled') without any, and the "
+            "public images in privacy.clip_scales"
+        )
     return {
         "steps": plan.steps,
         **{f"privacy.{name}": getattr(plan, name) for name in fields},

@@ -108,6 +108,11 @@ def check_together(config: TrainConfig) -> None:
         raise ConfigError(
             "noise.exact=true has no grid for privacy.clipping=adaptive, which moves the clip norm: take another rule"
         )
+    if clipping.name == "scaled" and not config.privacy.clip_scales:
+        raise ConfigError(
+            "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
+            "scenes/data.yaml in the folder of dptrain pretrain"
+        )
     if config.loss.constant is not None and config.loss.normaliser != "constant":
         raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
     if not config.loss.box + config.loss.cls + config.loss.dfl:

@@ -30,14 +30,14 @@ from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
-from .detection.scales import public_scales
+from .detection.scales import layer_scales, public_part
 from .devices import usable_device
 from .errors import PrivacyError
 from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
-from .pretraining.record import declared_start
+from .pretraining.record import declared_start, refuse_private_images
 from .progress import Progress, make_console
 from .publishing import config_text, draw, open_tracker, publish
 from .results import append_rows
@@ -156,6 +156,7 @@ class Run:
             if config.physical_batch_size == "auto"
             else int(config.physical_batch_size)
         )
+        self._scaled_by: dict[str, Any] | None = None
         self.plan = plan = self._with_scales(data)
         self.trainer = self._trainer()
         self._describe(data)
@@ -189,15 +190,18 @@ class Run:
 
     def _with_scales(self, data: DataConfig) -> PrivacyPlan:
         """The plan with the scales that its clip rule asks for, measured on public images with the start's weights."""
-        clipping = self.plan.clipping
-        if clipping.name != "scaled" or clipping.scales:
+        file = self.config.privacy.clip_scales
+        if file is None:
             return self.plan
-        if self.config.resume and self._checkpoint_file.exists():
+        public = public_part(file, data)
+        compared = refuse_private_images(public.train, self.config.budget)
+        self._scaled_by = {"data": data_name(Path(file)), "images": len(public.train), "compared": compared}
+        if self.config.resume and self._checkpoint_file.exists():  # a start that was random is gone
             scales = scales_of(self._checkpoint_file, self.outputs.read(self.output / CHECKPOINT))
-            return replace(self.plan, clipping=replace(clipping, scales=scales))
-        loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(self.config))
-        scales = public_scales(self.model, loss, self.config.privacy.clip_scales, data, self.config.imgsz)
-        return replace(self.plan, clipping=replace(clipping, scales=scales))
+        else:
+            loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(self.config))
+            scales = layer_scales(self.model, loss, DetectionDataset(public, "train", self.config.imgsz))
+        return replace(self.plan, clipping=replace(self.plan.clipping, scales=scales))
 
     def _settings(self) -> dict[str, Any]:
         """What must not change when a run goes on, all of it public."""
@@ -406,6 +410,7 @@ class Run:
                 "sha256": self.start_hash,
                 "declared": self.config.public_data,
                 "compared": self.config.public_images is not None,
+                **({} if self._scaled_by is None else {"clip_scales": self._scaled_by}),
             },
             training=training_facts(self.config, self.plan.unit),
             tuning=self.tuning,

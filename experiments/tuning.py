@@ -44,6 +44,7 @@ from experiments.sweep import machine
 RESULTS = Path(__file__).resolve().parent / "results"
 STAND_INS = ("fashion", "cells")
 HANDWRITING_SCENES = 4000
+_FOUND = ("mAP50", "mAP50-95", "failed", "seconds", "machine")  # of a row; all else is what was tried
 
 
 def stand_in(name: str, start: str, root: Path) -> tuple[Path, Path, int]:
@@ -75,7 +76,9 @@ def _write_handwriting(root: Path, names: Mapping[int, str]) -> None:
     write_yaml(root, names, "handwritten digits, repeated; public here")
 
 
-def simulated(name: str, epsilon: float, scale: float, units: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+def simulated(
+    name: str, epsilon: float, scale: float, units: int, changes: Mapping[str, Any], public: Path
+) -> dict[str, Any]:
     """Keywords of ``dptrain.train`` that try a candidate with the private run's noise at a part of its cost.
 
     Args:
@@ -84,11 +87,14 @@ def simulated(name: str, epsilon: float, scale: float, units: int, changes: Mapp
         scale: By which noise multiplier and batch are divided.
         units: Scenes of the stand-in.
         changes: Dotted keys of ``dptrain train`` and their values.
+        public: What scaled clipping measures the layers on.
     """
     options = SETS[name].private_options(epsilon)
     for key, value in changes.items():
         section, _, leaf = key.rpartition(".")
         (options.setdefault(section, {}) if section else options)[leaf] = value
+    measured = {"clip_scales": str(public)} if options["privacy"].get("clipping") == "scaled" else {}
+    options["privacy"] |= measured
     plan = settings.make_plan(settings.resolve(settings.from_kwargs(model="x.pt", data="x.yaml", **options)))
     batch = max(1, round(plan.expected_batch_size / scale))
     small = replace(
@@ -98,7 +104,7 @@ def simulated(name: str, epsilon: float, scale: float, units: int, changes: Mapp
         sample_rate=min(1.0, batch / units),
     )
     options.pop("steps")
-    return {**options, "privacy": {}, "plan": small}
+    return {**options, "privacy": measured, "plan": small}
 
 
 def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -138,16 +144,16 @@ def main() -> None:
     file = RESULTS / f"tuning_{options.set}.json"
     start, data, units = stand_in(options.set, start_name, options.root)
     output = options.root / "tuning" / "run"
-    for changes in candidates(options):
+    public = SETS[start_name].public(options.root / "public" / start_name)
+    usual = {"privacy.clipping": SETS[options.set].private["privacy"]["clipping"]}
+    for changes in ({**usual, **given} for given in candidates(options)):
         asked = {"start": start_name, "epsilon": options.epsilon, "scale": options.scale}
         tried = {**asked, "imgsz": SETS[options.set].imgsz, **changes}
-        if any(all(row.get(k) == v for k, v in tried.items()) for row in _rows(file)):
+        if any({k: v for k, v in row.items() if k not in _FOUND} == tried for row in _rows(file)):
             continue
         shutil.rmtree(output, ignore_errors=True)
         began = time.perf_counter()
-        keywords = simulated(options.set, options.epsilon, options.scale, units, changes)
-        if keywords["plan"].clipping.name == "scaled":
-            keywords["privacy"]["clip_scales"] = str(SETS[start_name].public(options.root / "public" / start_name))
+        keywords = simulated(options.set, options.epsilon, options.scale, units, changes, public)
         try:
             result = dptrain.train(
                 model=str(start), data=str(data), output_dir=str(output), tracking={"enabled": False},
@@ -156,10 +162,10 @@ def main() -> None:
             found = {"mAP50": round(result.metrics[MAP50], 4), "mAP50-95": round(result.metrics[MAP], 4)}
         except dptrain.PrivacyError as error:  # it diverged
             found = {"mAP50": 0.0, "mAP50-95": 0.0, "failed": str(error)}
-        row = {**tried, **found, "seconds": round(time.perf_counter() - began)}
+        row = {**tried, **found, "seconds": round(time.perf_counter() - began), "machine": machine()}
         print(row, flush=True)
         rows = [*_rows(file), row]  # read again: another process may try others
-        write_json(file, {"what": __doc__.splitlines()[0], "machine": machine(), "rows": rows})
+        write_json(file, {"what": __doc__.splitlines()[0], "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import re
@@ -213,6 +214,7 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         ({"privacy": {"clipping": "perlayer"}}, "privacy.clipping=perlayer is not one of .*did you mean per_layer"),
         ({"privacy": {"clipping": "groups"}}, "privacy.clipping=groups needs clip_groups"),
         ({"privacy": {"clip_quantile": 0.4}}, "privacy.clip_quantile means nothing with clipping=flat"),
+        ({"privacy": {"clipping": "scaled"}}, "privacy.clipping=scaled needs privacy.clip_scales"),
         ({"privacy": {"clip_scales": "x.yaml"}}, "privacy.clip_scales means nothing with clipping=flat"),
         ({"privacy": {"clip_groups": "head"}}, "privacy.clip_groups"),
         ({"privacy": {"clipping": "adaptive"}, "noise": {"exact": True}}, "noise.exact=true has no grid"),
@@ -222,6 +224,11 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
 def test_clip_rules_and_their_options_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         resolved(**changes)
+
+
+def test_a_plan_with_scales_of_its_own_is_refused_since_a_run_measures_them() -> None:
+    scaled = dataclasses.replace(PLAN, clipping=Clipping("scaled", scales=(("a", 2.0),)))
+    assert refusal(plan=scaled, privacy={"clip_scales": "x.yaml"}).startswith("the plan has scales of its own")
 
 
 def test_the_clip_rule_of_the_settings_is_the_plans_and_back() -> None:

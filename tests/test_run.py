@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ import dptrain.run
 from dptrain import Clipping, ConfigError, DataError, PrivacyPlan, TrackingError
 from dptrain.checkpoint import CHECKPOINT_KEYS
 from dptrain.detection import load_model, save_weights
+from dptrain.detection.data import DetectionDataset, load_data
+from dptrain.detection.loss import PerImageLoss, one2many_weight
+from dptrain.detection.scales import layer_scales
+from dptrain.detection.trainable import set_trainable
 from dptrain.statement import report
 
 from .conftest import SMALL, MakeDataset, run_options
@@ -149,7 +154,7 @@ def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(tmp_pat
     save_weights(load_model(SMALL, 2), start)
     mechanisms = []
     for number in range(3):
-        data = make_dataset_at(tmp_path / f"data{number}")(train=6 + number)
+        data = make_dataset_at(tmp_path / f"data{number}")(train=6 + number, seed=number)
         plan = dataclasses.replace(PLAN, clipping=Clipping("scaled"))
         given = options(
             tmp_path, plan=plan, output_dir=str(tmp_path / f"out{number}"), budget={"url": None},
@@ -163,9 +168,46 @@ def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(tmp_pat
         assert result.epsilon == PLAN.epsilon()
         assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
         assert any("scales were measured on are public" in line for line in result.statement["assumptions"])
+        told = {"data": "public", "images": 6, "compared": "no ledger (budget.url=null)"}
+        assert result.statement["public_data"]["clip_scales"] == told
+        assert "6 public images of public" in (result.output_dir / "statement.md").read_text()
         mechanisms.append(result.statement["mechanism"])
     scales = [mechanism["clip_rule"]["scales"] for mechanism in mechanisms]
     assert scales[0] != scales[1] == scales[2] and len({scale for _, scale in scales[1]}) > 2
+    model = load_model(start, 2, names={0: "green", 1: "blue"})
+    set_trainable(model, "head")
+    images = DetectionDataset(load_data(public), "train", 64)
+    measured = layer_scales(model, PerImageLoss(one2many_weight(0.5)), images)
+    assert scales[1] == [list(pair) for pair in measured]
+
+
+def test_a_run_goes_on_only_with_scales_of_images_that_are_not_private_by_now(tmp_path: Path) -> None:
+    """An image that joined the training split since the start was not among those compared then."""
+    public, data = make_dataset_at(tmp_path / "public")(seed=9), make_dataset_at(tmp_path / "data")()
+    given = options(
+        tmp_path, plan=dataclasses.replace(PLAN, clipping=Clipping("scaled")), budget={"url": None},
+        privacy={"clip_scales": str(public)}, data=data,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dptrain.run.Run, "_write_statement", fails_at(2))
+        with pytest.raises(RuntimeError, match="step 2"):
+            dptrain.train(**given)
+    for kind, name in (("images", "002.png"), ("labels", "002.txt")):
+        shutil.copy(public.parent / kind / "train" / name, data.parent / kind / "train" / f"joined{name[3:]}")
+    with pytest.raises(dptrain.DptrainError, match=r"joined\.png: is a training image and one of the images of"):
+        dptrain.train(**given, resume=True)
+
+
+def test_scales_of_images_that_a_ledger_protects_are_refused(tmp_path: Path) -> None:
+    """They are somebody's private images in another project, though no training image of this run."""
+    theirs, data = make_dataset_at(tmp_path / "theirs")(seed=9), make_dataset_at(tmp_path / "data")()
+    budget = {"url": f"sqlite:///{tmp_path / 'budget.db'}"}
+    dptrain.train(**options(tmp_path, plan=PLAN, data=theirs, budget=budget))
+    plan = dataclasses.replace(PLAN, clipping=Clipping("scaled"))
+    given = {"data": data, "budget": budget, "privacy": {"clip_scales": str(theirs)}, "output_dir": tmp_path / "two"}
+    with pytest.raises(dptrain.PrivacyError, match="6 of the images belong to theirs"):
+        dptrain.train(**options(tmp_path, plan=plan, **given))
+    assert not (tmp_path / "two").exists()
 
 
 def test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written(

@@ -90,6 +90,7 @@ def test_the_number_of_runs_follows_the_distribution_that_is_accounted(distribut
         ({"optimizer.lrr": [1.0]}, {}, "unknown key optimizer.lrr; did you mean optimizer.lr?"),
         ({"output_dir": ["a"]}, {}, "output_dir cannot be searched"),
         ({"optimizer.lr": [-1.0]}, {}, "optimizer.lr=-1.0 must be"),
+        ({"privacy.clipping": ["flat", "scaled"]}, {}, "privacy.clipping=scaled needs privacy.clip_scales"),
         (None, {"validation": "off"}, "the score that picks the winner must be computed on public images"),
         (None, {"seed": 3}, "every run would draw the same noise"),
         (None, {"resume": True}, "a tuning cannot be resumed"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..gradients import per_sample_gradients, trainable_parameters
 from ..gradients.tuning import by_rule
 from .data import DataConfig, DetectionDataset, load_data, refuse_public_overlap
@@ -19,26 +19,20 @@ IMAGES = 64  # 128 drawn digits and 128 handwritten ones gave sizes within a ten
 _RANGE = 100.0  # a layer that hardly learns would else be scaled up until its noise is all that is left
 
 
-def public_scales(
-    model: nn.Module, loss: PerImageLoss, file: str | None, private: DataConfig, imgsz: int
-) -> tuple[tuple[str, float], ...]:
-    """Return :func:`layer_scales` on the first train images of a data.yaml that holds public ones.
+def public_part(file: str, private: DataConfig) -> DataConfig:
+    """Return the public images that the layers are measured on: train images of a data.yaml, spread over all of them.
 
     Raises:
-        ConfigError: No file is given, or its classes are not those of the private images.
+        ConfigError: Its classes are not those of the private images.
         DataError: A private image is among them, or the file cannot be read.
     """
-    if file is None:
-        raise ConfigError(
-            "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
-            "scenes/data.yaml in the folder of dptrain pretrain"
-        )
     public = load_data(file)
     if public.names != private.names:
         raise ConfigError(f"privacy.clip_scales={file} has other names of classes than {private.file}: make them one")
-    public = replace(public, train=public.train[:IMAGES])
+    apart = max(1, len(public.train) // IMAGES)
+    public = replace(public, train=public.train[::apart][:IMAGES])
     refuse_public_overlap(private, public.train, f"the images of privacy.clip_scales={file}")
-    return layer_scales(model, loss, DetectionDataset(public, "train", imgsz))
+    return public
 
 
 def layer_scales(model: nn.Module, loss: PerImageLoss, images: DetectionDataset) -> tuple[tuple[str, float], ...]:
@@ -49,6 +43,9 @@ def layer_scales(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
     All are powers of two, which round nothing. The same weights and images give the same.
 
     Nothing of this is noised: the images must be public.
+
+    Raises:
+        DataError: No image gives any layer a gradient.
     """
     device = next(model.parameters()).device
     sizes: Counter[str] = Counter()
@@ -66,8 +63,11 @@ def layer_scales(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
                     energy[_layer(name)] += square / whole
     typical = {layer: math.sqrt(energy[layer] / sizes[layer]) for layer in energy}
     floor = max(typical.values()) / _RANGE
-    if floor == 0.0:  # no image has a gradient
-        return tuple((layer, 1.0) for layer in energy)
+    if floor == 0.0:
+        raise DataError(
+            f"none of the {len(images)} public images of privacy.clip_scales gives a finite gradient that is not 0, so "
+            "nothing tells how large the layers' are: name others"
+        )
     scales = {layer: 1.0 / max(size, floor) for layer, size in typical.items()}
     longer = math.sqrt(sum(scales[layer] ** 2 * energy[layer] for layer in energy) / sum(energy.values()))
     return tuple((layer, 2.0 ** round(math.log2(scale / longer))) for layer, scale in scales.items())

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import PrivacyError
 from ..files import file_hash, read_json, write_json
+from ..schema import BudgetConfig
 from ..sealing.weights import is_weights, weights_hash
 from .schema import LookConfig
 
@@ -52,7 +53,7 @@ def refuse_private_start(start: Path) -> None:
         )
 
 
-def refuse_private_images(images: Sequence[Path], budget: LookConfig) -> str:
+def refuse_private_images(images: Sequence[Path], budget: LookConfig | BudgetConfig) -> str:
     """Refuse images that a ledger knows: they are somebody's private data, whatever folder they are in now.
 
     A picture is known by its pixels; one that was resized or compressed again with loss is not recognised.
@@ -77,6 +78,6 @@ def refuse_private_images(images: Sequence[Path], budget: LookConfig) -> str:
         name, count = max(shared.items(), key=lambda item: item[1])
         raise PrivacyError(
             f"{count} of the images belong to {name}, which the ledger {ledger.name} protects: they are private, and "
-            "weights made of them without noise would tell them; take them out"
+            "what is made of them without noise would tell them; take them out"
         )
     return f"the ledger {ledger.name}: none of its images"

@@ -86,7 +86,8 @@ def make_statement(
         validation: What was declared of the validation split.
         deviations: What a reader must know that the defaults do not say.
         public_data: ``start_weights``, ``sha256``, ``declared``: what the user says they were made from, and
-            ``compared``: whether the images named as theirs were compared with the training images.
+            ``compared``: whether the images named as theirs were compared with the training images. With scaled
+            clipping ``clip_scales``: ``data`` and ``images`` that the scales are of, and the ledger ``compared``.
         training: Settings that change no epsilon: optimizer, learning rate, image size.
         weights: sha256 of every weights file that this statement covers, by name.
         tuning: ``method``, ``runs``, ``epsilon`` (of all of them together), ``note``; by default one run, uncounted.

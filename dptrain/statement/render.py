@@ -149,6 +149,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
                 ("Model", _listed({k: v for k, v in statement["model"].items() if k != "start_sha256"})),
                 ("Start weights", _start(statement["public_data"])),
                 ("They were made from", _made_from(statement["public_data"])),
+                *((("Layers scaled by", scaled),) if (scaled := _scaled_by(statement["public_data"])) else ()),
                 ("Validation split", statement["validation"]),
                 *((("Training", _listed(statement["training"])),) if statement["training"] else ()),
             ],
@@ -231,6 +232,11 @@ def _start(public: Mapping[str, Any]) -> str:
 def _made_from(public: Mapping[str, Any]) -> str:
     declared = public.get("declared") or "not declared"
     return f"{declared}; none of their images is a training image" if public.get("compared") else declared
+
+
+def _scaled_by(public: Mapping[str, Any]) -> str:
+    by = public.get("clip_scales")
+    return f"{by['images']} public images of {by['data']}; compared with {by['compared']}" if by else ""
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

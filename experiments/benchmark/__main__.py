@@ -77,6 +77,7 @@ class Benchmark:
             plan_of(found, epsilon)
         data = found.prepare(self.options.root / "data" / found.name)
         results = self._results(found)
+        found.public(results.runs / "public")  # before runs beside each other would write them
         repeats = self.options.seeds or REPEATS.get(found.name, 1)
         epsilons = self.options.epsilons or found.epsilons
         rows: dict[str, Row] = {}
@@ -149,7 +150,9 @@ def composed(found: BenchmarkSet, rows: Sequence[Row]) -> float | None:
 
 def plan_of(found: BenchmarkSet, epsilon: float) -> PrivacyPlan:
     """The plan of a private run."""
-    given = settings.from_kwargs(model="start.pt", data="data.yaml", **found.private_options(epsilon))
+    given = settings.from_kwargs(
+        model="start.pt", data="data.yaml", **found.private_options(epsilon, Path("public.yaml"))
+    )
     return settings.make_plan(settings.resolve(given))
 
 

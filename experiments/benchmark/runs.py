@@ -121,11 +121,8 @@ def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[d
     import dptrain
 
     assert job.epsilon is not None
-    options = found.private_options(job.epsilon)
-    folder.mkdir(parents=True, exist_ok=True)
+    options = found.private_options(job.epsilon, found.public(folder / "public"))
     shutil.rmtree(folder / job.key, ignore_errors=True)  # of a run that was cut
-    if options["privacy"].get("clipping") == "scaled":
-        options["privacy"]["clip_scales"] = str(found.public(folder / "public"))
     result = dptrain.train(
         model=str(found.start()),
         data=str(data),
@@ -165,11 +162,11 @@ class Results:
         try:
             row = json.loads(file.read_text(encoding="utf-8"))
             job, commit_then = Job(**row["settings"]["job"]), row["machine"]["commit"]
+            settings = job.settings()
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None  # not done, or written by hand: measured again
-        settings = job.settings()
         settings["start_sha256"] = settings["start_sha256"] or row["settings"].get("start_sha256")
-        same = f"{job.key}.json" == file.name and row["settings"] == settings
+        same = job.set == self.folder.name and f"{job.key}.json" == file.name and row["settings"] == settings
         return row if same and (self.any_commit or commit_then == self.commit) else None
 
     def best_rate(self, found: BenchmarkSet) -> float | None:

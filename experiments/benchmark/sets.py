@@ -43,7 +43,7 @@ class BenchmarkSet:
         imgsz: Side of the images in pixels.
         start: Finds the public start; may raise :class:`Missing`.
         prepare: Writes or finds the images under a folder, and returns their data.yaml; may raise :class:`Missing`.
-        public: Writes a few of the scenes that made the start under a folder, and returns their data.yaml; what
+        public: Writes a few scenes of the kind that made the start under a folder, and returns their data.yaml; what
             ``clipping=scaled`` measures the layers on.
         private: Keywords of ``dptrain.train``, but for what the benchmark itself sets.
         plain: How to fine-tune without privacy.
@@ -64,10 +64,12 @@ class BenchmarkSet:
     epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     delta: float = 1e-5
 
-    def private_options(self, epsilon: float) -> dict[str, Any]:
-        """Keywords of ``dptrain.train`` at an epsilon, sections merged."""
+    def private_options(self, epsilon: float, public: Path | None = None) -> dict[str, Any]:
+        """Keywords of ``dptrain.train`` at an epsilon, sections merged; ``public`` is what :attr:`public` returns."""
         options = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.private.items()}
         options["privacy"] |= {"epsilon": epsilon, "delta": self.delta, "dataset_size": self.units}
+        if public is not None and options["privacy"].get("clipping") == "scaled":
+            options["privacy"]["clip_scales"] = str(public)
         return {"imgsz": self.imgsz, "physical_batch_size": 64, "workers": 0, **options}
 
 
@@ -84,9 +86,13 @@ def _once(root: Path, key: str, write: Callable[[Path], Path]) -> Path:
 def _drawn(generator: str) -> Callable[[Path], Path]:
     """Write scenes of a generator; the start has seen others of them."""
     counts = {"train": 64, "val": 8}
-    return lambda root: _once(
-        root, f"{generator} {counts}", lambda place: write_scenes(load_generator(generator), place, counts, seed=1)
-    )
+
+    def write(root: Path) -> Path:
+        made_by = load_generator(generator)
+        key = f"{generator} {made_by.sha256} {counts}"
+        return _once(root, key, lambda place: write_scenes(made_by, place, counts, seed=1))
+
+    return write
 
 
 def _there(path: Path, how: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor
 
 import dptrain
-from dptrain import Clipping
+from dptrain import Clipping, DataError
+from dptrain.clipping import ScaledClip
 from dptrain.detection import load_model
 from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.loader import collate, to_device
 from dptrain.detection.loss import PerImageLoss
-from dptrain.detection.scales import layer_scales
+from dptrain.detection.scales import IMAGES, layer_scales, public_part
 from dptrain.detection.trainable import set_trainable
 from dptrain.gradients import trainable_parameters
+
+from ..conftest import MakeDataset
 
 
 @pytest.fixture
@@ -81,4 +85,22 @@ def test_only_layers_that_train_have_one_and_the_rule_takes_them(images: Detecti
     parameters = trainable_parameters(model)
     assert {name for name, _ in scales} == {of(name) for name in parameters}
     rule = Clipping("scaled", scales=scales).rule(1.0, {name: p.numel() for name, p in parameters.items()}, 1.0, 8)
-    assert rule.sensitivity() == 1.0
+    assert isinstance(rule, ScaledClip)
+    assert {of(name): rule.scales[group] for name, group in rule.groups.items()} == dict(scales)
+
+
+def test_images_that_tell_nothing_are_refused(images: DetectionDataset) -> None:
+    model = load_model("yolo26n.yaml", 2)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(
+        DataError, match=r"none of the 8 public images of privacy\.clip_scales"
+    ):
+        layer_scales(model, PerImageLoss(), images)
+
+
+def test_the_images_are_spread_over_all_that_there_are(make_dataset: MakeDataset) -> None:
+    file = make_dataset(train=140, val=1)
+    private = replace(load_data(file), train=[], val=[])
+    names = [path.stem for path in public_part(str(file), private).train]
+    assert len(names) == IMAGES == 64 and names[:2] == ["000", "002"] and names[-1] == "126"

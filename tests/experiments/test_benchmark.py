@@ -75,17 +75,22 @@ def test_runs_beside_each_other_are_all_kept(no_runs: list[str], tmp_path: Path)
 def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("digits", "private", 0, 8.0)
     monkeypatch.setattr(runs, "commit", lambda: "aaa")
-    results = Results(tmp_path, tmp_path)
+    place = tmp_path / "digits"
+    place.mkdir()
+    (tmp_path / "cells").mkdir()
+    results = Results(place, tmp_path)
     assert results.find(job) is None
     kept = {"mAP50-95": 0.5, "machine": {"commit": "aaa"}, "settings": job.settings()}
-    file = tmp_path / f"{job.key}.json"
+    file = place / f"{job.key}.json"
     file.write_text(json.dumps(kept))
     assert results.find(job) == kept and results.all() == [kept]
-    for other in ("{", "{}", "[]", json.dumps({**kept, "settings": {"job": {"set": "digits"}}})):
-        (tmp_path / "private_eps4_0.json").write_text(other)
+    for other in ("{", "{}", "[]", json.dumps({**kept, "settings": {"job": {"set": "none", "kind": "start"}}})):
+        (place / "private_eps4_0.json").write_text(other)
         assert results.all() == [kept]
-    (tmp_path / "private_eps4_0.json").write_text(json.dumps(kept))  # under another's name
+    for name in ("private_eps4_0.json", "../cells/private_eps8_0.json"):  # a run under another's name, or set
+        (place / name).write_text(json.dumps(kept))
     assert results.all() == [kept] and results.find(Job("digits", "private", 0, 4.0)) is None
+    assert Results(tmp_path / "cells", tmp_path).all() == []
     changed = replace(DIGITS, private={**DIGITS.private, "steps": 41})
     with monkeypatch.context() as patch:
         patch.setitem(SETS, "digits", changed)
@@ -94,8 +99,12 @@ def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monk
         patch.setitem(SETS, "digits", replace(DIGITS, start=gone))
         assert results.find(job) == kept
     monkeypatch.setattr(runs, "commit", lambda: "bbb")
-    assert Results(tmp_path, tmp_path).find(job) is None
-    assert Results(tmp_path, tmp_path, any_commit=True).find(job) == kept
+    assert Results(place, tmp_path).find(job) is None
+    assert Results(place, tmp_path, any_commit=True).find(job) == kept
+
+
+def nothing(root: Path) -> Path:
+    return root / "data.yaml"
 
 
 def gone() -> Path:
@@ -130,7 +139,7 @@ def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(Results, "do", do)
     monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(command, "PICTURES", tmp_path / "pictures")
-    monkeypatch.setitem(SETS, "digits", replace(DIGITS, prepare=lambda root: root / "data.yaml"))
+    monkeypatch.setitem(SETS, "digits", replace(DIGITS, prepare=nothing, public=nothing))
     return done
 
 
@@ -175,7 +184,7 @@ def test_a_set_that_is_not_there_is_left_out_with_a_line(
 @pytest.mark.parametrize("found", [SETS[name] for name in ("fashion", "digits", "cells")], ids=lambda s: s.name)
 def test_every_private_recipe_makes_a_plan_within_its_epsilon(found: BenchmarkSet) -> None:
     for epsilon in found.epsilons:
-        given = settings.from_kwargs(model="a.pt", data="b.yaml", **found.private_options(epsilon))
+        given = settings.from_kwargs(model="a.pt", data="b.yaml", **found.private_options(epsilon, Path("c.yaml")))
         plan = settings.make_plan(settings.resolve(given))
         assert plan.epsilon() <= epsilon and plan.delta < 1 / found.units
         assert plan.expected_batch_size <= found.units
@@ -183,9 +192,11 @@ def test_every_private_recipe_makes_a_plan_within_its_epsilon(found: BenchmarkSe
 
 def test_a_candidate_is_tried_with_the_noise_of_the_private_step() -> None:
     real = settings.make_plan(
-        settings.resolve(settings.from_kwargs(model="a.pt", data="b.yaml", **SETS["fashion"].private_options(8.0)))
+        settings.resolve(
+            settings.from_kwargs(model="a.pt", data="b.yaml", **SETS["fashion"].private_options(8.0, Path("c.yaml")))
+        )
     )
-    tried = tuning.simulated("fashion", 8.0, 8, 4000, {"optimizer.lr": 0.5, "trainable": "all"})
+    tried = tuning.simulated("fashion", 8.0, 8, 4000, {"optimizer.lr": 0.5, "trainable": "all"}, Path("c.yaml"))
     plan = tried["plan"]
     assert plan.steps == real.steps and plan.expected_batch_size == real.expected_batch_size / 8
     noise, private = (p.noise_multiplier * p.clip_norm / p.expected_batch_size for p in (plan, real))

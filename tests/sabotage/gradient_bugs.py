@@ -55,7 +55,7 @@ GRADIENT_BUGS = (
     bug(
         "scales of private images",
         "Nobody looks whether a private image is among those that the scales were measured on.",
-        "dptrain.detection.scales:public_scales",
+        "dptrain.detection.scales:public_part",
         'refuse_public_overlap(private, public.train, f"the images of privacy.clip_scales={file}")', "pass",
         "tests/test_run.py::"
         "test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written",
