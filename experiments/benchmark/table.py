@@ -50,7 +50,12 @@ def _line(name: str, what: str, rows: Sequence[Row], plain: Sequence[Row]) -> st
         whole = spread(plain, key)[0] if plain else 0
         cells.append(f"{mean / whole:.1%}" if whole and rows is not plain else "")
     seconds, memory = (statistics.mean(row[key] for row in rows) for key in ("seconds", "peak_memory_mb"))
-    return "| " + " | ".join([*cells, f"{seconds:.0f}", f"{memory:.0f}"]) + " |"
+    comparable = _processors(rows) == _processors(plain or rows)
+    return "| " + " | ".join([*cells, f"{seconds:.0f}" if comparable else "another machine", f"{memory:.0f}"]) + " |"
+
+
+def _processors(rows: Sequence[Row]) -> set[str]:
+    return {row["machine"]["cpu"] for row in rows}
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:

@@ -51,6 +51,12 @@ def test_a_share_is_of_the_mean_of_the_best_plain_rate() -> None:
     assert "| 1 | 0.600 | 80.0% |" in next(line for line in text if "epsilon 2" in line)
 
 
+def test_times_are_shown_beside_those_of_the_same_processor_only() -> None:
+    elsewhere = {**RUNS[-1], "machine": {"cpu": "another", "cores": 2}}
+    text = lines({"sets": {"digits": {**WHOLE["sets"]["digits"], "runs": [*RUNS[:-1], elsewhere]}}})
+    assert [line.split(" | ")[-2] for line in text[2:]] == ["100", "100", "another machine", "100"]
+
+
 def test_the_picture_is_drawn_also_of_a_table_that_is_not_whole(tmp_path: Path) -> None:
     draw(WHOLE, tmp_path / "whole.png")
     assert (tmp_path / "whole.png").stat().st_size > 5000
