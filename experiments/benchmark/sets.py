@@ -158,9 +158,9 @@ _FASHION = BenchmarkSet(
     prepare=_fashion,
     public=_drawn("experiments.fashion.scenes"),
     private={
-        "steps": 100, "trainable": "all", "ema": {"decay": 0.9},
+        "steps": 50, "trainable": "all", "ema": {"decay": 0.9},
         "optimizer": {"name": "adam", "lr": 2e-3}, "schedule": {"name": "constant"},
-        "privacy": {"clip_norm": 1.0, "clipping": "scaled", "expected_batch_size": 512},
+        "privacy": {"clip_norm": 1.0, "clipping": "scaled", "expected_batch_size": 1024},
     },
     plain=PlainRecipe(steps=800, rates=(1e-3, 2e-3, 4e-3, 8e-3)),  # as many images as the private run takes
     tuned="layers, rate, batch tuned on public scenes (results/tuning_fashion.json), again after private runs",
@@ -228,7 +228,7 @@ SETS = {
             prepare=_cameras,
             public=_drawn("experiments.fashion.scenes"),
             private={
-                **_FASHION.private, "steps": 50,
+                **_FASHION.private,
                 "privacy": {
                     "clip_norm": 1.0, "clipping": "scaled", "expected_batch_size": 256, "unit": "group",
                     "rows_per_unit": 4,
