@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from dp_accounting import dp_event
 
@@ -29,7 +30,7 @@ from dptrain.files import write_text
 from dptrain.rounding import round_up
 from experiments.benchmark.runs import Job, Results, Row, jobs_of
 from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
-from experiments.benchmark.table import draw, lines, remarks
+from experiments.benchmark.table import draw, table
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -122,6 +123,16 @@ class Benchmark:
 
     def draw(self) -> str:
         """Write the table and the picture of all finished runs, of this call and of others; returns the table."""
+        sets = self.finished()
+        if not sets:
+            return "no runs"
+        text = table({"sets": sets})
+        write_text(RESULTS / f"{self.options.name}.md", text)
+        draw({"sets": sets}, PICTURES / f"{self.options.name}.png")
+        return text
+
+    def finished(self) -> dict[str, Any]:
+        """All finished runs, by set, with what a reader must know of it."""
         sets = {}
         for found in SETS.values():
             if rows := self._results(found).all():
@@ -130,12 +141,7 @@ class Benchmark:
                     "epsilon_of_all": composed(found, rows),
                     "runs": [{**row, "epsilon_asked": row["settings"]["job"]["epsilon"]} for row in rows],
                 }  # fmt: skip
-        if not sets:
-            return "no runs"
-        text = "\n".join([*lines({"sets": sets}), "", *remarks({"sets": sets})])
-        write_text(RESULTS / f"{self.options.name}.md", text + "\n")
-        draw({"sets": sets}, PICTURES / f"{self.options.name}.png")
-        return text
+        return sets
 
 
 def composed(found: BenchmarkSet, rows: Sequence[Row]) -> float | None:

@@ -26,6 +26,11 @@ def of_kind(rows: Sequence[Row], kind: str, epsilon: float | None = None) -> lis
     return [row for row in found if row["rate"] == best]
 
 
+def table(results: Mapping[str, Any]) -> str:
+    """The Markdown file: the table, and what one has to know to read it."""
+    return "\n".join([*lines(results), "", *remarks(results), ""])
+
+
 def lines(results: Mapping[str, Any]) -> list[str]:
     """The table as Markdown: a line for each set's start, plain run and epsilon."""
     head = ["set", "training", "runs", "mAP50", "of plain", "mAP50-95", "of plain", "time, s", "memory, MB"]
@@ -33,7 +38,9 @@ def lines(results: Mapping[str, Any]) -> list[str]:
     for name, part in results["sets"].items():
         rows = part["runs"]
         plain = of_kind(rows, "plain")
-        kinds = [("public start", of_kind(rows, "start")), ("plain", plain)]
+        tried = len({row["rate"] for row in rows if row["kind"] == "plain"})
+        best = f"plain, best of {tried} rates ({plain[0]['rate']:g})" if plain else ""
+        kinds = [("public start", of_kind(rows, "start")), (best, plain)]
         asked = sorted({row["epsilon_asked"] for row in rows if row["kind"] == "private"})
         kinds += [(f"private, epsilon {epsilon:g}", of_kind(rows, "private", epsilon)) for epsilon in asked]
         for what, found in kinds:
@@ -65,10 +72,10 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         machines = [(row["threads"], row["machine"]) for row in part["runs"]]
         made = sorted({f"{threads} of {machine['cores']} cores of {machine['cpu']}" for threads, machine in machines})
         of_all = part["epsilon_of_all"]
-        together = f"; all its private runs together cost epsilon {of_all:g}" if of_all is not None else ""
+        together = f"; the private runs in the table cost epsilon {of_all:g} together" if of_all is not None else ""
         text.append(
             f"- {name}: {part['what']}; delta {part['delta']:.2g}{together}. Recipe: {part['tuned']}. "
-            f"A run had {' or '.join(made)}; machine, versions and commit of each are in its JSON."
+            f"Runs of other settings, made before, are not counted. A run had {' or '.join(made)}; machine, versions and commit of each are in its JSON."
         )
     return text
 

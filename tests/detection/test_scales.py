@@ -93,9 +93,7 @@ def test_images_that_tell_nothing_are_refused(images: DetectionDataset) -> None:
     model = load_model("yolo26n.yaml", 2)
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    with pytest.raises(
-        DataError, match=r"none of the 8 public images of privacy\.clip_scales"
-    ):
+    with pytest.raises(DataError, match=r"none of the 8 public images of privacy\.clip_scales"):
         layer_scales(model, PerImageLoss(), images)
 
 

@@ -18,7 +18,7 @@ from experiments.benchmark import __main__ as command
 from experiments.benchmark import band, runs
 from experiments.benchmark.runs import Job, Results, jobs_of
 from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
-from experiments.benchmark.table import draw, lines
+from experiments.benchmark.table import draw, lines, table
 
 DIGITS = SETS["digits"]
 
@@ -44,7 +44,7 @@ WHOLE = {"sets": {"digits": {"what": "digits", "delta": 1e-5, "tuned": "", "epsi
 
 def test_a_share_is_of_the_mean_of_the_best_plain_rate() -> None:
     text = lines(WHOLE)
-    plain = next(line for line in text if "| plain |" in line)
+    plain = next(line for line in text if "| plain, best of 2 rates (0.002) |" in line)
     assert "| 2 | 0.750 ± 0.071 |" in plain
     eight = next(line for line in text if "epsilon 8" in line)
     assert "| 2 | 0.735 ± 0.021 | 98.0% | 0.367 ± 0.011 | 98.0% |" in eight
@@ -55,6 +55,11 @@ def test_times_are_shown_beside_those_of_the_same_processor_only() -> None:
     elsewhere = {**RUNS[-1], "machine": {"cpu": "another", "cores": 2}}
     text = lines({"sets": {"digits": {**WHOLE["sets"]["digits"], "runs": [*RUNS[:-1], elsewhere]}}})
     assert [line.split(" | ")[-2] for line in text[2:]] == ["100", "100", "another machine", "100"]
+
+
+def test_the_published_table_is_that_of_the_published_runs(tmp_path: Path) -> None:
+    found = command.Benchmark(options(tmp_path, name="benchmark", any_commit=True)).finished()
+    assert found and (command.RESULTS / "benchmark.md").read_text() == table({"sets": found})
 
 
 def test_the_picture_is_drawn_also_of_a_table_that_is_not_whole(tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_runs_beside_each_other_are_all_kept(no_runs: list[str], tmp_path: Path)
     assert command.Benchmark(options(tmp_path, processes=3, seeds=2)).run()
     assert len(no_runs) == len(set(no_runs)) == 7
     told = (tmp_path / "results" / "try.md").read_text()
-    assert "| digits | private, epsilon 8 | 2 |" in told and "| digits | plain | 2 |" in told
+    assert "| digits | private, epsilon 8 | 2 |" in told and "| digits | plain, best of 3 rates (0.0005) | 2 |" in told
 
 
 def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
