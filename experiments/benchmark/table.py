@@ -75,8 +75,8 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         together = f"; the private runs in the table cost epsilon {of_all:g} together" if of_all is not None else ""
         text.append(
             f"- {name}: {part['what']}; delta {part['delta']:.2g}{together}. Recipe: {part['tuned']}. "
-            f"Runs of other settings, made before, are not counted. A run had {' or '.join(made)}; machine, versions and "
-            "commit of each are in its JSON."
+            "Runs of other settings, made before, are not counted. "
+            f"A run had {' or '.join(made)}; machine, versions and commit of each are in its JSON."
         )
     return text
 
