@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,21 @@ def ultralytics_loss(model: Any, batch: dict[str, Tensor], one2many: float | Non
     """Return the loss of Ultralytics' own criterion, a scalar, in the model's mode."""
     end_to_end = getattr(model.model[-1], "one2one_cv2", None) is not None
     criterion: Any = E2ELoss(model) if end_to_end else v8DetectionLoss(model)
+    for head in (criterion.one2many, criterion.one2one) if end_to_end else (criterion,):
+        head.preprocess = _in_its_precision(head.preprocess)
     if one2many is not None:
         criterion.o2m, criterion.o2o = one2many, 1.0 - one2many
     return criterion(model(batch["img"]), batch)[0].sum()
+
+
+def _in_its_precision(preprocess: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Ultralytics pads the boxes in single precision, and a model in double then computes its targets in that."""
+
+    def wrapped(targets: Tensor, count: int, scale_tensor: Tensor) -> Tensor:
+        padded = preprocess(targets, count, scale_tensor=scale_tensor)
+        return padded.to(torch.promote_types(padded.dtype, scale_tensor.dtype))
+
+    return wrapped
 
 
 def ultralytics_gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -152,7 +152,7 @@ def test_predictions_are_in_original_pixels(scenes, trained):
     """Canvas and image differ in size here: boxes must land on the squares of the larger image."""
     model = trained_model(trained, "yolov8n.yaml", scenes)
     dataset = dataset_of(scenes)
-    small = predict(model, dataset.image_files, 64, conf=0.05, batch_size=5)
+    small = predict(model, dataset.image_files, 64, conf=0.01, batch_size=5)
     assert len(small) == 12 and all(boxes.shape[1] == 6 and boxes.dtype == np.float32 for boxes in small)
     assert sum(map(len, small)) > 5
     for path in dataset.image_files:
