@@ -54,7 +54,6 @@ class Benchmark:
 
     def run(self) -> bool:
         """Do what is not done yet; returns whether all of it is."""
-        self.draw()
         try:
             for name in self.options.set:
                 try:
