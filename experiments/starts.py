@@ -25,8 +25,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "augment": {"mosaic": 0.0, "scale": 0.2},  # the painter varies place, size and company already
     },
     "cells": {
-        "scenes": {"generator": "experiments.cells.scenes", "train": 3000, "val": 150},
-        "imgsz": 192, "epochs": 6, "batch_size": 32,
+        "scenes": {"generator": "experiments.cells.scenes", "train": 6000, "val": 150},
+        "imgsz": 192, "epochs": 8, "batch_size": 32, "optimizer": {"name": "adamw", "lr": 2e-3},
         "public_data": "blood smears drawn from a textbook's words; no photo",
         "augment": {"mosaic": 0.0, "flipud": 0.5, "scale": 0.3},
     },

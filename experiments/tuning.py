@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -112,7 +113,8 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
     axes: dict[str, Sequence[Any]] = {
         "optimizer.lr": options.lr, "trainable": options.trainable, "steps": options.steps, "ema.decay": options.ema,
         "privacy.expected_batch_size": options.batch, "privacy.clip_norm": options.clip_norm,
-        "schedule.name": options.schedule, "privacy.clipping": options.clipping,
+        "schedule.name": options.schedule, "schedule.warmup_steps": options.warmup,
+        "privacy.clipping": options.clipping,
     }  # fmt: skip
     given = {key: values for key, values in axes.items() if values}
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", help="expected batch size of the private run")
     parser.add_argument("--clip-norm", type=float, nargs="+")
     parser.add_argument("--schedule", nargs="+")
+    parser.add_argument("--warmup", type=int, nargs="+", help="steps over which the rate rises")
     parser.add_argument("--clipping", nargs="+")
     parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
@@ -143,7 +146,7 @@ def main() -> None:
 
     file = RESULTS / f"tuning_{options.set}.json"
     start, data, units = stand_in(options.set, start_name, options.root)
-    output = options.root / "tuning" / "run"
+    output = options.root / "tuning" / f"run_{os.getpid()}"  # others may try candidates beside this one
     public = SETS[start_name].public(options.root / "public" / start_name)
     usual = {"privacy.clipping": SETS[options.set].private["privacy"]["clipping"]}
     for changes in ({**usual, **given} for given in candidates(options)):
