@@ -101,6 +101,20 @@ OPTIONS: dict[str, Option] = {
     "sgd_5": Option("sgd with momentum 0.9, rate 5", {"optimizer": {"name": "sgd", "lr": 5.0, "momentum": 0.9}}),
     "adam_beta": Option("adam, second decay 0.9", {"optimizer": _lr(1.0, betas=[0.9, 0.9])}),
     "cosine": Option("cosine schedule", {"schedule": {"name": "cosine"}}),
+    "warmup": Option("a warm-up of 5 steps", {"schedule": {"warmup_steps": 5}}),
+    "warmup_lr_double": Option(
+        "the same at twice the learning rate", {"schedule": {"warmup_steps": 5}, "optimizer": _lr(2.0)}, "warmup"
+    ),
+    "scaled_warmup": Option(
+        "layers scaled, and a warm-up of 5 steps",
+        {"privacy": {"clipping": "scaled"}, "schedule": {"warmup_steps": 5}},
+        "scaled",
+    ),
+    "scaled_warmup_lr_double": Option(
+        "the same at twice the learning rate",
+        {"privacy": {"clipping": "scaled"}, "schedule": {"warmup_steps": 5}, "optimizer": _lr(2.0)},
+        "scaled_warmup",
+    ),
     # the moving average
     "ema_off": Option("no moving average", {"ema": {"decay": 0.0}}),
     "ema_05": Option("EMA 0.5", {"ema": {"decay": 0.5}}),

@@ -9,7 +9,9 @@ burn"). The stand-ins:
 
 - fashion: scenes of scikit-learn's handwritten digits, each glyph in many scenes, as ten classes of garments: small
   grey photos on the same sheets, from the start of drawn garments. Further from the start than the photos are, so that
-  a recipe has much to learn. ``--start digits`` is from font-drawn digits, which is nearer.
+  a recipe has much to learn. ``--start digits`` is from font-drawn digits, which is nearer. ``--spare-photos`` is of
+  the garments' own photos, of the 20,000 that are in no private scene: what an owner can do who has some images that
+  need no protection.
 - cells: drawn smears in made-up colours (``cells/shifted.py``), as many as there are photos, from the start of drawn
   smears.
 
@@ -36,7 +38,7 @@ from dptrain import config as settings
 from dptrain.files import write_json
 from dptrain.pretraining.scenes import load_generator, write_scenes, write_split, write_yaml
 from dptrain.results import MAP, MAP50
-from experiments.benchmark.sets import SETS
+from experiments.benchmark.sets import SETS, Missing
 from experiments.digits import scenes as digits
 from experiments.digits.glyphs import handwritten_glyphs
 from experiments.fashion import scenes as garments
@@ -44,13 +46,20 @@ from experiments.sweep import machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STAND_INS = ("fashion", "cells")
-HANDWRITING_SCENES = 4000
+SCENES = 4000
 _FOUND = ("mAP50", "mAP50-95", "failed", "seconds", "machine")  # of a row; all else is what was tried
 
 
-def stand_in(name: str, start: str, root: Path) -> tuple[Path, Path, int]:
+def stand_in(name: str, start: str, root: Path, spare: bool = False) -> tuple[Path, Path, int]:
     """The public start, the data.yaml and the number of scenes that stand in for a set."""
-    place = root / "tuning" / f"{name}_{start}"
+    place = root / "tuning" / (f"{name}_spare" if spare else f"{name}_{start}")
+    if spare:
+        if not (place / "data.yaml").is_file():
+            folder = garments.find_photos()
+            if folder is None:
+                raise Missing(garments.MISSING)
+            garments.write_spare(place, folder, SCENES, 1000)
+        return SETS[start].start(), place / "data.yaml", SCENES
     if name == "cells":
         units = SETS["cells"].units
         if not (place / "data.yaml").is_file():
@@ -58,7 +67,7 @@ def stand_in(name: str, start: str, root: Path) -> tuple[Path, Path, int]:
         return SETS[start].start(), place / "data.yaml", units
     if not (place / "data.yaml").is_file():
         _write_handwriting(place, digits.NAMES if start == "digits" else garments.NAMES)
-    return SETS[start].start(), place / "data.yaml", HANDWRITING_SCENES
+    return SETS[start].start(), place / "data.yaml", SCENES
 
 
 def _write_handwriting(root: Path, names: Mapping[int, str]) -> None:
@@ -66,7 +75,7 @@ def _write_handwriting(root: Path, names: Mapping[int, str]) -> None:
     glyphs = handwritten_glyphs()
     order = np.random.default_rng(0).permutation(len(glyphs))
     halves = {"train": order[: len(order) * 3 // 4], "val": order[len(order) * 3 // 4 :]}
-    for number, (split, count) in enumerate((("train", HANDWRITING_SCENES), ("val", 300))):
+    for number, (split, count) in enumerate((("train", SCENES), ("val", 300))):
 
         def scenes(of: Any = halves[split], number: int = number, count: int = count) -> Any:
             for i in range(count):
@@ -114,6 +123,7 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
         "optimizer.lr": options.lr, "trainable": options.trainable, "steps": options.steps, "ema.decay": options.ema,
         "privacy.expected_batch_size": options.batch, "privacy.clip_norm": options.clip_norm,
         "schedule.name": options.schedule, "schedule.warmup_steps": options.warmup,
+        "loss.cls": options.cls, "head": options.head, "optimizer.name": options.optimizer,
         "privacy.clipping": options.clipping,
     }  # fmt: skip
     given = {key: values for key, values in axes.items() if values}
@@ -138,19 +148,26 @@ def main() -> None:
     parser.add_argument("--schedule", nargs="+")
     parser.add_argument("--warmup", type=int, nargs="+", help="steps over which the rate rises")
     parser.add_argument("--clipping", nargs="+")
+    parser.add_argument("--cls", type=float, nargs="+", help="gain of the class loss")
+    parser.add_argument("--head", nargs="+")
+    parser.add_argument("--optimizer", nargs="+")
     parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
+    parser.add_argument("--spare-photos", action="store_true", help="fashion: photos that are in no private scene")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     options = parser.parse_args()
+    if options.spare_photos and (options.set, options.start) != ("fashion", None):
+        parser.error("--spare-photos are of the set fashion, from its own start")
     start_name = options.start or options.set
     options.trainable = [t.split("+") if "+" in t else t for t in options.trainable or ()]
 
     file = RESULTS / f"tuning_{options.set}.json"
-    start, data, units = stand_in(options.set, start_name, options.root)
+    start, data, units = stand_in(options.set, start_name, options.root, options.spare_photos)
     output = options.root / "tuning" / f"run_{os.getpid()}"  # others may try candidates beside this one
     public = SETS[start_name].public(options.root / "public" / start_name)
     usual = {"privacy.clipping": SETS[options.set].private["privacy"]["clipping"]}
     for changes in ({**usual, **given} for given in candidates(options)):
         asked = {"start": start_name, "epsilon": options.epsilon, "scale": options.scale}
+        asked |= {"on": "spare photos"} if options.spare_photos else {}
         tried = {**asked, "imgsz": SETS[options.set].imgsz, **changes}
         if any({k: v for k, v in row.items() if k not in _FOUND} == tried for row in _rows(file)):
             continue

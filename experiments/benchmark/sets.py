@@ -159,7 +159,7 @@ _FASHION = BenchmarkSet(
     public=_drawn("experiments.fashion.scenes"),
     private={
         "steps": 50, "trainable": "all", "ema": {"decay": 0.9},
-        "optimizer": {"name": "adam", "lr": 4e-3}, "schedule": {"name": "constant", "warmup_steps": 10},
+        "optimizer": {"name": "adam", "lr": 2e-3}, "schedule": {"name": "constant"},
         "privacy": {"clip_norm": 1.0, "clipping": "scaled", "expected_batch_size": 1024},
     },
     plain=PlainRecipe(steps=800, rates=(1e-3, 2e-3, 4e-3, 8e-3)),  # as many images as the private run takes

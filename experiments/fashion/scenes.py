@@ -128,6 +128,23 @@ def write_private(
     return write_yaml(root, NAMES, "scenes of Fashion-MNIST's product photos; private in the benchmark")
 
 
+def write_spare(root: Path, folder: Path, train_scenes: int, val_scenes: int, seed: int = 0) -> Path:
+    """Write scenes of train photos that :func:`write_private` leaves over; returns the path of their data.yaml."""
+    photos, labels = read_photos(folder, "train")
+    private = split_photos(len(photos), TRAIN_SCENES, np.random.default_rng([seed, 20, 0]))
+    left = np.setdiff1d(np.arange(len(photos)), np.concatenate(private))
+    groups = split_photos(len(left), train_scenes + val_scenes, np.random.default_rng([seed, 22]))
+    for number, (split, part) in enumerate((("train", groups[:train_scenes]), ("val", groups[train_scenes:]))):
+        scenes = (
+            paint(
+                [(photos[j] / 255.0, int(labels[j])) for j in left[group]], np.random.default_rng([seed, 23, number, i])
+            )
+            for i, group in enumerate(part)
+        )
+        write_split(root, split, scenes)
+    return write_yaml(root, NAMES, "scenes of Fashion-MNIST's photos that are in no private scene")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="write scenes of Fashion-MNIST in Ultralytics layout")
     parser.add_argument("root", type=Path)
