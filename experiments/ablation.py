@@ -129,6 +129,12 @@ OPTIONS: dict[str, Option] = {
     "lora": Option(
         "rank-4 adapters train, rate 5e-3", {"trainable": "lora", "lora": {"rank": 4}, "optimizer": {"lr": 5e-3}}
     ),
+    "one_to_many": Option("only the one-to-many branch of the head", {"head": "one_to_many"}),
+    "neck_and_head_many": Option(
+        "neck and head train, one-to-many branch only",
+        {"trainable": "neck_and_head", "head": "one_to_many"},
+        "one_to_many",
+    ),
     "one_to_one": Option("only the one-to-one branch of the head", {"head": "one_to_one"}),
     "constant_loss": Option("loss over a constant", {"loss": {"normaliser": "constant"}}),
     "shift": Option("shifts and zoom", {"augment": {"translate": 0.1, "scale": 0.1}}),
