@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,8 +89,14 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     shown = {name: part for name, part in results["sets"].items() if of_private(part["runs"])}
     if not shown:
         return
-    figure = Figure(figsize=(5.2 * len(shown), 4), layout="constrained")
-    for axes, (name, part) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+    columns = min(3, len(shown))
+    rows_of_axes = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(5.2 * columns, 4 * rows_of_axes), layout="constrained")
+    places = figure.subplots(rows_of_axes, columns, squeeze=False).flat
+    for empty in places[len(shown) :]:
+        empty.set_axis_off()
+    labels: dict[str, Any] = {}
+    for axes, (name, part) in zip(places, shown.items(), strict=False):
         rows, private = part["runs"], of_private(part["runs"])
         asked = sorted({row["epsilon_asked"] for row in private})
         for key, colour in zip(KEYS, ("tab:blue", "tab:orange"), strict=True):
@@ -108,7 +115,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.set(xlabel=f"epsilon of one run (delta {part['delta']:.2g}, RDP)", ylabel="on val", ylim=(0, 1))
         axes.set_title(f"{name}: {part['what']}", fontsize=8)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+        labels |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6, fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
 

@@ -121,6 +121,25 @@ def test_photos_are_found_read_and_written_as_scenes(tmp_path: Path) -> None:
         scenes.write_private(tmp_path / "more", folder, train_scenes=100, val_scenes=5)
 
 
+def test_spare_photos_are_in_no_private_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fake_photos(tmp_path / "photos", train=100, test=20)  # each of its own grey
+    used: list[int] = []
+    paint = scenes.paint
+
+    def told(garments: list[scenes.Photo], rng: np.random.Generator) -> object:
+        used.extend(round(grey.max() * 255) for grey, _ in garments)
+        return paint(garments, rng)
+
+    monkeypatch.setattr(scenes, "paint", told)
+    monkeypatch.setattr(scenes, "TRAIN_SCENES", 25)
+    scenes.write_private(tmp_path / "private", folder, train_scenes=25, val_scenes=0)
+    private = used.copy()
+    used.clear()
+    scenes.write_spare(tmp_path / "spare", folder, train_scenes=12, val_scenes=4)
+    assert len(used) == len(set(used)) > 16 and not set(used) & set(private)
+    assert len(list((tmp_path / "spare" / "images" / "val").iterdir())) == 4
+
+
 def test_a_garment_that_finds_little_room_is_drawn_small() -> None:
     """The third garment of this scene has room for less than the 28 pixels that garments usually have."""
     _, boxes = scenes.scene(np.random.default_rng([0, 1, 3522]))
