@@ -25,6 +25,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -161,7 +162,10 @@ def main() -> None:
     options.trainable = [t.split("+") if "+" in t else t for t in options.trainable or ()]
 
     file = RESULTS / f"tuning_{options.set}.json"
-    start, data, units = stand_in(options.set, start_name, options.root, options.spare_photos)
+    try:
+        start, data, units = stand_in(options.set, start_name, options.root, options.spare_photos)
+    except Missing as missing:
+        sys.exit(str(missing))
     output = options.root / "tuning" / f"run_{os.getpid()}"  # others may try candidates beside this one
     public = SETS[start_name].public(options.root / "public" / start_name)
     usual = {"privacy.clipping": SETS[options.set].private["privacy"]["clipping"]}
@@ -186,6 +190,7 @@ def main() -> None:
         print(row, flush=True)
         rows = [*_rows(file), row]  # read again: another process may try others
         write_json(file, {"what": __doc__.splitlines()[0], "rows": rows})
+    shutil.rmtree(output, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ SETS = {
                 "optimizer": {"name": "adam", "lr": 2e-3}, "schedule": {"name": "constant"},
                 "privacy": {"clip_norm": 1.0, "clipping": "scaled", "expected_batch_size": 256},
             },
-            plain=PlainRecipe(steps=200, rates=(5e-4, 1e-3, 2e-3, 4e-3)),
+            plain=PlainRecipe(steps=200, rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
             tuned="tuned on these scenes (experiments/recipe.py, results/ablation.json), which no budget paid for",
         ),
         BenchmarkSet(
