@@ -39,7 +39,7 @@ from dptrain import config as settings
 from dptrain.files import write_json
 from dptrain.pretraining.scenes import load_generator, write_scenes, write_split, write_yaml
 from dptrain.results import MAP, MAP50
-from experiments.benchmark.sets import SETS, Missing
+from experiments.benchmark.sets import SETS, Missing, fashion_photos
 from experiments.digits import scenes as digits
 from experiments.digits.glyphs import handwritten_glyphs
 from experiments.fashion import scenes as garments
@@ -56,10 +56,7 @@ def stand_in(name: str, start: str, root: Path, spare: bool = False) -> tuple[Pa
     place = root / "tuning" / (f"{name}_spare" if spare else f"{name}_{start}")
     if spare:
         if not (place / "data.yaml").is_file():
-            folder = garments.find_photos()
-            if folder is None:
-                raise Missing(garments.MISSING)
-            garments.write_spare(place, folder, SCENES, 1000)
+            garments.write_spare(place, fashion_photos(), SCENES, 1000)
         return SETS[start].start(), place / "data.yaml", SCENES
     if name == "cells":
         units = SETS["cells"].units
@@ -124,7 +121,7 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
         "optimizer.lr": options.lr, "trainable": options.trainable, "steps": options.steps, "ema.decay": options.ema,
         "privacy.expected_batch_size": options.batch, "privacy.clip_norm": options.clip_norm,
         "schedule.name": options.schedule, "schedule.warmup_steps": options.warmup,
-        "loss.cls": options.cls, "head": options.head, "optimizer.name": options.optimizer,
+        "loss.cls": options.cls, "head": options.head,
         "privacy.clipping": options.clipping,
     }  # fmt: skip
     given = {key: values for key, values in axes.items() if values}
@@ -151,7 +148,6 @@ def main() -> None:
     parser.add_argument("--clipping", nargs="+")
     parser.add_argument("--cls", type=float, nargs="+", help="gain of the class loss")
     parser.add_argument("--head", nargs="+")
-    parser.add_argument("--optimizer", nargs="+")
     parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
     parser.add_argument("--spare-photos", action="store_true", help="fashion: photos that are in no private scene")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))

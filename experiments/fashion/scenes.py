@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.pretraining.scenes import write_split, write_yaml
+from dptrain.pretraining.scenes import Scene, write_split, write_yaml
 from experiments.fashion.drawings import NAMES, drawn_garment
 from experiments.painting import SIZE, Box, Boxes, Image, background, finish, free_place
 
@@ -106,6 +106,14 @@ def split_photos(photos: int, scenes: int, rng: np.random.Generator) -> list[NDA
     return [part for part in np.split(order, ends)[:scenes] if len(part)][: int((ends <= photos).sum())]
 
 
+def _painted(
+    photos: NDArray[np.uint8], labels: NDArray[np.uint8], groups: Sequence[NDArray[np.int64]], seed: list[int]
+) -> Iterator[Scene]:
+    """The scene of each group of photos, each with a random state of its own."""
+    for i, group in enumerate(groups):
+        yield paint([(photos[j] / 255.0, int(labels[j])) for j in group], np.random.default_rng([*seed, i]))
+
+
 def write_private(
     root: Path, folder: Path, train_scenes: int = TRAIN_SCENES, val_scenes: int = VAL_SCENES, seed: int = 0
 ) -> Path:
@@ -115,16 +123,7 @@ def write_private(
         groups = split_photos(len(photos), count, np.random.default_rng([seed, 20, number]))
         if len(groups) < count:
             raise ValueError(f"{len(photos)} photos make only {len(groups)} {split} scenes of the {count} wanted")
-        write_split(
-            root,
-            split,
-            (
-                paint(
-                    [(photos[j] / 255.0, int(labels[j])) for j in group], np.random.default_rng([seed, 21, number, i])
-                )
-                for i, group in enumerate(groups)
-            ),
-        )
+        write_split(root, split, _painted(photos, labels, groups, [seed, 21, number]))
     return write_yaml(root, NAMES, "scenes of Fashion-MNIST's product photos; private in the benchmark")
 
 
@@ -135,13 +134,7 @@ def write_spare(root: Path, folder: Path, train_scenes: int, val_scenes: int, se
     left = np.setdiff1d(np.arange(len(photos)), np.concatenate(private))
     groups = split_photos(len(left), train_scenes + val_scenes, np.random.default_rng([seed, 22]))
     for number, (split, part) in enumerate((("train", groups[:train_scenes]), ("val", groups[train_scenes:]))):
-        scenes = (
-            paint(
-                [(photos[j] / 255.0, int(labels[j])) for j in left[group]], np.random.default_rng([seed, 23, number, i])
-            )
-            for i, group in enumerate(part)
-        )
-        write_split(root, split, scenes)
+        write_split(root, split, _painted(photos, labels, [left[group] for group in part], [seed, 23, number]))
     return write_yaml(root, NAMES, "scenes of Fashion-MNIST's photos that are in no private scene")
 
 
