@@ -221,7 +221,7 @@ SETS = {
             prepare=_bccd,
             public=_drawn("experiments.cells.scenes"),
             private=_CELLS,
-            plain=PlainRecipe(steps=200, batch=32, rates=(5e-4, 1e-3, 2e-3, 4e-3), augment={**_FLIPS, "flipud": 0.5}),
+            plain=PlainRecipe(steps=200, batch=32, rates=(2e-4, 5e-4, 1e-3, 2e-3), augment={**_FLIPS, "flipud": 0.5}),
             tuned="the recipe of the set cells, untried",
             delta=205**-1.1,
         ),
