@@ -41,7 +41,7 @@ from dptrain.accounting import calibrate_noise
 from dptrain.files import write_json
 from dptrain.results import MAP, MAP50
 from experiments import recipe
-from experiments.digits.public_start import WEIGHTS
+from experiments.ablation_starts import KNOWN, STARTS
 from experiments.digits.scenes import TRAIN_SCENES, write_private, write_public
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ablation.json"
@@ -57,15 +57,22 @@ class Option:
         what: In words.
         changes: Keywords of ``dptrain.train``, sections as dicts, laid over the recipe's.
         against: The option that it is compared with.
+        start: Of :data:`STARTS`; training begins from it.
     """
 
     what: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     against: str = BASE
+    start: str = "digits"
 
 
 def _lr(factor: float, **more: Any) -> dict[str, Any]:
     return {"lr": recipe.LEARNING_RATE * factor, **more}
+
+
+def _new_rows(what: str, begin: str) -> Option:
+    changes = {"new_classes": begin, "similar_classes": KNOWN}
+    return Option(what, changes, against="new_random", start="five_classes")
 
 
 # Names are what results are kept under. Options of settings that a version does not have are reported, and left out.
@@ -137,16 +144,31 @@ OPTIONS: dict[str, Option] = {
     ),
     "one_to_one": Option("only the one-to-one branch of the head", {"head": "one_to_one"}),
     "constant_loss": Option("loss over a constant", {"loss": {"normaliser": "constant"}}),
+    "focal": Option("quality focal loss, gamma 1.5", {"loss": {"focal_gamma": 1.5}}),
+    "cls_double": Option("twice the gain of the class loss", {"loss": {"cls": 1.0}}),
+    "box_double": Option("twice the gain of the box loss", {"loss": {"box": 15.0}}),
     "shift": Option("shifts and zoom", {"augment": {"translate": 0.1, "scale": 0.1}}),
     "multiplicity": Option(
         "four augmentations a scene", {"augment": {"multiplicity": 4, "translate": 0.1, "scale": 0.1}}, "shift"
     ),
-}
+    # norms, each from a start of its own that was trained on the same drawn scenes
+    "frozen_bn": Option("from a start of batch norm, frozen", start="batch", against="group"),
+    "group": Option("from a start of group norm", start="group", against="group"),
+    "group_ws": Option(
+        "from a start of group norm and standardised weights", {"norm": "group_ws"}, start="group_ws", against="group"
+    ),
+    # how classes begin that the start does not know
+    "new_random": _new_rows("a start of five classes; random rows for the others", "random"),
+    "new_zero": _new_rows("the same; rows of zeros", "zero"),
+    "new_mean": _new_rows("the same; rows that are the mean of the start's", "mean"),
+}  # fmt: skip
 
 
-def arguments(option: Option, data: Path, output: Path, seed: int, steps: int, batch: int) -> dict[str, Any]:
+def arguments(
+    option: Option, start: Path, data: Path, output: Path, seed: int, steps: int, batch: int
+) -> dict[str, Any]:
     """Keywords of ``dptrain.train`` for an option; the noise on the mean gradient is the recipe's at any batch."""
-    made = recipe.train_arguments(WEIGHTS, data, output, steps=steps, seed=seed)
+    made = recipe.train_arguments(start, data, output, steps=steps, seed=seed)
     privacy = made["privacy"]
     noise = calibrate_noise(privacy.pop("epsilon"), recipe.DELTA, recipe.BATCH / TRAIN_SCENES, steps)
     privacy |= {"expected_batch_size": batch, "noise_multiplier": noise * batch / recipe.BATCH}
@@ -159,7 +181,7 @@ def arguments(option: Option, data: Path, output: Path, seed: int, steps: int, b
     return made
 
 
-def measure(option: Option, data: Path, seed: int, steps: int, batch: int) -> dict[str, Any]:
+def measure(option: Option, start: Path, data: Path, seed: int, steps: int, batch: int) -> dict[str, Any]:
     """Train once and score the averaged weights on the val scenes.
 
     Raises:
@@ -168,7 +190,7 @@ def measure(option: Option, data: Path, seed: int, steps: int, batch: int) -> di
     quiet = io.StringIO()
     with tempfile.TemporaryDirectory(prefix="ablation") as folder, redirect_stdout(quiet), redirect_stderr(quiet):
         began = time.perf_counter()
-        result = dptrain.train(**arguments(option, data, Path(folder) / "run", seed, steps, batch))
+        result = dptrain.train(**arguments(option, start, data, Path(folder) / "run", seed, steps, batch))
         seconds = time.perf_counter() - began
         scores = recipe.evaluate_weights(result.weights, data).values
     return {"mAP50": round(scores[MAP50], 4), "mAP50-95": round(scores[MAP], 4), "seconds": round(seconds, 1)}
@@ -199,8 +221,8 @@ def compare(runs: Iterable[Mapping[str, Any]], key: str = "mAP50") -> list[dict[
                 "least": min(own.values()),
                 "most": max(own.values()),
                 "against": OPTIONS[name].against,
-                "gain": statistics.mean(paired) if paired and name != BASE else None,
-                "deviation": statistics.stdev(paired) if len(paired) > 1 and name != BASE else None,
+                "gain": statistics.mean(paired) if paired and OPTIONS[name].against != name else None,
+                "deviation": statistics.stdev(paired) if len(paired) > 1 and OPTIONS[name].against != name else None,
             }
         )
     return rows
@@ -273,8 +295,9 @@ def main() -> None:
         if name in refused:
             continue
         found: dict[str, Any] = {"option": name, "seed": seed}
+        start = STARTS[OPTIONS[name].start](args.root / "starts" / OPTIONS[name].start)
         try:
-            found |= measure(OPTIONS[name], data, seed, args.steps, batch)
+            found |= measure(OPTIONS[name], start, data, seed, args.steps, batch)
         except dptrain.DptrainError as error:
             found["refused"] = str(error)
             refused.add(name)

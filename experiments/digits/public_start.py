@@ -26,7 +26,7 @@ from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.evaluate import evaluate
 from dptrain.detection.loss import PerImageLoss, one2many_weight
 from dptrain.detection.model import load_model, save_weights
-from experiments.digits.scenes import SIZE, Boxes, Image, public_scene, write_public
+from experiments.digits.scenes import SIZE, Boxes, Image, scene, write_public
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "public_start.pt"
@@ -58,7 +58,7 @@ def train_public(
     """The averaged model and the public losses of its training, one row every 25 steps."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 100])
-    pool = [public_scene(np.random.default_rng([seed, 5, i])) for i in range(scenes)]
+    pool = [scene(np.random.default_rng([seed, 5, i])) for i in range(scenes)]
     model = load_model("yolo26n.yaml", num_classes=10, norm="group", names=NAMES)
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=5e-4)

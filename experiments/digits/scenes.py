@@ -46,7 +46,7 @@ def paint(glyphs: list[Glyph], rng: np.random.Generator) -> tuple[Image, Boxes]:
     return finish(canvas, rng), np.array(rows)
 
 
-def public_scene(rng: np.random.Generator) -> tuple[Image, Boxes]:
+def scene(rng: np.random.Generator) -> tuple[Image, Boxes]:
     """A scene of one to three font-drawn digits."""
     return paint([font_glyph(rng) for _ in range(rng.integers(1, 4))], rng)
 
@@ -86,7 +86,7 @@ def write_private(root: Path, seed: int = 0, train_scenes: int = TRAIN_SCENES, v
 def write_public(root: Path, train_scenes: int = 64, val_scenes: int = 300, seed: int = 0) -> Path:
     """Write scenes of font-drawn digits under `root`; returns the path of their data.yaml."""
     for number, (split, count) in enumerate((("train", train_scenes), ("val", val_scenes)), start=3):
-        write_split(root, split, (public_scene(np.random.default_rng([seed, number, i])) for i in range(count)))
+        write_split(root, split, (scene(np.random.default_rng([seed, number, i])) for i in range(count)))
     return write_yaml(root, NAMES, "scenes of digits drawn from matplotlib's fonts; public")
 
 

@@ -12,13 +12,13 @@ from dptrain.detection.evaluate import predict
 from dptrain.detection.finding import Finder
 from dptrain.detection.model import load_model
 from dptrain.errors import ConfigError, ModelError
-from experiments.digits.scenes import public_scene
+from experiments.digits.scenes import scene
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "experiments/digits/public_start.pt"
 
 
 def scenes(count: int) -> list[np.ndarray]:
-    return [np.ascontiguousarray(public_scene(np.random.default_rng([9, n]))[0][..., ::-1]) for n in range(count)]
+    return [np.ascontiguousarray(scene(np.random.default_rng([9, n]))[0][..., ::-1]) for n in range(count)]
 
 
 def test_a_box_counts_for_every_class_that_reaches_the_threshold_not_only_for_its_best() -> None:

@@ -15,14 +15,17 @@ from experiments.ablation import BASE, OPTIONS
 
 def test_the_noise_on_the_mean_gradient_is_the_recipes_at_any_batch() -> None:
     full, small = (
-        ablation.arguments(OPTIONS[BASE], Path("d"), Path("o"), 0, 20, batch)["privacy"] for batch in (recipe.BATCH, 64)
+        ablation.arguments(OPTIONS[BASE], Path("s"), Path("d"), Path("o"), 0, 20, batch)["privacy"]
+        for batch in (recipe.BATCH, 64)
     )
     ratios = [p["noise_multiplier"] / p["expected_batch_size"] for p in (full, small)]
     assert ratios[0] == pytest.approx(ratios[1]) and full["noise_multiplier"] > 0.5
 
 
 def test_an_option_changes_its_own_keys_and_no_others() -> None:
-    base, other = (ablation.arguments(OPTIONS[name], Path("d"), Path("o"), 1, 20, 64) for name in (BASE, "automatic"))
+    base, other = (
+        ablation.arguments(OPTIONS[name], Path("s"), Path("d"), Path("o"), 1, 20, 64) for name in (BASE, "automatic")
+    )
     assert other["privacy"] == {**base["privacy"], "clipping": "automatic"}
     assert {**other, "privacy": None} == {**base, "privacy": None}
 
@@ -45,7 +48,7 @@ def test_what_was_measured_is_not_measured_again_and_what_was_refused_is_tried(
 ) -> None:
     tried: list[tuple[str, int]] = []
 
-    def measure(option: Any, data: Path, seed: int, steps: int, batch: int) -> dict[str, Any]:
+    def measure(option: Any, start: Path, data: Path, seed: int, steps: int, batch: int) -> dict[str, Any]:
         name = next(name for name, known in OPTIONS.items() if known is option)
         tried.append((name, seed))
         if name == "lora":

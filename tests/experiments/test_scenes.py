@@ -49,7 +49,7 @@ def test_boxes_are_tight_around_the_ink(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_boxes_of_a_scene_do_not_touch_and_lie_inside() -> None:
     for i in range(50):
-        _, boxes = scenes.public_scene(np.random.default_rng(i))
+        _, boxes = scenes.scene(np.random.default_rng(i))
         low, high = boxes[:, 1:3] - boxes[:, 3:] / 2, boxes[:, 1:3] + boxes[:, 3:] / 2
         assert low.min() >= 0 and high.max() <= 1
         for a in range(len(boxes)):
@@ -58,7 +58,7 @@ def test_boxes_of_a_scene_do_not_touch_and_lie_inside() -> None:
 
 
 def test_the_same_seed_paints_the_same_scene_and_another_does_not() -> None:
-    first, again, other = (scenes.public_scene(np.random.default_rng(s))[0] for s in (3, 3, 4))
+    first, again, other = (scenes.scene(np.random.default_rng(s))[0] for s in (3, 3, 4))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 

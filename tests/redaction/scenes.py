@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from experiments.digits.glyphs import font_glyph
-from experiments.digits.scenes import SIZE, paint, public_scene
+from experiments.digits.scenes import SIZE, paint
+from experiments.digits.scenes import scene as drawn_digits
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "experiments/digits/public_start.pt"
 GREY = 114
@@ -30,7 +31,7 @@ def digit_scenes(folder: Path, count: int) -> list[np.ndarray]:
     folder.mkdir(parents=True)
     found = []
     for number in range(count):
-        scene, rows = public_scene(np.random.default_rng([7, number]))
+        scene, rows = drawn_digits(np.random.default_rng([7, number]))
         cv2.imwrite(str(folder / f"{number:03}.png"), cv2.cvtColor(scene, cv2.COLOR_RGB2BGR))
         centre, size = rows[:, 1:3] * SIZE, rows[:, 3:] * SIZE
         found.append(np.concatenate([centre - size / 2, centre + size / 2], 1))
