@@ -14,18 +14,18 @@ from .schema import PRESETS, TrainConfig, value_at
 _RECIPES: dict[str, tuple[float, dict[str, Any]]] = {
     "small": (
         1_000,
-        {"privacy.expected_batch_size": 100, "steps": 40, "ema.decay": 0.9},
+        {"privacy.expected_batch_size": 100, "steps": 40, "ema.decay": 0.9, "head": "one_to_many"},
     ),
     "medium": (
         20_000,
-        {"privacy.expected_batch_size": 512, "steps": 100, "ema.decay": 0.95},
+        {"privacy.expected_batch_size": 512, "steps": 100, "ema.decay": 0.95, "head": "one_to_many"},
     ),
     "large": (
         float("inf"),
-        {"privacy.expected_batch_size": 4096, "steps": 1000, "ema.decay": 0.99},
+        {"privacy.expected_batch_size": 4096, "steps": 1000, "ema.decay": 0.99, "head": "one_to_many"},
     ),
 }
-_ELSE = {"trainable": "all", "ema.decay": 0.99}
+_ELSE = {"trainable": "all", "ema.decay": 0.99, "head": "auto"}
 
 
 def apply_preset(config: TrainConfig) -> str:

@@ -102,7 +102,7 @@ class PrivacyConfig:
     clip_count_noise: float | None = _key(
         None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"
     )
-    preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA for that many images")
+    preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA, head for that many images")
 
 
 @dataclass
@@ -243,7 +243,10 @@ class TrainConfig:
         None, "all (default), head, neck_and_head, norm_and_bias, head_and_norms, lora, name patterns, or a list"
     )
     norm: str = _key("auto", f"one of {', '.join(NORMS)}; auto: frozen_bn from a checkpoint, group from scratch")
-    head: str = _key("auto", f"branches of yolo26's head that are trained and kept, one of {', '.join(HEADS)}")
+    head: str | None = _key(
+        None,
+        f"branches of yolo26's head that are trained and kept, one of {', '.join(HEADS)}; auto unless a preset says",
+    )
     new_classes: str = _key("random", f"first weights of classes that the start lacks, one of {', '.join(NEW_CLASSES)}")
     similar_classes: dict[str, str] = field(
         default_factory=dict, metadata={"help": "class of the data to the class of the start that it begins as"}

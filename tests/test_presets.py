@@ -18,11 +18,11 @@ def resolved(**options: Any) -> TrainConfig:
 
 
 def chosen(config: TrainConfig) -> tuple[Any, ...]:
-    return config.privacy.expected_batch_size, config.steps, config.trainable, config.ema.decay
+    return config.privacy.expected_batch_size, config.steps, config.trainable, config.ema.decay, config.head
 
 
 def test_without_a_preset_nothing_is_settled() -> None:
-    assert chosen(resolved()) == (None, None, "all", 0.99)
+    assert chosen(resolved()) == (None, None, "all", 0.99, "auto")
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_auto_goes_by_the_declared_size(size: int, name: str) -> None:
 def test_what_is_given_wins_also_where_it_is_the_default() -> None:
     config = resolved(
         privacy={"preset": "small", "expected_batch_size": 8, "epsilon": 8.0, "dataset_size": 500},
-        steps=7, trainable="norm_and_bias", ema={"decay": 0.99},
+        steps=7, trainable="norm_and_bias", ema={"decay": 0.99}, head="both",
     )  # fmt: skip
-    assert chosen(config) == (8, 7, "norm_and_bias", 0.99)
+    assert chosen(config) == (8, 7, "norm_and_bias", 0.99, "both")
 
 
 def test_what_follows_from_other_settings_is_left_to_them() -> None:
@@ -53,7 +53,7 @@ def test_what_follows_from_other_settings_is_left_to_them() -> None:
 def test_the_run_says_once_what_the_preset_chose(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     config = resolved(privacy={"preset": "medium", "dataset_size": 5000}, steps=9)
-    assert "privacy.preset=medium: privacy.expected_batch_size=512, ema.decay=0.95" in caplog.text
+    assert "privacy.preset=medium: privacy.expected_batch_size=512, ema.decay=0.95, head=one_to_many" in caplog.text
     assert "steps=" not in caplog.text
     caplog.clear()
     assert settings.resolve(config) == config

@@ -26,7 +26,7 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         norm=config.norm,
         trainable=config.trainable,
         names=data.names,
-        head=config.head,
+        head=config.head or "auto",
         lora=Lora(
             config.lora.rank or RANK,
             config.lora.alpha,
