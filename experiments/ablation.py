@@ -70,6 +70,15 @@ def _lr(factor: float, **more: Any) -> dict[str, Any]:
     return {"lr": recipe.LEARNING_RATE * factor, **more}
 
 
+def _sgd(rate: float) -> Option:
+    return Option(f"sgd with momentum 0.9, rate {rate:g}", {"optimizer": {"name": "sgd", "lr": rate, "momentum": 0.9}})
+
+
+def _lora(rate: float) -> Option:
+    changes = {"trainable": "lora", "lora": {"rank": 4}, "optimizer": {"lr": rate}}
+    return Option(f"rank-4 adapters train, rate {rate:g}", changes)
+
+
 def _new_rows(what: str, begin: str) -> Option:
     changes = {"new_classes": begin, "similar_classes": KNOWN}
     return Option(what, changes, against="new_random", start="five_classes")
@@ -104,8 +113,10 @@ OPTIONS: dict[str, Option] = {
     "adam_bc_half": Option("dp_adam_bc, half the rate", {"optimizer": _lr(0.5, name="dp_adam_bc")}),
     "adam_bc_third": Option("dp_adam_bc, 0.3 of the rate", {"optimizer": _lr(0.3, name="dp_adam_bc")}),
     "adam_bc_floor": Option("dp_adam_bc, floor 1", {"optimizer": _lr(1.0, name="dp_adam_bc", floor=1.0)}),
-    "sgd": Option("sgd with momentum 0.9, rate 0.5", {"optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.9}}),
-    "sgd_5": Option("sgd with momentum 0.9, rate 5", {"optimizer": {"name": "sgd", "lr": 5.0, "momentum": 0.9}}),
+    "sgd": _sgd(0.5),
+    "sgd_5": _sgd(5.0),
+    "sgd_tenth": _sgd(0.05),
+    "sgd_hundredth": _sgd(0.005),
     "adam_beta": Option("adam, second decay 0.9", {"optimizer": _lr(1.0, betas=[0.9, 0.9])}),
     "cosine": Option("cosine schedule", {"schedule": {"name": "cosine"}}),
     "warmup": Option("a warm-up of 5 steps", {"schedule": {"warmup_steps": 5}}),
@@ -133,9 +144,8 @@ OPTIONS: dict[str, Option] = {
         "head, norms and biases train, rate 3e-3", {"trainable": "head_and_norms", "optimizer": {"lr": 3e-3}}
     ),
     "norms": Option("norms and biases train, rate 1.5e-2", {"trainable": "norm_and_bias", "optimizer": {"lr": 1.5e-2}}),
-    "lora": Option(
-        "rank-4 adapters train, rate 5e-3", {"trainable": "lora", "lora": {"rank": 4}, "optimizer": {"lr": 5e-3}}
-    ),
+    "lora": _lora(5e-3),
+    "lora_slow": _lora(1.5e-3),
     "one_to_many": Option("only the one-to-many branch of the head", {"head": "one_to_many"}),
     "neck_and_head_many": Option(
         "neck and head train, one-to-many branch only",
