@@ -122,6 +122,7 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
         "privacy.expected_batch_size": options.batch, "privacy.clip_norm": options.clip_norm,
         "schedule.name": options.schedule, "schedule.warmup_steps": options.warmup,
         "loss.cls": options.cls, "head": options.head,
+        "optimizer.name": options.optimizer, "optimizer.momentum": options.momentum,
         "privacy.clipping": options.clipping,
     }  # fmt: skip
     given = {key: values for key, values in axes.items() if values}
@@ -148,6 +149,8 @@ def main() -> None:
     parser.add_argument("--clipping", nargs="+")
     parser.add_argument("--cls", type=float, nargs="+", help="gain of the class loss")
     parser.add_argument("--head", nargs="+")
+    parser.add_argument("--optimizer", nargs="+")
+    parser.add_argument("--momentum", type=float, nargs="+", help="of sgd")
     parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
     parser.add_argument("--spare-photos", action="store_true", help="fashion: photos that are in no private scene")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
