@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dptrain.detection import load_model
 from dptrain.detection.model import save_weights
+from dptrain.pretraining.record import RECORD
 from dptrain.pretraining.run import pretrain
 from experiments.digits.public_start import WEIGHTS
 from experiments.digits.scenes import SIZE
@@ -20,7 +21,10 @@ SCENES, EPOCHS = 3000, 5
 
 
 def _of_norm(root: Path, norm: str) -> Path:
-    """A yolo26n trained on drawn digits with that norm; what was cut goes on."""
+    """A yolo26n trained on drawn digits with that norm; what was cut goes on, what is there is used."""
+    weights = root / "weights" / "last.pt"
+    if weights.with_name(RECORD).is_file():  # written last
+        return weights
     result = pretrain(
         model="yolo26n.yaml", norm=norm, output_dir=str(root), resume=root.exists(),
         imgsz=SIZE, epochs=EPOCHS, batch_size=32,
