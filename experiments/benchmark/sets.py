@@ -115,13 +115,18 @@ def _fashion(root: Path, train: int = fashion.TRAIN_SCENES) -> Path:
 
 
 def _cameras(root: Path) -> Path:
-    """The fashion scenes, the first 19,200 of them shared out to 1,200 made-up cameras of 16, by their file names."""
+    """The fashion scenes, the first 19,200 of them shared out to 1,200 made-up cameras of 16, by their file names.
+
+    The val scenes get cameras of their own: a group in both splits would have its metrics released without noise.
+    """
     data = _fashion(root, CAMERAS * SCENES_OF_A_CAMERA)
-    for kind, suffix in (("images", "png"), ("labels", "txt")):
-        for i in range(CAMERAS * SCENES_OF_A_CAMERA):
-            old = root / kind / "train" / f"{i:04d}.{suffix}"
-            if old.exists():
-                old.rename(old.with_name(f"cam{i // SCENES_OF_A_CAMERA:04d}_{i % SCENES_OF_A_CAMERA:02d}.{suffix}"))
+    for split, first, count in (("train", 0, CAMERAS * SCENES_OF_A_CAMERA), ("val", CAMERAS, fashion.VAL_SCENES)):
+        for kind, suffix in (("images", "png"), ("labels", "txt")):
+            for i in range(count):
+                old = root / kind / split / f"{i:04d}.{suffix}"
+                camera, scene = divmod(i, SCENES_OF_A_CAMERA)
+                if old.exists():
+                    old.rename(old.with_name(f"cam{first + camera:04d}_{scene:02d}.{suffix}"))
     return data
 
 

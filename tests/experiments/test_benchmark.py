@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from dptrain import accounting
 from dptrain import config as settings
 from experiments import tuning
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import band, runs
+from experiments.benchmark import band, runs, sets
 from experiments.benchmark.runs import Job, Results, jobs_of
 from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
 from experiments.benchmark.table import draw, lines, table
@@ -222,3 +224,27 @@ def test_a_small_private_run_lands_in_the_measured_band(tmp_path: Path, monkeypa
     found = runs.measure(band.JOB, SETS["digits"].prepare(tmp_path / "data"), tmp_path / "run")
     assert found["epsilon"] <= 8 and found["steps"] == 12
     assert low <= found["mAP50"] <= high, found
+
+
+def test_no_camera_has_scenes_in_train_and_in_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def painted(root: Path, train: int) -> Path:
+        for kind, suffix in (("images", "png"), ("labels", "txt")):
+            for split, count in (("train", train), ("val", 20)):
+                (root / kind / split).mkdir(parents=True)
+                for i in range(count):
+                    (root / kind / split / f"{i:04d}.{suffix}").touch()
+        return root / "data.yaml"
+
+    monkeypatch.setattr(sets, "_fashion", painted)
+    monkeypatch.setattr(sets, "CAMERAS", 3)
+    monkeypatch.setattr(sets.fashion, "VAL_SCENES", 20)
+    sets._cameras(tmp_path)
+    pattern = re.compile(SETS["cameras"].private["privacy"]["groups"]["regex"])
+    found = {}
+    for split in ("train", "val"):
+        files = sorted((tmp_path / "images" / split).iterdir())
+        assert [f.stem for f in files] == [f.stem for f in sorted((tmp_path / "labels" / split).iterdir())]
+        found[split] = Counter(match[1] for file in files if (match := pattern.search(file.name)))
+        assert found[split].total() == len(files)
+    assert set(found["train"].values()) == {16} and len(found["train"]) == 3
+    assert not found["train"].keys() & found["val"].keys()
