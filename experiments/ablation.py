@@ -148,6 +148,7 @@ OPTIONS: dict[str, Option] = {
     "norms": Option("norms and biases train, rate 1.5e-2", {"trainable": "norm_and_bias", "optimizer": {"lr": 1.5e-2}}),
     "lora": _lora(5e-3),
     "lora_slow": _lora(1.5e-3),
+    "lora_fast": _lora(1.5e-2),
     "one_to_many": Option("only the one-to-many branch of the head", {"head": "one_to_many"}),
     "neck_and_head_many": Option(
         "neck and head train, one-to-many branch only",
