@@ -174,7 +174,7 @@ OPTIONS: dict[str, Option] = {
     "new_random": _new_rows("a start of five classes; random rows for the others", "random"),
     "new_zero": _new_rows("the same; rows of zeros", "zero"),
     "new_mean": _new_rows("the same; rows that are the mean of the start's", "mean"),
-}  # fmt: skip
+}
 
 
 def arguments(
@@ -224,7 +224,8 @@ def compare(runs: Iterable[Mapping[str, Any]], key: str = "mAP50") -> list[dict[
             scores.setdefault(run["option"], {})[run["seed"]] = run[key]
     rows = []
     for name in (name for name in OPTIONS if name in scores):
-        own, base = scores[name], scores.get(OPTIONS[name].against, {})
+        own, against = scores[name], OPTIONS[name].against
+        base = scores.get(against, {}) if against != name else {}
         paired = [own[seed] - base[seed] for seed in own if seed in base]
         rows.append(
             {
@@ -233,9 +234,9 @@ def compare(runs: Iterable[Mapping[str, Any]], key: str = "mAP50") -> list[dict[
                 "mean": statistics.mean(own.values()),
                 "least": min(own.values()),
                 "most": max(own.values()),
-                "against": OPTIONS[name].against,
-                "gain": statistics.mean(paired) if paired and OPTIONS[name].against != name else None,
-                "deviation": statistics.stdev(paired) if len(paired) > 1 and OPTIONS[name].against != name else None,
+                "against": against,
+                "gain": statistics.mean(paired) if paired else None,
+                "deviation": statistics.stdev(paired) if len(paired) > 1 else None,
             }
         )
     return rows

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from dptrain.detection import load_model
+from dptrain.detection.heads import set_classes, set_names
 from dptrain.detection.model import save_weights
 from dptrain.pretraining.record import RECORD
 from dptrain.pretraining.run import pretrain
@@ -25,14 +26,14 @@ def _of_norm(root: Path, norm: str) -> Path:
     weights = root / "weights" / "last.pt"
     if weights.with_name(RECORD).is_file():  # written last
         return weights
-    result = pretrain(
+    pretrain(
         model="yolo26n.yaml", norm=norm, output_dir=str(root), resume=root.exists(),
         imgsz=SIZE, epochs=EPOCHS, batch_size=32,
         scenes={"generator": "experiments.digits.scenes", "train": SCENES, "val": 150},
         optimizer={"name": "adamw", "lr": 2e-3}, augment={"mosaic": 0.0, "fliplr": 0.0, "scale": 0.2},
         public_data="digits drawn with fonts",
     )  # fmt: skip
-    return Path(result.weights)
+    return weights
 
 
 FIVE = ("zero", "one", "two", "three", "four")  # words: names that are numbers are taken for no names
@@ -42,9 +43,10 @@ KNOWN = {str(number): word for number, word in enumerate(FIVE)}  # of the scenes
 def _of_five_classes(root: Path) -> Path:
     """The demo's start without its rows of the digits 5 to 9."""
     root.mkdir(parents=True, exist_ok=True)
-    every = [*FIVE, "five", "six", "seven", "eight", "nine"]
-    named = save_weights(load_model(WEIGHTS, names=dict(enumerate(every))), root / "ten.pt")
-    return save_weights(load_model(named, names=dict(enumerate(FIVE))), root / "five.pt")
+    model = load_model(WEIGHTS, names=dict(enumerate([*FIVE, "five", "six", "seven", "eight", "nine"])))
+    set_classes(model, len(FIVE), dict(enumerate(FIVE)))
+    set_names(model, dict(enumerate(FIVE)))
+    return save_weights(model, root / "five.pt")
 
 
 STARTS: dict[str, Callable[[Path], Path]] = {

@@ -19,6 +19,7 @@ from .trainable import RANK, Lora
 
 def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
     """Load the detector for the classes of the data."""
+    assert config.head is not None, "resolve settles it"
     targets = config.lora.targets or "all"
     return load_model(
         config.model,
@@ -26,7 +27,7 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         norm=config.norm,
         trainable=config.trainable,
         names=data.names,
-        head=config.head or "auto",
+        head=config.head,
         lora=Lora(
             config.lora.rank or RANK,
             config.lora.alpha,

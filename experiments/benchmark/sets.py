@@ -109,9 +109,9 @@ def fashion_photos() -> Path:
     return folder
 
 
-def _fashion(root: Path, train: int = fashion.TRAIN_SCENES) -> Path:
+def _fashion(root: Path) -> Path:
     folder = fashion_photos()
-    return _once(root, f"fashion {train}", lambda place: fashion.write_private(place, folder, train))
+    return _once(root, f"fashion {fashion.TRAIN_SCENES}", lambda place: fashion.write_private(place, folder))
 
 
 def _cameras(root: Path) -> Path:
@@ -119,15 +119,18 @@ def _cameras(root: Path) -> Path:
 
     The val scenes get cameras of their own: a group in both splits would have its metrics released without noise.
     """
-    data = _fashion(root, CAMERAS * SCENES_OF_A_CAMERA)
-    for split, first, count in (("train", 0, CAMERAS * SCENES_OF_A_CAMERA), ("val", CAMERAS, fashion.VAL_SCENES)):
-        for kind, suffix in (("images", "png"), ("labels", "txt")):
-            for i in range(count):
-                old = root / kind / split / f"{i:04d}.{suffix}"
-                camera, scene = divmod(i, SCENES_OF_A_CAMERA)
-                if old.exists():
-                    old.rename(old.with_name(f"cam{first + camera:04d}_{scene:02d}.{suffix}"))
-    return data
+    folder = fashion_photos()
+
+    def write(place: Path) -> Path:
+        data = fashion.write_private(place, folder, CAMERAS * SCENES_OF_A_CAMERA)
+        for split, first in (("train", 0), ("val", CAMERAS)):
+            for kind in ("images", "labels"):
+                for file in list((place / kind / split).iterdir()):
+                    camera, scene = divmod(int(file.stem), SCENES_OF_A_CAMERA)
+                    file.rename(file.with_name(f"cam{first + camera:04d}_{scene:02d}{file.suffix}"))
+        return data
+
+    return _once(root, f"{CAMERAS} cameras of {SCENES_OF_A_CAMERA}", write)
 
 
 def _bccd(root: Path) -> Path:

@@ -227,7 +227,7 @@ def test_a_small_private_run_lands_in_the_measured_band(tmp_path: Path, monkeypa
 
 
 def test_no_camera_has_scenes_in_train_and_in_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def painted(root: Path, train: int) -> Path:
+    def painted(root: Path, photos: Path, train: int) -> Path:
         for kind, suffix in (("images", "png"), ("labels", "txt")):
             for split, count in (("train", train), ("val", 20)):
                 (root / kind / split).mkdir(parents=True)
@@ -235,15 +235,16 @@ def test_no_camera_has_scenes_in_train_and_in_val(tmp_path: Path, monkeypatch: p
                     (root / kind / split / f"{i:04d}.{suffix}").touch()
         return root / "data.yaml"
 
-    monkeypatch.setattr(sets, "_fashion", painted)
+    monkeypatch.setattr(sets, "fashion_photos", lambda: tmp_path)
+    monkeypatch.setattr(sets.fashion, "write_private", painted)
     monkeypatch.setattr(sets, "CAMERAS", 3)
-    monkeypatch.setattr(sets.fashion, "VAL_SCENES", 20)
-    sets._cameras(tmp_path)
+    root = tmp_path / "cameras"
+    assert sets._cameras(root) == root / "data.yaml"
     pattern = re.compile(SETS["cameras"].private["privacy"]["groups"]["regex"])
     found = {}
     for split in ("train", "val"):
-        files = sorted((tmp_path / "images" / split).iterdir())
-        assert [f.stem for f in files] == [f.stem for f in sorted((tmp_path / "labels" / split).iterdir())]
+        files = sorted((root / "images" / split).iterdir())
+        assert [f.stem for f in files] == [f.stem for f in sorted((root / "labels" / split).iterdir())]
         found[split] = Counter(match[1] for file in files if (match := pattern.search(file.name)))
         assert found[split].total() == len(files)
     assert set(found["train"].values()) == {16} and len(found["train"]) == 3
