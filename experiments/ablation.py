@@ -1,4 +1,4 @@
-"""One option at a time from the demo's recipe: what helps at the same noise, measured on the public digit scenes.
+"""One option at a time from the demo's recipe with both branches: what helps at the same noise, on public digit scenes.
 
     python -m experiments.ablation --resume                      # every option, three seeds; goes on where it was cut
     python -m experiments.ablation --resume --only lr_half,ema_off   # some of them
@@ -86,7 +86,7 @@ def _new_rows(what: str, begin: str) -> Option:
 
 # Names are what results are kept under. Options of settings that a version does not have are reported, and left out.
 OPTIONS: dict[str, Option] = {
-    BASE: Option(f"adam, flat clipping to {recipe.CLIP_NORM:g}, EMA {recipe.EMA:g}"),
+    BASE: Option(f"adam, flat clipping to {recipe.CLIP_NORM:g}, EMA {recipe.EMA:g}, both branches"),
     # how the clip rules compare, with everything else left alone
     "scaled": Option("layers scaled by their gradients on drawn digits", {"privacy": {"clipping": "scaled"}}),
     "scaled_lr_half": Option(
@@ -185,7 +185,7 @@ def arguments(
     privacy = made["privacy"]
     noise = calibrate_noise(privacy.pop("epsilon"), recipe.DELTA, recipe.BATCH / TRAIN_SCENES, steps)
     privacy |= {"expected_batch_size": batch, "noise_multiplier": noise * batch / recipe.BATCH}
-    made |= {"validation": "off", "evaluate_every": steps, "checkpoint_every": steps}
+    made |= {"head": "both", "validation": "off", "evaluate_every": steps, "checkpoint_every": steps}
     made |= {"tracking": {"enabled": False}, "budget": {"url": None}}
     for key, value in option.changes.items():
         made[key] = {**made.get(key, {}), **value} if isinstance(value, Mapping) else value

@@ -31,12 +31,14 @@ class PlainRecipe:
         batch: Images a step, drawn without putting back until all were seen.
         rates: Peak learning rates that are tried; the best on val is used, which flatters this side.
         augment: Settings of :class:`dptrain.detection.augment.Augmentation`.
+        head: Branches of the head, as ``dptrain.train`` has them.
     """
 
     steps: int
     batch: int = 64
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     augment: Mapping[str, float] = field(default_factory=dict)
+    head: str = "auto"
 
 
 def fine_tune(
@@ -53,7 +55,7 @@ def fine_tune(
     parsed = load_data(data)
     train = DetectionDataset(parsed, "train", imgsz, Augmentation(**recipe.augment), verify=False)
     val = DetectionDataset(parsed, "val", imgsz)
-    model = load_model(start, parsed.num_classes, names=parsed.names)
+    model = load_model(start, parsed.num_classes, names=parsed.names, head=recipe.head)
     average = copy.deepcopy(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=5e-4)

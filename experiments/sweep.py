@@ -49,7 +49,7 @@ def command(data: Path, root: Path, noise: Sequence[float], repeats: int, steps:
         sys.executable, "-m", "dptrain.cli", "train", "-m",
         f"model={WEIGHTS}", f"data={data}", f"output_dir={root / 'sweep'}", f"resume={str(resume).lower()}",
         f"privacy.noise_multiplier={values}", f"steps={steps}", f"evaluate_every={steps}",
-        f"imgsz={SIZE}", "physical_batch_size=32", "workers=0", f"trainable={recipe.TRAINABLE}",
+        f"imgsz={SIZE}", "physical_batch_size=32", "workers=0", f"trainable={recipe.TRAINABLE}", f"head={recipe.HEAD}",
         f"privacy.delta={recipe.DELTA}", f"privacy.clip_norm={recipe.CLIP_NORM}",
         f"privacy.expected_batch_size={recipe.BATCH}", f"privacy.dataset_size={TRAIN_SCENES}",
         "optimizer=adam", f"optimizer.lr={recipe.LEARNING_RATE}", f"ema.decay={recipe.EMA}",
@@ -122,7 +122,7 @@ def main() -> None:
         "command": "python -m experiments.sweep",
         "recipe": {
             "steps": args.steps, "expected_batch_size": recipe.BATCH, "scenes": TRAIN_SCENES,
-            "clip_norm": recipe.CLIP_NORM, "optimizer": "adam", "trainable": recipe.TRAINABLE,
+            "clip_norm": recipe.CLIP_NORM, "optimizer": "adam", "trainable": recipe.TRAINABLE, "head": recipe.HEAD,
             "lr": recipe.LEARNING_RATE, "ema": recipe.EMA, "delta": recipe.DELTA,
         },
         "tuned": recipe.TUNED,

@@ -60,7 +60,10 @@ class Job:
             start = None
         own: dict[str, Any] = {"job": asdict(self), "imgsz": found.imgsz, "start_sha256": start}
         if self.kind == "plain":
-            own["plain"] = {k: v for k, v in asdict(found.plain).items() if k != "rates"}  # its own is the job's
+            own["plain"] = asdict(found.plain)
+            del own["plain"]["rates"]  # its own is the job's
+            if found.plain.head == "auto":
+                del own["plain"]["head"]  # as in the files of runs from before it could be chosen
         if self.kind == "private":
             assert self.epsilon is not None
             own["private"] = found.private_options(self.epsilon)

@@ -19,7 +19,7 @@ from dptrain.pretraining.scenes import load_generator, write_scenes
 from experiments.bccd import DEFAULT_DATA as BCCD
 from experiments.digits import public_start as digits_start
 from experiments.digits import scenes as digits
-from experiments.fashion import scenes as fashion
+from experiments.fashion import photos as fashion
 from experiments.painting import SIZE
 from experiments.plain import PlainRecipe
 from experiments.starts import start_of
@@ -114,6 +114,12 @@ def _fashion(root: Path) -> Path:
     return _once(root, f"fashion {fashion.TRAIN_SCENES}", lambda place: fashion.write_private(place, folder))
 
 
+def _published(root: Path) -> Path:
+    folder, counts = fashion_photos(), (64, 8)
+    key = f"{fashion.PUBLISHED} public photos {counts}"
+    return _once(root, key, lambda place: fashion.write_published(place, folder, *counts))
+
+
 def _cameras(root: Path) -> Path:
     """The fashion scenes, the first 19,200 of them shared out to 1,200 made-up cameras of 16, by their file names.
 
@@ -180,6 +186,20 @@ _FASHION = BenchmarkSet(
     tuned="layers, rate, batch tuned on public scenes (results/tuning_fashion.json), again after private runs",
 )  # fmt: skip
 
+# The same scenes from a start that knows photos: then neck and head are enough, and their steps cost a third.
+_FASHION_PHOTOS = replace(
+    _FASHION,
+    name="fashion_photos",
+    what=f"the same scenes, from drawn garments and {fashion.PUBLISHED} public photos",
+    start=_start("fashion_photos"),
+    public=_published,
+    private={
+        **_FASHION.private,
+        "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
+    },
+    plain=replace(_FASHION.plain, steps=1600, rates=(1e-3, 2e-3, 4e-3), head="one_to_many"),
+)  # fmt: skip
+
 # Every photo in every step: of all batches this leaves the least noise on a step's mean gradient.
 _CELLS = {
     "steps": 30, "trainable": "all", "ema": {"decay": 0.9}, "augment": {**_FLIPS, "flipud": 0.5},
@@ -191,6 +211,7 @@ SETS = {
     found.name: found
     for found in (
         _FASHION,
+        _FASHION_PHOTOS,
         BenchmarkSet(
             name="digits",
             what="700 scenes of handwritten digits, 10 classes",

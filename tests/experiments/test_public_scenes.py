@@ -12,7 +12,7 @@ import pytest
 
 from experiments.cells import scenes as cells
 from experiments.cells import shifted
-from experiments.fashion import drawings, scenes
+from experiments.fashion import drawings, photos, scenes
 from experiments.painting import SIZE
 
 GENERATORS = pytest.mark.parametrize("generator", [scenes, cells, shifted], ids=["fashion", "cells", "shifted"])
@@ -73,11 +73,11 @@ def test_drawn_garments_are_of_every_class_and_fill_their_frame() -> None:
 
 
 def test_every_photo_is_in_at_most_one_scene() -> None:
-    groups = scenes.split_photos(1000, 400, np.random.default_rng(0))
+    groups = photos.split_photos(1000, 400, np.random.default_rng(0))
     used = np.concatenate(groups)
     assert len(groups) == 400 and len(used) == len(set(used.tolist()))
     assert {len(group) for group in groups} == {1, 2, 3}
-    few = scenes.split_photos(10, 400, np.random.default_rng(0))  # scenes that the photos do not fill are left out
+    few = photos.split_photos(10, 400, np.random.default_rng(0))  # scenes that the photos do not fill are left out
     assert len(few) < 10 and len(np.concatenate(few)) <= 10
 
 
@@ -109,35 +109,49 @@ def fake_photos(folder: Path, train: int, test: int) -> Path:
 
 
 def test_photos_are_found_read_and_written_as_scenes(tmp_path: Path) -> None:
-    assert scenes.find_photos(tmp_path) is None
+    assert photos.find_photos(tmp_path) is None
     folder = fake_photos(tmp_path / "photos", train=40, test=20)
-    assert scenes.find_photos(folder) == folder
-    photos, labels = scenes.read_photos(folder, "train")
-    assert photos.shape == (40, 28, 28) and photos[7].max() == 107 and labels[7] == 7
-    data = scenes.write_private(tmp_path / "set", folder, train_scenes=10, val_scenes=5)
+    assert photos.find_photos(folder) == folder
+    grey, labels = photos.read_photos(folder, "train")
+    assert grey.shape == (40, 28, 28) and grey[7].max() == 107 and labels[7] == 7
+    data = photos.write_private(tmp_path / "set", folder, train_scenes=10, val_scenes=5)
     assert "T-shirt" in data.read_text() and len(list((tmp_path / "set" / "images").rglob("*.png"))) == 15
     assert cv2.imread(str(tmp_path / "set" / "images" / "val" / "0004.png")).shape == (SIZE, SIZE, 3)
     with pytest.raises(ValueError, match="make only"):
-        scenes.write_private(tmp_path / "more", folder, train_scenes=100, val_scenes=5)
+        photos.write_private(tmp_path / "more", folder, train_scenes=100, val_scenes=5)
 
 
-def test_spare_photos_are_in_no_private_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_photos_are_in_no_private_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fake_photos(tmp_path / "photos", train=100, test=20)  # each of its own grey
     used: list[int] = []
-    paint = scenes.paint
+
+    def taken() -> list[int]:
+        found = used.copy()
+        used.clear()
+        return found
+
+    paint = photos.paint
 
     def told(garments: list[scenes.Photo], rng: np.random.Generator) -> object:
         used.extend(round(grey.max() * 255) for grey, _ in garments)
         return paint(garments, rng)
 
-    monkeypatch.setattr(scenes, "paint", told)
-    monkeypatch.setattr(scenes, "TRAIN_SCENES", 25)
-    scenes.write_private(tmp_path / "private", folder, train_scenes=25, val_scenes=0)
-    private = used.copy()
-    used.clear()
-    scenes.write_spare(tmp_path / "spare", folder, train_scenes=12, val_scenes=4)
-    assert len(used) == len(set(used)) > 16 and not set(used) & set(private)
+    monkeypatch.setattr(photos, "paint", told)
+    for name, value in {"TRAIN_SCENES": 25, "PUBLISHED": 4, "HELD_OUT": 5}.items():
+        monkeypatch.setattr(photos, name, value)
+    photos.write_private(tmp_path / "private", folder, train_scenes=25, val_scenes=0)
+    private = taken()
+    photos.write_spare(tmp_path / "spare", folder, train_scenes=12, val_scenes=4)
+    spare = taken()
+    assert len(spare) == len(set(spare)) > 16 and not set(spare) & set(private)
     assert len(list((tmp_path / "spare" / "images" / "val").iterdir())) == 4
+
+    photos.write_published(tmp_path / "published", folder, train_scenes=20, val_scenes=0)
+    train = taken()
+    photos.write_published(tmp_path / "held_out", folder, train_scenes=0, val_scenes=20)
+    val = taken()
+    assert len(set(train)) == 4 and len(train) > 25 and len(set(val)) == 5  # each in many scenes
+    assert not set(train) & set(val) and not {*train, *val} & {*private, *spare}
 
 
 def test_a_garment_that_finds_little_room_is_drawn_small() -> None:
