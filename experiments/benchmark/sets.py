@@ -22,7 +22,7 @@ from experiments.digits import scenes as digits
 from experiments.fashion import photos as fashion
 from experiments.painting import SIZE
 from experiments.plain import PlainRecipe
-from experiments.starts import start_of
+from experiments.starts import PHOTOS, start_of
 
 ABD_WHEEL = "ABD_model-0.3.0-py3-none-any.whl"
 ABD_SHA256 = "c3335b0cc6c504c4ac74b62bf2bc9aa06ecf402fa71184ec88f40a1f37979859"  # of the ABD_model/ABD.pt in it
@@ -114,10 +114,15 @@ def _fashion(root: Path) -> Path:
     return _once(root, f"fashion {fashion.TRAIN_SCENES}", lambda place: fashion.write_private(place, folder))
 
 
-def _published(root: Path) -> Path:
-    folder, counts = fashion_photos(), (64, 8)
-    key = f"{fashion.PUBLISHED} public photos {counts}"
-    return _once(root, key, lambda place: fashion.write_published(place, folder, *counts))
+def _published(count: int) -> Callable[[Path], Path]:
+    """Write scenes of the public photos that the start has seen."""
+
+    def write(root: Path) -> Path:
+        folder, scenes = fashion_photos(), (64, 8)
+        key = f"{count} public photos {scenes}"
+        return _once(root, key, lambda place: fashion.write_published(place, folder, count, *scenes))
+
+    return write
 
 
 def _cameras(root: Path) -> Path:
@@ -186,19 +191,22 @@ _FASHION = BenchmarkSet(
     tuned="layers, rate, batch tuned on public scenes (results/tuning_fashion.json), again after private runs",
 )  # fmt: skip
 
-# The same scenes from a start that knows photos: then neck and head are enough, and their steps cost a third.
-_FASHION_PHOTOS = replace(
-    _FASHION,
-    name="fashion_photos",
-    what=f"the same scenes, from drawn garments and {fashion.PUBLISHED} public photos",
-    start=_start("fashion_photos"),
-    public=_published,
-    private={
-        **_FASHION.private,
-        "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
-    },
-    plain=replace(_FASHION.plain, steps=1600, rates=(1e-3, 2e-3, 4e-3), head="one_to_many"),
-)  # fmt: skip
+
+def _with_photos(name: str) -> BenchmarkSet:
+    """The same scenes from a start that knows photos: neck and head are then enough, and their steps cost a third."""
+    return replace(
+        _FASHION,
+        name=name,
+        what=f"the same scenes, from drawn garments and {PHOTOS[name]} public photos",
+        start=_start(name),
+        public=_published(PHOTOS[name]),
+        private={
+            **_FASHION.private,
+            "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
+        },
+        plain=replace(_FASHION.plain, steps=1600, rates=(1e-3, 2e-3, 4e-3), head="one_to_many"),
+    )  # fmt: skip
+
 
 # Every photo in every step: of all batches this leaves the least noise on a step's mean gradient.
 _CELLS = {
@@ -211,7 +219,7 @@ SETS = {
     found.name: found
     for found in (
         _FASHION,
-        _FASHION_PHOTOS,
+        *map(_with_photos, PHOTOS),
         BenchmarkSet(
             name="digits",
             what="700 scenes of handwritten digits, 10 classes",

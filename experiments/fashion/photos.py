@@ -32,8 +32,7 @@ MISSING = (
     "(github.com/zalandoresearch/fashion-mnist)"
 )
 TRAIN_SCENES, VAL_SCENES = 20_000, 1_500
-PUBLISHED = 400  # public photos of the same kind: a hundredth of the private ones
-HELD_OUT = 1_600  # public photos for the val scenes of those
+PUBLISHED = 1_600  # most photos of one public set: a 25th of the private ones, as Nasr et al. (2023) take of CIFAR-10
 
 
 def find_photos(folder: Path = FOLDER) -> Path | None:
@@ -91,19 +90,21 @@ def write_spare(root: Path, folder: Path, train_scenes: int, val_scenes: int, se
     return write_yaml(root, NAMES, "scenes of Fashion-MNIST's photos that are in no private scene")
 
 
-def write_published(root: Path, folder: Path, train_scenes: int, val_scenes: int, seed: int = 0) -> Path:
-    """Write public scenes of :data:`PUBLISHED` photos, each in many scenes; returns the path of their data.yaml.
+def write_published(root: Path, folder: Path, count: int, train_scenes: int, val_scenes: int, seed: int = 0) -> Path:
+    """Write public scenes of ``count`` photos, each in many scenes; returns the path of their data.yaml.
 
-    The photos are in no private scene and in none of :func:`write_spare`; those of val are others again.
+    The photos are in no private scene and in none of :func:`write_spare`; those of val, :data:`PUBLISHED`, are others.
     """
+    if not 3 <= count <= PUBLISHED:  # a scene has up to three
+        raise ValueError(f"{count} public photos: 3 to {PUBLISHED}")
     photos, labels = read_photos(folder, "train")
-    last = np.random.default_rng([seed, 22]).permutation(_left_over(len(photos), seed))[-2 * HELD_OUT :]
-    splits = (("train", last[:PUBLISHED], train_scenes), ("val", last[-HELD_OUT:], val_scenes))
-    for number, (split, own, count) in enumerate(splits):
+    last = np.random.default_rng([seed, 22]).permutation(_left_over(len(photos), seed))[-2 * PUBLISHED :]
+    splits = (("train", last[:count], train_scenes), ("val", last[PUBLISHED:], val_scenes))
+    for number, (split, own, scenes) in enumerate(splits):
         rng = np.random.default_rng([seed, 24, number])
-        groups = [rng.choice(own, rng.choice([1, 2, 3], p=SIZES), replace=False) for _ in range(count)]
+        groups = [rng.choice(own, rng.choice([1, 2, 3], p=SIZES), replace=False) for _ in range(scenes)]
         write_split(root, split, _painted(photos, labels, groups, [seed, 25, number]))
-    return write_yaml(root, NAMES, f"scenes of {PUBLISHED} of Fashion-MNIST's photos, none of them in a private scene")
+    return write_yaml(root, NAMES, f"scenes of {count} of Fashion-MNIST's photos, none of them in a private scene")
 
 
 def _left_over(photos: int, seed: int) -> NDArray[np.int64]:

@@ -137,7 +137,7 @@ def test_public_photos_are_in_no_private_scene(tmp_path: Path, monkeypatch: pyte
         return paint(garments, rng)
 
     monkeypatch.setattr(photos, "paint", told)
-    for name, value in {"TRAIN_SCENES": 25, "PUBLISHED": 4, "HELD_OUT": 5}.items():
+    for name, value in {"TRAIN_SCENES": 25, "PUBLISHED": 5}.items():
         monkeypatch.setattr(photos, name, value)
     photos.write_private(tmp_path / "private", folder, train_scenes=25, val_scenes=0)
     private = taken()
@@ -146,9 +146,9 @@ def test_public_photos_are_in_no_private_scene(tmp_path: Path, monkeypatch: pyte
     assert len(spare) == len(set(spare)) > 16 and not set(spare) & set(private)
     assert len(list((tmp_path / "spare" / "images" / "val").iterdir())) == 4
 
-    photos.write_published(tmp_path / "published", folder, train_scenes=20, val_scenes=0)
+    photos.write_published(tmp_path / "published", folder, 4, train_scenes=20, val_scenes=0)
     train = taken()
-    photos.write_published(tmp_path / "held_out", folder, train_scenes=0, val_scenes=20)
+    photos.write_published(tmp_path / "held_out", folder, 4, train_scenes=0, val_scenes=20)
     val = taken()
     assert len(set(train)) == 4 and len(train) > 25 and len(set(val)) == 5  # each in many scenes
     assert not set(train) & set(val) and not {*train, *val} & {*private, *spare}
