@@ -189,9 +189,7 @@ def arguments(
     made |= {"tracking": {"enabled": False}, "budget": {"url": None}}
     for key, value in option.changes.items():
         made[key] = {**made.get(key, {}), **value} if isinstance(value, Mapping) else value
-    if made["privacy"].get("clipping") == "scaled":
-        made["privacy"]["clip_scales"] = str(data.parent.with_name("public") / "data.yaml")
-    return made
+    return recipe.scaled_by(made, data.parent.parent / "public" / "data.yaml")
 
 
 def measure(option: Option, start: Path, data: Path, seed: int, steps: int, batch: int) -> dict[str, Any]:

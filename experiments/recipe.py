@@ -66,6 +66,13 @@ def train_arguments(
     }
 
 
+def scaled_by(options: dict[str, Any], public: Path | None) -> dict[str, Any]:
+    """Keywords of `dptrain.train` that measure the layers on public images, where they ask for scaled clipping."""
+    if public is not None and options["privacy"].get("clipping") == "scaled":
+        options["privacy"]["clip_scales"] = str(public)
+    return options
+
+
 def evaluate_weights(weights: Path, data: Path) -> Metrics:
     """Metrics of a checkpoint on the val scenes."""
     return evaluate(load_model(weights), DetectionDataset(load_data(data), "val", SIZE))

@@ -43,6 +43,7 @@ from experiments.benchmark.sets import SETS, Missing, fashion_photos
 from experiments.digits import scenes as digits
 from experiments.digits.glyphs import handwritten_glyphs
 from experiments.fashion import photos as garments
+from experiments.recipe import scaled_by
 from experiments.starts import PHOTOS
 from experiments.sweep import machine
 
@@ -102,8 +103,7 @@ def simulated(
     for key, value in changes.items():
         section, _, leaf = key.rpartition(".")
         (options.setdefault(section, {}) if section else options)[leaf] = value
-    measured = {"clip_scales": str(public)} if options["privacy"].get("clipping") == "scaled" else {}
-    options["privacy"] |= measured
+    scaled_by(options, public)
     plan = settings.make_plan(settings.resolve(settings.from_kwargs(model="x.pt", data="x.yaml", **options)))
     batch = max(1, round(plan.expected_batch_size / scale))
     small = replace(
@@ -113,7 +113,8 @@ def simulated(
         sample_rate=min(1.0, batch / units),
     )
     options.pop("steps")
-    return {**options, "privacy": measured, "plan": small}
+    left = {key: value for key, value in options["privacy"].items() if key == "clip_scales"}  # the plan has the rest
+    return {**options, "privacy": left, "plan": small}
 
 
 def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:

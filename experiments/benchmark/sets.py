@@ -22,6 +22,7 @@ from experiments.digits import scenes as digits
 from experiments.fashion import photos as fashion
 from experiments.painting import SIZE
 from experiments.plain import PlainRecipe
+from experiments.recipe import scaled_by
 from experiments.starts import PHOTOS, start_of
 
 ABD_WHEEL = "ABD_model-0.3.0-py3-none-any.whl"
@@ -68,9 +69,7 @@ class BenchmarkSet:
         """Keywords of ``dptrain.train`` at an epsilon, sections merged; ``public`` is what :attr:`public` returns."""
         options = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.private.items()}
         options["privacy"] |= {"epsilon": epsilon, "delta": self.delta, "dataset_size": self.units}
-        if public is not None and options["privacy"].get("clipping") == "scaled":
-            options["privacy"]["clip_scales"] = str(public)
-        return {"imgsz": self.imgsz, "physical_batch_size": 64, "workers": 0, **options}
+        return {"imgsz": self.imgsz, "physical_batch_size": 64, "workers": 0, **scaled_by(options, public)}
 
 
 def _once(root: Path, key: str, write: Callable[[Path], Path]) -> Path:
