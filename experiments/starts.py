@@ -11,6 +11,7 @@ The photos of the last two are public by declaration, and in no private scene.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def with_photos(name: str, scenes: Path) -> dict[str, Any]:
     if not (scenes / "data.yaml").is_file():  # written last
         photos.write_published(scenes, folder, PHOTOS[name], 8000, 500)
     return {
-        "model": str(start_of("fashion")), "data": str(scenes / "data.yaml"),
+        "model": os.path.relpath(start_of("fashion")), "data": str(scenes / "data.yaml"),
         "imgsz": 96, "epochs": 8, "optimizer": {"name": "adamw", "lr": 1e-3},
         "public_data": f"{PHOTOS[name]} product photos that are in no private scene, each in many scenes",
         "augment": {"mosaic": 0.0, "scale": 0.2},
