@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,19 @@ def jobs_of(found: BenchmarkSet, epsilons: Sequence[float], repeats: int, best: 
     if best is not None:
         for repeat in range(1, repeats):
             yield Job(found.name, "plain", repeat, rate=best)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it does, however that ends: nobody would keep what it measures."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def measure(job: Job, data: Path, folder: Path) -> Row:
@@ -182,7 +198,8 @@ class Results:
     def do(self, job: Job, data: Path) -> Row:
         """Measure a job in a process of its own and keep what it gave."""
         settings = job.settings()
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
             numbers = pool.submit(measure, job, data, self.runs).result()
         row = {**asdict(job), **numbers, "machine": {**machine(), "commit": self.commit}, "settings": settings}
         self.folder.mkdir(parents=True, exist_ok=True)

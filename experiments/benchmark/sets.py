@@ -203,7 +203,7 @@ def _with_photos(name: str) -> BenchmarkSet:
             **_FASHION.private,
             "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
         },
-        plain=replace(_FASHION.plain, steps=1600, rates=(1e-3, 2e-3, 4e-3), head="one_to_many"),
+        plain=replace(_FASHION.plain, steps=1600, rates=(2e-3, 4e-3, 8e-3), head="one_to_many"),
     )  # fmt: skip
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -249,3 +252,31 @@ def test_no_camera_has_scenes_in_train_and_in_val(tmp_path: Path, monkeypatch: p
         assert found[split].total() == len(files)
     assert set(found["train"].values()) == {16} and len(found["train"]) == 3
     assert not found["train"].keys() & found["val"].keys()
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from experiments.benchmark.runs import end_with_parent
+
+def run():
+    print("running", flush=True)
+    time.sleep(30)
+    print("outlived", flush=True)
+    os._exit(0)
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
+        pool.submit(run).result()
+"""
+
+
+def test_a_run_ends_with_the_benchmark_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    environment = {**os.environ, "PYTHONPATH": str(Path(command.__file__).parents[2])}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "running\n"
+        parent.kill()
+        assert parent.stdout.readline() == ""  # the run holds the pipe open for as long as it lives
