@@ -203,6 +203,7 @@ def _with_photos(name: str) -> BenchmarkSet:
             **_FASHION.private,
             "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
         },
+        tuned="layers, steps, rate, batch tuned on public scenes from this start (results/tuning_fashion.json)",
         plain=replace(_FASHION.plain, steps=1600, rates=(2e-3, 4e-3, 8e-3), head="one_to_many"),
     )  # fmt: skip
 
@@ -218,7 +219,7 @@ SETS = {
     found.name: found
     for found in (
         _FASHION,
-        *map(_with_photos, PHOTOS),
+        _with_photos("fashion_400"),
         BenchmarkSet(
             name="digits",
             what="700 scenes of handwritten digits, 10 classes",
