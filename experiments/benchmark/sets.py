@@ -196,7 +196,7 @@ def _with_photos(name: str) -> BenchmarkSet:
     return replace(
         _FASHION,
         name=name,
-        what=f"the same scenes, from drawn garments and {PHOTOS[name]} public photos",
+        what=f"20,000 scenes of product photos, from drawn garments and {PHOTOS[name]} public photos",
         start=_start(name),
         public=_published(PHOTOS[name]),
         private={
