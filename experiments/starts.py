@@ -1,11 +1,12 @@
-"""Make the public starts of the benchmark with `dptrain pretrain`: garments, cells, and garments with photos.
+"""Make the public starts of the benchmark with `dptrain pretrain`: garments, cells, and two that go on from garments.
 
     python -m experiments.starts fashion            # writes experiments/fashion/public_start.pt and pretraining.json
     python -m experiments.starts cells              # the same under experiments/cells/
+    python -m experiments.starts fashion_kinds      # goes on from garments, of which five kinds are told apart
     python -m experiments.starts fashion_400        # goes on from garments, with 400 public photos; or fashion_1600
 
-No private image has a part in them: the generators open no photo, and their settings were fixed before any run on one.
-The photos of the last two are public by declaration, and in no private scene.
+No private image has a part in them: the generators open no photo, and those of the last are public by declaration, and
+in no private scene. How long and at which rate garments are trained was settled after runs on photos (README).
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from dptrain.pretraining.run import pretrain
 from experiments.fashion import photos
 
 HERE = Path(__file__).resolve().parent
+# Of a start that goes on from garments.
+_FURTHER = {
+    "model": os.path.relpath(HERE / "fashion" / "public_start.pt"),
+    "imgsz": 96, "epochs": 8, "optimizer": {"name": "adamw", "lr": 1e-3},
+    "augment": {"mosaic": 0.0, "scale": 0.2},
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "fashion": {
         "scenes": {"generator": "experiments.fashion.scenes", "train": 12000, "val": 300},
@@ -35,6 +42,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "public_data": "blood smears drawn from a textbook's words; no photo",
         "augment": {"mosaic": 0.0, "flipud": 0.5, "scale": 0.3},
     },
+    "fashion_kinds": {
+        **_FURTHER,
+        "scenes": {"generator": "experiments.fashion.kinds", "train": 8000, "val": 300, "seed": 1},
+        "public_data": "garments drawn from outlines, of five kinds; no photo",
+    },
 }  # fmt: skip
 PHOTOS = {"fashion_400": 400, "fashion_1600": 1600}
 
@@ -47,11 +59,10 @@ def with_photos(name: str, scenes: Path) -> dict[str, Any]:
     if not (scenes / "data.yaml").is_file():  # written last
         photos.write_published(scenes, folder, PHOTOS[name], 8000, 500)
     return {
-        "model": os.path.relpath(start_of("fashion")), "data": str(scenes / "data.yaml"),
-        "imgsz": 96, "epochs": 8, "optimizer": {"name": "adamw", "lr": 1e-3},
+        **_FURTHER,
+        "data": str(scenes / "data.yaml"),
         "public_data": f"{PHOTOS[name]} product photos that are in no private scene, each in many scenes",
-        "augment": {"mosaic": 0.0, "scale": 0.2},
-    }  # fmt: skip
+    }
 
 
 def start_of(name: str) -> Path:

@@ -19,6 +19,7 @@ from dptrain.pretraining.scenes import load_generator, write_scenes
 from experiments.bccd import DEFAULT_DATA as BCCD
 from experiments.digits import public_start as digits_start
 from experiments.digits import scenes as digits
+from experiments.fashion import kinds
 from experiments.fashion import photos as fashion
 from experiments.painting import SIZE
 from experiments.plain import PlainRecipe
@@ -113,6 +114,16 @@ def _fashion(root: Path) -> Path:
     return _once(root, f"fashion {fashion.TRAIN_SCENES}", lambda place: fashion.write_private(place, folder))
 
 
+def _kinds(root: Path) -> Path:
+    folder = fashion_photos()
+
+    def write(place: Path) -> Path:
+        fashion.write_private(place, folder)
+        return kinds.relabel(place, "kinds of Fashion-MNIST's product photos; private in the benchmark")
+
+    return _once(root, f"five kinds {fashion.TRAIN_SCENES}", write)
+
+
 def _published(count: int) -> Callable[[Path], Path]:
     """Write scenes of the public photos that the start has seen."""
 
@@ -191,22 +202,35 @@ _FASHION = BenchmarkSet(
 )  # fmt: skip
 
 
-def _with_photos(name: str) -> BenchmarkSet:
-    """The same scenes from a start that knows photos: neck and head are then enough, and their steps cost a third."""
-    return replace(
-        _FASHION,
-        name=name,
-        what=f"20,000 scenes of product photos, from drawn garments and {PHOTOS[name]} public photos",
-        start=_start(name),
-        public=_published(PHOTOS[name]),
-        private={
-            **_FASHION.private,
-            "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
-        },
-        tuned="layers, steps, rate, batch tuned on public scenes from this start (results/tuning_fashion.json)",
-        plain=replace(_FASHION.plain, steps=1600, rates=(2e-3, 4e-3, 8e-3), head="one_to_many"),
-    )  # fmt: skip
+# From a start that knows its classes well, neck and head are enough, and their steps cost a third.
+_NECK_AND_HEAD = {
+    **_FASHION.private,
+    "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
+}  # fmt: skip
+_AS_MANY_IMAGES = replace(_FASHION.plain, steps=1600, rates=(2e-3, 4e-3, 8e-3), head="one_to_many")
 
+_FASHION_400 = replace(
+    _FASHION,
+    name="fashion_400",
+    what="20,000 scenes of product photos, from drawn garments and 400 public photos",
+    start=_start("fashion_400"),
+    public=_published(PHOTOS["fashion_400"]),
+    private=_NECK_AND_HEAD,
+    tuned="layers, steps, rate, batch tuned on public scenes from this start (results/tuning_fashion.json)",
+    plain=_AS_MANY_IMAGES,
+)
+
+_FASHION_KINDS = replace(
+    _FASHION,
+    name="fashion_kinds",
+    what="20,000 scenes of product photos, 5 kinds, from drawn garments",
+    start=_start("fashion_kinds"),
+    prepare=_kinds,
+    public=_drawn("experiments.fashion.kinds"),
+    private=_NECK_AND_HEAD,
+    tuned="the recipe of the set fashion_400, untried",
+    plain=_AS_MANY_IMAGES,
+)
 
 # Every photo in every step: of all batches this leaves the least noise on a step's mean gradient.
 _CELLS = {
@@ -219,7 +243,8 @@ SETS = {
     found.name: found
     for found in (
         _FASHION,
-        _with_photos("fashion_400"),
+        _FASHION_400,
+        _FASHION_KINDS,
         BenchmarkSet(
             name="digits",
             what="700 scenes of handwritten digits, 10 classes",

@@ -12,10 +12,10 @@ import pytest
 
 from experiments.cells import scenes as cells
 from experiments.cells import shifted
-from experiments.fashion import drawings, photos, scenes
+from experiments.fashion import drawings, kinds, photos, scenes
 from experiments.painting import SIZE
 
-GENERATORS = pytest.mark.parametrize("generator", [scenes, cells, shifted], ids=["fashion", "cells", "shifted"])
+GENERATORS = pytest.mark.parametrize("generator", [scenes, kinds, cells, shifted], ids=lambda g: g.__name__)
 
 
 @GENERATORS
@@ -152,6 +152,23 @@ def test_public_photos_are_in_no_private_scene(tmp_path: Path, monkeypatch: pyte
     val = taken()
     assert len(set(train)) == 4 and len(train) > 25 and len(set(val)) == 5  # each in many scenes
     assert not set(train) & set(val) and not {*train, *val} & {*private, *spare}
+
+
+def test_kinds_are_the_classes_put_together(tmp_path: Path) -> None:
+    of = {scenes.NAMES[i]: kinds.NAMES[kind] for i, kind in enumerate(kinds.KIND_OF)}
+    assert of["Coat"] == of["Shirt"] == "top" and of["Sandal"] == of["Ankle boot"] == "shoe" and of["Dress"] == "dress"
+    folder = fake_photos(tmp_path / "photos", train=40, test=20)
+    fine, coarse = tmp_path / "fine", tmp_path / "coarse"
+    for root in (fine, coarse):
+        photos.write_private(root, folder, train_scenes=10, val_scenes=5)
+    data = kinds.relabel(coarse, "five kinds")
+    assert "trousers" in data.read_text() and "Pullover" not in data.read_text()
+    files = sorted((fine / "labels").rglob("*.txt"))
+    assert len(files) == 15
+    for file in files:
+        before, after = (np.loadtxt(root / file.relative_to(fine), ndmin=2) for root in (fine, coarse))
+        assert np.array_equal(kinds.KIND_OF[before[:, 0].astype(int)], after[:, 0])
+        assert np.array_equal(before[:, 1:], after[:, 1:])
 
 
 def test_a_garment_that_finds_little_room_is_drawn_small() -> None:
