@@ -12,7 +12,6 @@ in no private scene. How long and at which rate garments are trained was settled
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from experiments.fashion import photos
 HERE = Path(__file__).resolve().parent
 # Of a start that goes on from garments.
 _FURTHER = {
-    "model": os.path.relpath(HERE / "fashion" / "public_start.pt"),
+    "model": "experiments/fashion/public_start.pt",  # as it is seen from the root, and kept in the record
     "imgsz": 96, "epochs": 8, "optimizer": {"name": "adamw", "lr": 1e-3},
     "augment": {"mosaic": 0.0, "scale": 0.2},
 }  # fmt: skip

@@ -93,8 +93,13 @@ def jobs_of(found: BenchmarkSet, epsilons: Sequence[float], repeats: int, best: 
             yield Job(found.name, "plain", repeat, rate=best)
 
 
-def end_with_parent() -> None:
-    """End this process when the one that started it does, however that ends: nobody would keep what it measures."""
+def process_of_its_own() -> ProcessPoolExecutor:
+    """A fresh process for one run; it ends with this one, however that ends."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Nobody would keep what a process measures that outlives the one that started it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel
@@ -198,8 +203,7 @@ class Results:
     def do(self, job: Job, data: Path) -> Row:
         """Measure a job in a process of its own and keep what it gave."""
         settings = job.settings()
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
+        with process_of_its_own() as pool:
             numbers = pool.submit(measure, job, data, self.runs).result()
         row = {**asdict(job), **numbers, "machine": {**machine(), "commit": self.commit}, "settings": settings}
         self.folder.mkdir(parents=True, exist_ok=True)

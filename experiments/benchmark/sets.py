@@ -124,15 +124,11 @@ def _kinds(root: Path) -> Path:
     return _once(root, f"five kinds {fashion.TRAIN_SCENES}", write)
 
 
-def _published(count: int) -> Callable[[Path], Path]:
-    """Write scenes of the public photos that the start has seen."""
-
-    def write(root: Path) -> Path:
-        folder, scenes = fashion_photos(), (64, 8)
-        key = f"{count} public photos {scenes}"
-        return _once(root, key, lambda place: fashion.write_published(place, folder, count, *scenes))
-
-    return write
+def _published(root: Path) -> Path:
+    """Write a few scenes of the public photos that the start of fashion_400 has seen."""
+    folder, count, scenes = fashion_photos(), PHOTOS["fashion_400"], (64, 8)
+    key = f"{count} public photos {scenes}"
+    return _once(root, key, lambda place: fashion.write_published(place, folder, count, *scenes))
 
 
 def _cameras(root: Path) -> Path:
@@ -214,7 +210,7 @@ _FASHION_400 = replace(
     name="fashion_400",
     what="20,000 scenes of product photos, from drawn garments and 400 public photos",
     start=_start("fashion_400"),
-    public=_published(PHOTOS["fashion_400"]),
+    public=_published,
     private=_NECK_AND_HEAD,
     tuned="layers, steps, rate, batch tuned on public scenes from this start (results/tuning_fashion.json)",
     plain=_AS_MANY_IMAGES,

@@ -93,7 +93,8 @@ def write_spare(root: Path, folder: Path, train_scenes: int, val_scenes: int, se
 def write_published(root: Path, folder: Path, count: int, train_scenes: int, val_scenes: int, seed: int = 0) -> Path:
     """Write public scenes of ``count`` photos, each in many scenes; returns the path of their data.yaml.
 
-    The photos are in no private scene and in none of :func:`write_spare`; those of val, :data:`PUBLISHED`, are others.
+    The photos are in no private scene, and the last that :func:`write_spare` would come to, which takes the first;
+    those of val, :data:`PUBLISHED`, are others.
     """
     if not 3 <= count <= PUBLISHED:  # a scene has up to three
         raise ValueError(f"{count} public photos: 3 to {PUBLISHED}")

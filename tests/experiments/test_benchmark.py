@@ -255,9 +255,8 @@ def test_no_camera_has_scenes_in_train_and_in_val(tmp_path: Path, monkeypatch: p
 
 
 ORPHAN = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from experiments.benchmark.runs import end_with_parent
+import os, time
+from experiments.benchmark.runs import process_of_its_own
 
 def run():
     print("running", flush=True)
@@ -266,8 +265,7 @@ def run():
     os._exit(0)
 
 if __name__ == "__main__":
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
+    with process_of_its_own() as pool:
         pool.submit(run).result()
 """
 
