@@ -1,12 +1,14 @@
-"""Make the public starts of the benchmark with `dptrain pretrain`: garments, cells, and two that go on from garments.
+"""Make the public starts of the benchmark with `dptrain pretrain`: garments, cells, and three that go on from garments.
 
     python -m experiments.starts fashion            # writes experiments/fashion/public_start.pt and pretraining.json
     python -m experiments.starts cells              # the same under experiments/cells/
     python -m experiments.starts fashion_kinds      # goes on from garments, of which five kinds are told apart
-    python -m experiments.starts fashion_400        # goes on from garments, with 400 public photos; or fashion_1600
+    python -m experiments.starts fashion_400        # goes on from garments, with 400 public photos
+    python -m experiments.starts fashion_1600       # the same with 1,600
 
-No private image has a part in them: the generators open no photo, and those of the last are public by declaration, and
-in no private scene. How long and at which rate garments are trained was settled after runs on photos (README).
+No private image has a part in them: the generators open no photo, and the photos of the last two are public by
+declaration, and in no private scene. How long and at which rate garments are trained was settled after runs on photos
+(README).
 """
 
 from __future__ import annotations

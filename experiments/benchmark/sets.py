@@ -11,6 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,9 @@ def _kinds(root: Path) -> Path:
     return _once(root, f"five kinds {fashion.TRAIN_SCENES}", write)
 
 
-def _published(root: Path) -> Path:
-    """Write a few scenes of the public photos that the start of fashion_400 has seen."""
-    folder, count, scenes = fashion_photos(), PHOTOS["fashion_400"], (64, 8)
+def _published(root: Path, name: str) -> Path:
+    """Write a few scenes of the public photos that a start has seen."""
+    folder, count, scenes = fashion_photos(), PHOTOS[name], (64, 8)
     key = f"{count} public photos {scenes}"
     return _once(root, key, lambda place: fashion.write_published(place, folder, count, *scenes))
 
@@ -210,10 +211,19 @@ _FASHION_400 = replace(
     name="fashion_400",
     what="20,000 scenes of product photos, from drawn garments and 400 public photos",
     start=_start("fashion_400"),
-    public=_published,
+    public=partial(_published, name="fashion_400"),
     private=_NECK_AND_HEAD,
     tuned="layers, steps, rate, batch tuned on public scenes from this start (results/tuning_fashion.json)",
     plain=_AS_MANY_IMAGES,
+)
+
+_FASHION_1600 = replace(
+    _FASHION_400,
+    name="fashion_1600",
+    what="20,000 scenes of product photos, from drawn garments and 1,600 public photos",
+    start=_start("fashion_1600"),
+    public=partial(_published, name="fashion_1600"),
+    tuned="the recipe of the set fashion_400, untried",
 )
 
 _FASHION_KINDS = replace(
@@ -240,6 +250,7 @@ SETS = {
     for found in (
         _FASHION,
         _FASHION_400,
+        _FASHION_1600,
         _FASHION_KINDS,
         BenchmarkSet(
             name="digits",
