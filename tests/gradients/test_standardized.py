@@ -11,7 +11,7 @@ from dptrain.gradients import ENGINES
 from dptrain.gradients.layers import conv
 from dptrain.layers import StandardizedConv2d
 
-from .oracle import assert_same, clipped, one_at_a_time, projected_losses
+from .oracle import assert_same, clipped, of_units, one_at_a_time, projected_losses
 
 losses = projected_losses()
 
@@ -46,6 +46,17 @@ def test_every_engine_agrees_with_plain_autograd(own: dict[str, object]) -> None
             got = dptrain.clipped_gradient_sum(net, losses, images(n), 0.5, method)
             for name, total in clipped(wanted, 0.5).items():
                 torch.testing.assert_close(got[name], total, rtol=1e-3, atol=1e-5)
+
+
+def test_units_of_several_rows() -> None:
+    net, of_row = network(padding=1), torch.tensor([0, 0, 0, 1, 2, 2])
+    wanted = of_units(one_at_a_time(net, losses, images(6)), of_row.tolist())
+    for method in ENGINES:
+        got = dptrain.per_sample_gradients(net, losses, images(6), method, units=of_row)
+        assert_same(got, wanted, 1e-9, 1e-12)
+        sums = dptrain.clipped_gradient_sum(net, losses, images(6), 0.5, method, units=of_row)
+        for name, total in clipped(wanted, 0.5).items():
+            torch.testing.assert_close(sums[name], total, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", [method for method in conv.METHODS if method.split()[1] in ("fold", "gram")])

@@ -84,7 +84,7 @@ class _StandardizedConv(torch.autograd.Function):
 def standardized_conv2d(module: StandardizedConv2d, tape: Tape) -> Forward:
     before = module._reversed_padding_repeated_twice  # what nn.Conv2d itself pads with
     inside = module.padding_mode == "zeros" and before[0] == before[1] and before[2] == before[3]
-    geometry = Geometry(module, [before[2], before[0]] if inside else [0, 0], [0, 0])
+    geometry = Geometry(module, [before[2], before[0]] if inside else [0, 0], [0, 0], tape.rows_a_unit)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
 
     def forward(x: Tensor) -> Tensor:
