@@ -174,3 +174,70 @@ class StandardizedConv2d(nn.Conv2d):
             plain.weight.copy_(self.filters())
         plain.__class__ = nn.Conv2d
         return plain
+
+
+class PreconditionedConv2d(nn.Conv2d):
+    """A convolution that is trained in other coordinates: y = ``left`` (V * ``right`` x + c), of which V and c train.
+
+    ``right`` (C, C) mixes the input channels and ``left`` (p, p) the output channels; both are fixed. The gradient for
+    V, which is ``weight``, is left^T G right^T, with the gradient G for the filters left V right that are in use. So
+    what is clipped and noised is V's, and a step of V is one of the filters times a Kronecker-factored matrix (Martens
+    and Grosse 2015, K-FAC). Nothing private may have a part in the two matrices.
+
+    Shapes: those of ``nn.Conv2d``.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, left: Tensor, right: Tensor) -> PreconditionedConv2d:
+        """Return one that computes what ``conv`` does, by two invertible matrices.
+
+        Raises:
+            ModelError: ``conv`` has groups, so that its channels do not mix.
+        """
+        if conv.groups != 1:
+            raise ModelError(f"a convolution of {conv.groups} groups mixes no channels: leave it as it is")
+        own = copy.deepcopy(conv)
+        own.__class__ = cls
+        assert isinstance(own, PreconditionedConv2d)
+        own.register_buffer("left", left.to(conv.weight))
+        own.register_buffer("right", right.to(conv.weight))
+        with torch.no_grad():
+            back = torch.linalg.inv(left.double())
+            own.weight.copy_(_mixed(back, conv.weight.to(back), torch.linalg.inv(right.double())))
+            if conv.bias is not None and own.bias is not None:
+                own.bias.copy_(back @ conv.bias.to(back))
+        return own
+
+    def filters(self) -> Tensor:
+        """Return the filters in use, of the shape of ``weight``."""
+        return _mixed(self.left, self.weight, self.right)
+
+    def shift(self) -> Tensor | None:
+        """Return the bias in use."""
+        return None if self.bias is None else self.left @ self.bias
+
+    def pull_back(self, gradients: Tensor) -> Tensor:
+        """Turn gradients for the filters, (n, *weight shape), into gradients for ``weight``."""
+        return torch.einsum("op,noi...,qi->npq...", self.left, gradients, self.right)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.filters(), self.shift())
+
+    def folded(self) -> nn.Conv2d:
+        """Return a plain convolution that computes the same."""
+        plain: nn.Conv2d = copy.deepcopy(self)
+        with torch.no_grad():
+            left, right = self.left.double(), self.right.double()
+            plain.weight.copy_(_mixed(left, self.weight.double(), right))
+            if plain.bias is not None and self.bias is not None:
+                plain.bias.copy_(left @ self.bias.double())
+        del plain.left, plain.right
+        plain.__class__ = nn.Conv2d
+        return plain
+
+
+def _mixed(left: Tensor, weight: Tensor, right: Tensor) -> Tensor:
+    return torch.einsum("op,pq...,qi->oi...", left, weight, right)

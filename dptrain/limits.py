@@ -113,6 +113,11 @@ def check_together(config: TrainConfig) -> None:
             "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
             "scenes/data.yaml in the folder of dptrain pretrain"
         )
+    if config.privacy.precondition and clipping.name != "scaled":
+        raise ConfigError(
+            f"privacy.precondition=true has no effect with privacy.clipping={clipping.name}: take scaled, whose public "
+            "images it is measured on"
+        )
     if config.loss.constant is not None and config.loss.normaliser != "constant":
         raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
     if not config.loss.box + config.loss.cls + config.loss.dfl:
@@ -121,6 +126,8 @@ def check_together(config: TrainConfig) -> None:
     for name, given in vars(config.lora).items():
         if given is not None and not adapts:
             raise ConfigError(f"lora.{name}={given} has no effect without trainable=lora")
+    if adapts and config.privacy.precondition:
+        raise ConfigError("privacy.precondition=true and trainable=lora exclude one another: leave one out")
     if config.steps is not None and config.schedule.warmup_steps > config.steps:
         warmup = config.schedule.warmup_steps
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")

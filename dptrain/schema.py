@@ -98,6 +98,9 @@ class PrivacyConfig:
     clip_scales: str | None = _key(
         None, "of clipping=scaled: the data.yaml of labelled public images that the layers' gradients are measured on"
     )
+    precondition: bool = _key(
+        False, "of clipping=scaled: train the filters in coordinates measured on the images of clip_scales"
+    )
     clip_quantile: float = _key(0.5, "of clipping=adaptive: share of units that stay unclipped")
     clip_count_noise: float | None = _key(
         None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"

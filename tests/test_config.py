@@ -215,6 +215,11 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         ({"privacy": {"clipping": "groups"}}, "privacy.clipping=groups needs clip_groups"),
         ({"privacy": {"clip_quantile": 0.4}}, "privacy.clip_quantile means nothing with clipping=flat"),
         ({"privacy": {"clipping": "scaled"}}, "privacy.clipping=scaled needs privacy.clip_scales"),
+        ({"privacy": {"precondition": True}}, "privacy.precondition=true has no effect with privacy.clipping=flat"),
+        (
+            {"privacy": {"clipping": "scaled", "clip_scales": "x.yaml", "precondition": True}, "trainable": "lora"},
+            "privacy.precondition=true and trainable=lora exclude",
+        ),
         ({"privacy": {"clip_scales": "x.yaml"}}, "privacy.clip_scales means nothing with clipping=flat"),
         ({"privacy": {"clip_groups": "head"}}, "privacy.clip_groups"),
         ({"privacy": {"clipping": "adaptive"}, "noise": {"exact": True}}, "noise.exact=true has no grid"),

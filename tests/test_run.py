@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from torch import Tensor
 
 import dptrain
 import dptrain.run
@@ -25,6 +26,7 @@ from dptrain.checkpoint import CHECKPOINT_KEYS
 from dptrain.detection import load_model, save_weights
 from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.loss import PerImageLoss, one2many_weight
+from dptrain.detection.preconditioning import precondition
 from dptrain.detection.scales import layer_scales
 from dptrain.detection.trainable import set_trainable
 from dptrain.statement import report
@@ -144,41 +146,58 @@ def test_an_adaptive_clip_norm_is_stated_kept_and_resumed(tmp_path: Path) -> Non
     assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
 
 
-def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(tmp_path: Path) -> None:
-    """Two private datasets, the same scales; and a run that was cut goes on with what it began with.
+@pytest.mark.parametrize("also", [{}, {"precondition": True}], ids=["scaled", "preconditioned"])
+def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(also: dict[str, bool], tmp_path: Path) -> None:
+    """Two private datasets, the same scales and coordinates; and a run that was cut goes on with what it began with.
 
     From a random start, which the resumed run has not, they are others than anew.
     """
     public = make_dataset_at(tmp_path / "public")(seed=9)
     start = tmp_path / "start.pt"
     save_weights(load_model(SMALL, 2), start)
-    mechanisms = []
+    mechanisms, coordinates = [], []
     for number in range(3):
         data = make_dataset_at(tmp_path / f"data{number}")(train=6 + number, seed=number)
         plan = dataclasses.replace(PLAN, clipping=Clipping("scaled"))
         given = options(
             tmp_path, plan=plan, output_dir=str(tmp_path / f"out{number}"), budget={"url": None},
-            privacy={"clip_scales": str(public)}, **({"model": str(start)} if number else {}),
+            privacy={"clip_scales": str(public), **also}, **({"model": str(start)} if number else {}),
         )  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dptrain.run.Run, "_write_statement", fails_at(2))
             with pytest.raises(RuntimeError, match="step 2"):
                 dptrain.train(data=data, **given)
+        coordinates.append(coordinates_in(tmp_path / f"out{number}"))
         result = dptrain.train(data=data, **given, resume=True)
+        assert same(coordinates_in(result.output_dir), coordinates[-1])
         assert result.epsilon == PLAN.epsilon()
         assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
         assert any("scales were measured on are public" in line for line in result.statement["assumptions"])
         told = {"data": "public", "images": 6, "compared": "no ledger (budget.url=null)"}
+        told |= {"preconditioned": True} if also else {}
         assert result.statement["public_data"]["clip_scales"] == told
         assert "6 public images of public" in (result.output_dir / "statement.md").read_text()
         mechanisms.append(result.statement["mechanism"])
     scales = [mechanism["clip_rule"]["scales"] for mechanism in mechanisms]
     assert scales[0] != scales[1] == scales[2] and len({scale for _, scale in scales[1]}) > 2
+    assert bool(coordinates[1]) == bool(also) and same(coordinates[1], coordinates[2])
     model = load_model(start, 2, names={0: "green", 1: "blue"})
     set_trainable(model, "head")
     images = DetectionDataset(load_data(public), "train", 64)
+    if also:
+        precondition(model, PerImageLoss(one2many_weight(0.5)), images)
     measured = layer_scales(model, PerImageLoss(one2many_weight(0.5)), images)
     assert scales[1] == [list(pair) for pair in measured]
+
+
+def coordinates_in(folder: Path) -> dict[str, Tensor]:
+    """What the filters of a checkpoint are trained in."""
+    frozen = torch.load(folder / "checkpoint.pt", weights_only=True)["frozen"]
+    return {name: tensor for name, tensor in frozen.items() if name.endswith((".left", ".right"))}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_a_run_goes_on_only_with_scales_of_images_that_are_not_private_by_now(tmp_path: Path) -> None:

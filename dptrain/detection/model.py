@@ -18,7 +18,13 @@ from ultralytics.utils import LOGGER
 from ..checkpoint import refuse_damage
 from ..errors import ConfigError, ModelError, SealError
 from ..files import write_atomically
-from ..layers import FrozenBatchNorm2d, LowRankConv2d, StandardizedConv2d, group_norm_from_batch_norm
+from ..layers import (
+    FrozenBatchNorm2d,
+    LowRankConv2d,
+    PreconditionedConv2d,
+    StandardizedConv2d,
+    group_norm_from_batch_norm,
+)
 from ..sealing.weights import is_weights, plain_weights
 from .heads import OneToOneDetect, check_names, choose_head, class_branches, set_classes, set_names
 from .trainable import Lora, add_adapters, set_trainable
@@ -251,7 +257,7 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
         for name, child in list(module.named_children()):
             if isinstance(child, FrozenBatchNorm2d):
                 setattr(module, name, child.to_batch_norm())
-            elif isinstance(child, LowRankConv2d | StandardizedConv2d):
+            elif isinstance(child, LowRankConv2d | StandardizedConv2d | PreconditionedConv2d):
                 setattr(module, name, child.folded())
     if isinstance(stock.model[-1], OneToOneDetect):
         stock.model[-1].__class__ = Detect

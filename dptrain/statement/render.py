@@ -236,7 +236,10 @@ def _made_from(public: Mapping[str, Any]) -> str:
 
 def _scaled_by(public: Mapping[str, Any]) -> str:
     by = public.get("clip_scales")
-    return f"{by['images']} public images of {by['data']}; compared with {by['compared']}" if by else ""
+    if not by:
+        return ""
+    also = "; the filters trained in coordinates measured on them" if by.get("preconditioned") else ""
+    return f"{by['images']} public images of {by['data']}{also}; compared with {by['compared']}"
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

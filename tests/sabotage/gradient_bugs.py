@@ -68,6 +68,14 @@ GRADIENT_BUGS = (
         "tests/test_run.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
     ),
     bug(
+        "coordinates of private images",
+        "The filters are trained in coordinates that were measured on the training images, which nobody pays for.",
+        "dptrain.run:Run._with_scales",
+        "precondition(self.model, loss, images)",
+        "precondition(self.model, loss, DetectionDataset(data, 'train', self.config.imgsz))",
+        "tests/test_run.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
+    ),
+    bug(
         "one layer left out of the norm",
         "The loop that adds up the layers' norms starts at the second.",
         "dptrain.gradients.fused:_squared_norms",

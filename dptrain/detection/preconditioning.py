@@ -1,0 +1,115 @@
+"""Filters trained in coordinates that were measured on public images (``privacy.precondition``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..layers import PreconditionedConv2d
+from .data import DetectionDataset
+from .loader import collate, to_device
+from .loss import PerImageLoss
+
+_POWER = 0.25  # on either side of a filter's step: the inverse square root of the factors, as Adam and Shampoo have it
+_FLOOR = 0.01  # in parts of the mean eigenvalue; 0.001 was no better
+
+
+def precondition(model: nn.Module, loss: PerImageLoss, images: DetectionDataset) -> int:
+    """Put the convolutions that train in other coordinates; nothing of what the detector computes changes.
+
+    With A, the mean of x x^T over the pixels of a convolution's input, and G, that of b b^T over the pixels of the
+    loss's gradient for its output, a step of the filters W is one of the inverse square roots of G and A, on either
+    side of W: directions in which the detector hardly changes get longer steps, and more of the noise. A and G are of
+    the start's weights and the given images, and fixed from then on (K-FAC, Martens and Grosse 2015, with channels in
+    the place of patches; the square root: Shampoo, Gupta, Koren and Singer 2018).
+
+    Convolutions with groups stay as they are. Nothing of this is noised: the images must be public. The same weights
+    and images give the same.
+
+    Returns:
+        The number of convolutions.
+
+    Raises:
+        ConfigError: None can be.
+    """
+    chosen = convolutions(model)
+    moments = {name: _Moments() for name in chosen}
+    hooks = [chosen[name].register_forward_hook(moment.see) for name, moment in moments.items()]
+    device = next(model.parameters()).device
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    try:
+        for index in range(len(images)):
+            loss(model, to_device(collate([images.sample(index)]), device)).sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name]
+    _replace(model, lambda name, conv: moments[name].coordinates(conv))
+    return len(chosen)
+
+
+def as_preconditioned(model: nn.Module) -> None:
+    """Put the same layers in, for weights and coordinates to be read into."""
+    _replace(model, lambda _, conv: (torch.eye(conv.out_channels), torch.eye(conv.in_channels)))
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return the convolutions that :func:`precondition` replaces, by name.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Conv2d and module.groups == 1 and module.weight.requires_grad
+    }
+    if not found:
+        raise ConfigError(
+            "privacy.precondition=true and no plain convolution trains: leave it out with trainable=norm_and_bias, and "
+            "with norm=group_ws"
+        )
+    return found
+
+
+class _Moments:
+    """Second moments of the input of a convolution and of the gradient for its output."""
+
+    def __init__(self) -> None:
+        self.inputs: Tensor | float = 0.0
+        self.gradients: Tensor | float = 0.0
+
+    def see(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.inputs = self.inputs + _moment(inputs[0].detach())
+        output.register_hook(self._see_gradient)
+
+    def _see_gradient(self, gradient: Tensor) -> None:
+        self.gradients = self.gradients + _moment(gradient)
+
+    def coordinates(self, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """Return what :class:`PreconditionedConv2d` calls left and right."""
+        return _root(self.gradients, conv.out_channels), _root(self.inputs, conv.in_channels).t()
+
+
+def _moment(x: Tensor) -> Tensor:
+    pixels = x.double().transpose(0, 1).flatten(1)
+    return (pixels @ pixels.t() / pixels.shape[1]).cpu()
+
+
+def _root(moment: Tensor | float, channels: int) -> Tensor:
+    """Return R with R R^T the inverse square root of the moment, whose mean eigenvalue is made 1."""
+    if not isinstance(moment, Tensor) or not 0.0 < float(moment.trace()) < float("inf"):
+        return torch.eye(channels, dtype=torch.float64)  # no image reached it
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp(min=0.0) / values.mean() + _FLOOR
+    return vectors * values**-_POWER
+
+
+def _replace(model: nn.Module, coordinates: Callable[[str, nn.Conv2d], tuple[Tensor, Tensor]]) -> None:
+    for name, conv in convolutions(model).items():
+        owner, _, child = name.rpartition(".")
+        setattr(model.get_submodule(owner), child, PreconditionedConv2d.from_conv(conv, *coordinates(name, conv)))

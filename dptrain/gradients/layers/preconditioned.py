@@ -1,0 +1,63 @@
+"""Convolutions that train in other coordinates: the plain rule, with the input and the output gradient in those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...layers import PreconditionedConv2d
+from .base import Forward, Tape, as_autocast, full_precision, register, without_autocast
+from .conv import conv_record
+from .conv_forms import Geometry
+
+
+class _PreconditionedConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        module: PreconditionedConv2d,
+        geometry: Geometry,
+        tape: Tape,
+    ) -> Tensor:
+        # What trains is an input, so that backward runs wherever it does.
+        x, filters, shift = as_autocast(x, module.filters(), module.shift())
+        ctx.save_for_backward(x, filters)
+        ctx.module, ctx.geometry, ctx.tape = module, geometry, tape
+        with without_autocast(x):
+            return geometry.forward(x, filters, shift)
+
+    @staticmethod
+    def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, filters = ctx.saved_tensors
+        module, geometry, tape = ctx.module, ctx.geometry, ctx.tape
+        inside, outside = full_precision(x), _mix(module.left.t(), full_precision(b))
+        if module.weight.requires_grad:
+            inside = _mix(module.right, inside)
+        tape.add(module, conv_record(module, geometry, inside, outside, tape))
+        grad = geometry.input_gradient(b, x, filters) if ctx.needs_input_grad[0] else None
+        return grad, None, None, None, None, None, None
+
+
+def _mix(matrix: Tensor, x: Tensor) -> Tensor:
+    """Return the channels of every pixel times a matrix."""
+    return F.conv2d(x, matrix.to(x.dtype)[:, :, None, None])
+
+
+@register(PreconditionedConv2d)
+def preconditioned_conv2d(module: PreconditionedConv2d, tape: Tape) -> Forward:
+    before = module._reversed_padding_repeated_twice  # what nn.Conv2d itself pads with
+    inside = module.padding_mode == "zeros" and before[0] == before[1] and before[2] == before[3]
+    geometry = Geometry(module, [before[2], before[0]] if inside else [0, 0], [0, 0], tape.rows_a_unit)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+
+    def forward(x: Tensor) -> Tensor:
+        padded = x if inside else F.pad(x, before, mode=mode)
+        return _PreconditionedConv.apply(padded, module.weight, module.bias, module, geometry, tape)
+
+    return forward
