@@ -176,7 +176,9 @@ def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(also: d
         told = {"data": "public", "images": 6, "compared": "no ledger (budget.url=null)"}
         told |= {"preconditioned": True} if also else {}
         assert result.statement["public_data"]["clip_scales"] == told
-        assert "6 public images of public" in (result.output_dir / "statement.md").read_text()
+        page = (result.output_dir / "statement.md").read_text()
+        assert "6 public images of public" in page
+        assert ("filters trained in coordinates measured on them" in page) == bool(also)
         mechanisms.append(result.statement["mechanism"])
     scales = [mechanism["clip_rule"]["scales"] for mechanism in mechanisms]
     assert scales[0] != scales[1] == scales[2] and len({scale for _, scale in scales[1]}) > 2

@@ -12,13 +12,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from dptrain.detection.model import load_model
+from dptrain.detection.preconditioning import convolutions
+from dptrain.layers import PreconditionedConv2d
 
 from ..detectors import stock_detector, write_checkpoint
 
 SIZE = 32
-DETECTORS = ("end2end group", "end2end frozen_bn", "dfl group", "dfl frozen_bn")
+DETECTORS = ("end2end group", "end2end frozen_bn", "dfl group", "dfl frozen_bn", "dfl preconditioned")
 
 # Two levels, a C2f block and the Detect layer of YOLO26 (two heads, L1 loss) or of YOLOv8 (one head, DFL).
 _DESCRIPTION = """
@@ -52,7 +55,21 @@ def _detector(name: str, folder: Path) -> Any:
     file = description(folder, kind)
     if norm == "frozen_bn":
         file = write_checkpoint(stock_detector(str(file.with_suffix("")), "ab"), folder / f"{kind}.pt")
-    return load_model(file, 2, norm=norm)
+    model = load_model(file, 2, norm="group" if norm == "preconditioned" else norm)
+    if norm == "preconditioned":
+        _in_other_coordinates(model)
+    return model
+
+
+def _in_other_coordinates(model: nn.Module) -> None:
+    """Put the filters in coordinates whose lengths differ by ten times, as those of public images may."""
+    for name, conv in convolutions(model).items():
+        sides = (conv.out_channels, conv.in_channels)
+        left, right = (
+            torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0] * torch.logspace(-0.5, 0.5, n) for n in sides
+        )
+        owner, _, child = name.rpartition(".")
+        setattr(model.get_submodule(owner), child, PreconditionedConv2d.from_conv(conv, left, right.t()))
 
 
 def detector(name: str, folder: Path) -> Any:
