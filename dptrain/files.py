@@ -189,8 +189,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """Return which settings are not what they were, in words for a message; empty where none.
 
-    All of them: one that follows from another (a learning rate, from its optimizer) changes with it.
+    All of them: one that follows from another (a learning rate, from its optimizer) changes with it. A switch that an
+    earlier version did not have was off.
     """
     new, old = flatten(now), flatten(before)
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and (key in old or new[key] is not False)
+    ]
     return ", ".join(f"{key}={new.get(key)} (there: {old.get(key)})" for key in changed)

@@ -205,8 +205,8 @@ class PreconditionedConv2d(nn.Conv2d):
         own.register_buffer("left", left.to(conv.weight))
         own.register_buffer("right", right.to(conv.weight))
         with torch.no_grad():
-            back = torch.linalg.inv(left.double())
-            own.weight.copy_(_mixed(back, conv.weight.to(back), torch.linalg.inv(right.double())))
+            back = torch.linalg.inv(own.left.double())
+            own.weight.copy_(_mixed(back, conv.weight.to(back), torch.linalg.inv(own.right.double())))
             if conv.bias is not None and own.bias is not None:
                 own.bias.copy_(back @ conv.bias.to(back))
         return own

@@ -142,8 +142,6 @@ class Run:
             refuse_public_overlap(data, public_images(config.public_images), "public_images")
         with _seeded(config.seed):
             self.model = model_of(config, data).to(self.device)
-        self._scaled_by: dict[str, Any] | None = None
-        self.plan = plan = self._with_scales(data)
         self._rate_by_rule = config.optimizer.lr is None
         self.config = config = with_rate(config, plan, self.model)
         start = Path(config.model)
@@ -152,6 +150,8 @@ class Run:
         self.groups = self._groups(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config))
         self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
+        self._scaled_by: dict[str, Any] | None = None
+        self.plan = plan = self._with_scales(data)  # from here on the layers are those that train
         self.units = self._units()
         rows = 1 if self.units is None else self.units.most_at_once
         self.physical_batch_size = (

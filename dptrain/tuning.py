@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _SEARCHED = (
     "model", "imgsz", "trainable", "norm", "head", "new_classes", "lora", "loss", "optimizer", "schedule", "ema",
-    "augment", "privacy.clip_norm", "privacy.clipping",
+    "augment", "privacy.clip_norm", "privacy.clipping", "privacy.precondition",
 )  # fmt: skip
 _PARTIAL = "tuning.partial"  # in output_dir, while runs go on; holds the best so far and the one at work
 
@@ -246,6 +246,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], 
     """Find out before the first run whether every candidate could start; returns the data's name, images, groups."""
     from .detection.data import load_data
     from .detection.from_settings import model_of
+    from .detection.preconditioning import convolutions
     from .run import Run
 
     first = tuning.candidates[0]
@@ -253,7 +254,9 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], 
     if not data.val:
         raise ConfigError(f"{first.data} has no val split, and the winner is picked by its score there: add one")
     for candidate in tuning.candidates[1:]:
-        model_of(candidate, data)
+        model = model_of(candidate, data)
+        if candidate.privacy.precondition:
+            convolutions(model)
     run = Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True), tuning={})
     return run.data_name, run.dataset.image_files, run.groups
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..layers import PreconditionedConv2d
 from .data import DetectionDataset
 from .loader import collate, to_device
@@ -26,7 +26,8 @@ def precondition(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
     the start's weights and the given images, and fixed from then on (K-FAC, Martens and Grosse 2015, with channels in
     the place of patches; the square root: Shampoo, Gupta, Koren and Singer 2018).
 
-    Convolutions with groups stay as they are. Nothing of this is noised: the images must be public. The same weights
+    Convolutions with groups stay as they are, and so do those with a bias, which are the last of the head: with them
+    it helped less. Nothing of this is noised: the images must be public. The same weights
     and images give the same.
 
     Returns:
@@ -34,21 +35,31 @@ def precondition(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
 
     Raises:
         ConfigError: None can be.
+        DataError: No image has finite gradients.
     """
     chosen = convolutions(model)
-    moments = {name: _Moments() for name in chosen}
-    hooks = [chosen[name].register_forward_hook(moment.see) for name, moment in moments.items()]
+    moments = {name: _Moments(conv) for name, conv in chosen.items()}
     device = next(model.parameters()).device
     gradients = {name: p.grad for name, p in model.named_parameters()}
+    used = 0
     try:
         for index in range(len(images)):
+            model.zero_grad()
             loss(model, to_device(collate([images.sample(index)]), device)).sum().backward()
+            if all(moment.is_finite() for moment in moments.values()):
+                used += 1
+                for moment in moments.values():
+                    moment.keep()
     finally:
-        for hook in hooks:
-            hook.remove()
+        for moment in moments.values():
+            moment.hook.remove()
         for name, parameter in model.named_parameters():
             parameter.grad = gradients[name]
-    _replace(model, lambda name, conv: moments[name].coordinates(conv))
+    if not used:
+        raise DataError(
+            f"none of the {len(images)} public images of privacy.clip_scales has finite gradients: name others"
+        )
+    _replace(model, lambda name, _: moments[name].coordinates())
     return len(chosen)
 
 
@@ -66,33 +77,41 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     found = {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Conv2d and module.groups == 1 and module.weight.requires_grad
+        if type(module) is nn.Conv2d and module.groups == 1 and module.weight.requires_grad and module.bias is None
     }
     if not found:
         raise ConfigError(
-            "privacy.precondition=true and no plain convolution trains: leave it out with trainable=norm_and_bias, and "
-            "with norm=group_ws"
+            "privacy.precondition=true and no plain convolution trains: leave it out, or train others than these layers"
         )
     return found
 
 
 class _Moments:
-    """Second moments of the input of a convolution and of the gradient for its output."""
+    """Second moments of the input of a convolution and of the gradient for its output, over images that were kept."""
 
-    def __init__(self) -> None:
-        self.inputs: Tensor | float = 0.0
-        self.gradients: Tensor | float = 0.0
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.inputs, self.gradients = (torch.zeros(n, n).double() for n in (conv.in_channels, conv.out_channels))
+        self._seen = self.inputs, self.gradients
+        self.hook = conv.register_forward_hook(self._see)
 
-    def see(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.inputs = self.inputs + _moment(inputs[0].detach())
+    def _see(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._seen = _moment(inputs[0].detach()), torch.zeros_like(self.gradients)  # zero: it may have no gradient
         output.register_hook(self._see_gradient)
 
     def _see_gradient(self, gradient: Tensor) -> None:
-        self.gradients = self.gradients + _moment(gradient)
+        self._seen = self._seen[0], _moment(gradient)
 
-    def coordinates(self, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    def is_finite(self) -> bool:
+        return all(bool(seen.isfinite().all()) for seen in self._seen)
+
+    def keep(self) -> None:
+        """Count the last image."""
+        self.inputs, self.gradients = self.inputs + self._seen[0], self.gradients + self._seen[1]
+        self._seen = self.inputs * 0, self.gradients * 0  # the next one may not reach it
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:
         """Return what :class:`PreconditionedConv2d` calls left and right."""
-        return _root(self.gradients, conv.out_channels), _root(self.inputs, conv.in_channels).t()
+        return _root(self.gradients), _root(self.inputs).t()
 
 
 def _moment(x: Tensor) -> Tensor:
@@ -100,10 +119,10 @@ def _moment(x: Tensor) -> Tensor:
     return (pixels @ pixels.t() / pixels.shape[1]).cpu()
 
 
-def _root(moment: Tensor | float, channels: int) -> Tensor:
+def _root(moment: Tensor) -> Tensor:
     """Return R with R R^T the inverse square root of the moment, whose mean eigenvalue is made 1."""
-    if not isinstance(moment, Tensor) or not 0.0 < float(moment.trace()) < float("inf"):
-        return torch.eye(channels, dtype=torch.float64)  # no image reached it
+    if not float(moment.trace()) > 0.0:
+        return torch.eye(len(moment), dtype=moment.dtype)  # no image reached it
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp(min=0.0) / values.mean() + _FLOOR
     return vectors * values**-_POWER

@@ -88,7 +88,8 @@ class SweepRecord:
         for known, now in zip(self.jobs, jobs, strict=False):
             for key in {**known.settings, **now.settings}:
                 before, after = known.settings.get(key), now.settings.get(key)
-                if before != after:
+                off = key not in known.settings and after is False  # a switch that an earlier version did not have
+                if before != after and not off:
                     raise ConfigError(
                         f"job {now.number}: {key}={after} differs from the sweep in {self.folder}, "
                         f"which has {before}: {mend}"

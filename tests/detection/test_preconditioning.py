@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from dptrain import ConfigError
+from dptrain import ConfigError, DataError
 from dptrain.detection import load_model
 from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.loader import collate, to_device
@@ -65,7 +67,7 @@ def test_only_plain_convolutions_that_train_are_replaced(images: DetectionDatase
     assert chosen and all(int(name.split(".")[1]) >= index for name in chosen)
     left = [m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and name not in chosen]
     assert any(module.groups > 1 and module.weight.requires_grad for module in left)
-    assert not any(module.groups == 1 and module.weight.requires_grad for module in left)
+    assert all(module.bias is not None for module in left if module.groups == 1 and module.weight.requires_grad)
     wanted = {name for name, p in load_model("yolo26n.yaml", 2, trainable="neck_and_head").named_parameters()
               if p.requires_grad}  # fmt: skip
     assert set(trainable_parameters(model)) == wanted
@@ -98,6 +100,34 @@ def test_layers_for_saved_coordinates_take_them(images: DetectionDataset) -> Non
     empty.load_state_dict(model.state_dict())
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(stock_copy(empty)(x)[0], stock_copy(model)(x)[0])
+
+
+def test_an_image_without_finite_gradients_has_no_part_in_them(make_dataset: Callable[..., Path]) -> None:
+    data, fewer = load_data(make_dataset(train=5)), 4
+
+    class Breaks(PerImageLoss):
+        """Not a number from some image on."""
+
+        def __init__(self, first: int) -> None:
+            super().__init__()
+            self.left = first
+
+        def __call__(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            self.left -= 1
+            return super().__call__(model, batch) * (1.0 if self.left >= 0 else math.nan)
+
+    def coordinates(loss: PerImageLoss, images: DetectionDataset) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = load_model("yolo26n.yaml", 2)
+        precondition(model, loss, images)
+        return model.state_dict()
+
+    images = DetectionDataset(data, "train", 64)
+    wanted = coordinates(PerImageLoss(), DetectionDataset(replace(data, train=data.train[:fewer]), "train", 64))
+    found = coordinates(Breaks(fewer), images)
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+    with pytest.raises(DataError, match=r"none of the 5 public images of privacy\.clip_scales has finite gradients"):
+        coordinates(Breaks(0), images)
 
 
 @pytest.mark.parametrize(("trainable", "norm"), [("norm_and_bias", "group"), ("norm_and_bias", "group_ws")])

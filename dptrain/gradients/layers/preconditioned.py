@@ -27,20 +27,20 @@ class _PreconditionedConv(torch.autograd.Function):
     ) -> Tensor:
         # What trains is an input, so that backward runs wherever it does.
         x, filters, shift = as_autocast(x, module.filters(), module.shift())
-        ctx.save_for_backward(x, filters)
+        ctx.save_for_backward(x)  # the filters are made again: they would outweigh the maps of small images
         ctx.module, ctx.geometry, ctx.tape = module, geometry, tape
         with without_autocast(x):
             return geometry.forward(x, filters, shift)
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, filters = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         module, geometry, tape = ctx.module, ctx.geometry, ctx.tape
         inside, outside = full_precision(x), _mix(module.left.t(), full_precision(b))
         if module.weight.requires_grad:
             inside = _mix(module.right, inside)
         tape.add(module, conv_record(module, geometry, inside, outside, tape))
-        grad = geometry.input_gradient(b, x, filters) if ctx.needs_input_grad[0] else None
+        grad = geometry.input_gradient(b, x, module.filters().to(x.dtype)) if ctx.needs_input_grad[0] else None
         return grad, None, None, None, None, None, None
 
 

@@ -65,18 +65,18 @@ class _StandardizedConv(torch.autograd.Function):
     ) -> Tensor:
         # The raw weight is an input, so that backward runs wherever it trains.
         x, filters, bias = as_autocast(x, module.filters(), bias)
-        ctx.save_for_backward(x, filters)
+        ctx.save_for_backward(x)  # the filters are made again: they would outweigh the maps of small images
         ctx.module, ctx.geometry, ctx.tape = module, geometry, tape
         with without_autocast(x):
             return geometry.forward(x, filters, bias)
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, filters = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         module, geometry, tape = ctx.module, ctx.geometry, ctx.tape
         record = conv_record(module, geometry, x, b, tape)
         tape.add(module, _PulledBack(module, record) if module.weight.requires_grad else record)
-        grad = geometry.input_gradient(b, x, filters) if ctx.needs_input_grad[0] else None
+        grad = geometry.input_gradient(b, x, module.filters().to(x.dtype)) if ctx.needs_input_grad[0] else None
         return grad, None, None, None, None, None
 
 
