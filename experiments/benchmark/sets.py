@@ -223,12 +223,7 @@ _FASHION_1600 = replace(
     what="20,000 scenes of product photos, from drawn garments and 1,600 public photos",
     start=_start("fashion_1600"),
     public=partial(_published, name="fashion_1600"),
-    private={
-        **_NECK_AND_HEAD,
-        "optimizer": {"name": "adam", "lr": 3e-3},
-        "privacy": {**_NECK_AND_HEAD["privacy"], "precondition": True},
-    },
-    tuned="the recipe of the set fashion_400, in coordinates and at a rate found from drawn garments on public scenes",
+    tuned="the recipe of the set fashion_400, untried",
 )
 
 _FASHION_KINDS = replace(
