@@ -95,11 +95,6 @@ OPTIONS: dict[str, Option] = {
     "preconditioned": Option(
         "the same, in coordinates of drawn digits", {"privacy": {"clipping": "scaled", "precondition": True}}, "scaled"
     ),
-    "preconditioned_faster": Option(
-        "the same at 1.5 times the learning rate",
-        {"privacy": {"clipping": "scaled", "precondition": True}, "optimizer": _lr(1.5)},
-        "scaled",
-    ),
     "automatic": Option("automatic clipping (AUTO-S)", {"privacy": {"clipping": "automatic"}}),
     "per_layer": Option("per-layer clipping, equal shares", {"privacy": {"clipping": "per_layer"}}),
     "per_layer_size": Option(
