@@ -105,6 +105,7 @@ def test_a_flipped_bit_of_a_weight_is_refused(tmp_path: Path) -> None:
         ({"step": "3"}, "step='3'"),
         ({"parameters": [1]}, "parameters is not a table"),
         ({"parameters": {"w": torch.full((2,), torch.nan)}}, "finite"),
+        ({"frozen": {"statistics": torch.full((2,), torch.nan)}}, r"frozen\.statistics is not made of finite numbers"),
         ({"frozen": {"b": torch.zeros(1).expand(10**12)}}, "fewer numbers"),
         ({"average": {}}, "average"),
         ({"clip_norm": 2.0}, "clip_norm=2.0"),
