@@ -192,10 +192,9 @@ def _damage(payload: dict[str, Any], plan: PrivacyPlan) -> str | None:
                 return f"{name}.{key} is not a dense tensor"
             if value.untyped_storage().nbytes() < value.numel() * value.element_size():
                 return f"{name}.{key} has fewer numbers than its shape"  # a gigabyte from one number
-            if not value.is_floating_point():
-                if name != "frozen":  # what is frozen may count batches
-                    return f"{name}.{key} is not made of finite numbers"
-            elif not bool(torch.isfinite(value).all()):  # frozen, it would make every gradient one that is left out
+            # What is frozen may count batches; not finite, it would make every gradient one that is left out.
+            sound = bool(torch.isfinite(value).all()) if value.is_floating_point() else name == "frozen"
+            if not sound:
                 return f"{name}.{key} is not made of finite numbers"
     shapes = [{key: value.shape for key, value in payload[name].items()} for name in ("parameters", "average")]
     if shapes[0] != shapes[1]:

@@ -186,16 +186,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_changed(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a setting is not what it was; a switch that an earlier version did not have was off."""
+    return now.get(key) != before.get(key) and (key in before or now[key] is not False)
+
+
 def differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """Return which settings are not what they were, in words for a message; empty where none.
 
-    All of them: one that follows from another (a learning rate, from its optimizer) changes with it. A switch that an
-    earlier version did not have was off.
+    All of them: one that follows from another (a learning rate, from its optimizer) changes with it.
     """
     new, old = flatten(now), flatten(before)
-    changed = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and (key in old or new[key] is not False)
-    ]
+    changed = [key for key in sorted(old.keys() | new.keys()) if is_changed(key, new, old)]
     return ", ".join(f"{key}={new.get(key)} (there: {old.get(key)})" for key in changed)

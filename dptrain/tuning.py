@@ -246,7 +246,6 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], 
     """Find out before the first run whether every candidate could start; returns the data's name, images, groups."""
     from .detection.data import load_data
     from .detection.from_settings import model_of
-    from .detection.preconditioning import convolutions
     from .run import Run
 
     first = tuning.candidates[0]
@@ -254,9 +253,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], 
     if not data.val:
         raise ConfigError(f"{first.data} has no val split, and the winner is picked by its score there: add one")
     for candidate in tuning.candidates[1:]:
-        model = model_of(candidate, data)
-        if candidate.privacy.precondition:
-            convolutions(model)
+        model_of(candidate, data)
     run = Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True), tuning={})
     return run.data_name, run.dataset.image_files, run.groups
 

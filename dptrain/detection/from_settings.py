@@ -14,14 +14,15 @@ from ..sealing.weights import is_weights
 from .data import Augmentation, DataConfig
 from .loss import LossSettings
 from .model import load_model, norm_of
+from .preconditioning import convolutions
 from .trainable import RANK, Lora
 
 
 def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
-    """Load the detector for the classes of the data."""
+    """Load the detector for the classes of the data; refuse one that cannot train as the settings ask."""
     assert config.head is not None, "resolve settles it"
     targets = config.lora.targets or "all"
-    return load_model(
+    model = load_model(
         config.model,
         data.num_classes,
         norm=config.norm,
@@ -36,6 +37,9 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         new_classes=config.new_classes,
         similar=config.similar_classes,
     )
+    if config.privacy.precondition:
+        convolutions(model)
+    return model
 
 
 def augmentation_of(config: TrainConfig) -> Augmentation:

@@ -17,7 +17,7 @@ _POWER = 0.25  # on either side of a filter's step: the inverse square root of t
 _FLOOR = 0.01  # in parts of the mean eigenvalue; 0.001 was no better
 
 
-def precondition(model: nn.Module, loss: PerImageLoss, images: DetectionDataset) -> int:
+def precondition(model: nn.Module, loss: PerImageLoss, images: DetectionDataset) -> None:
     """Put the convolutions that train in other coordinates; nothing of what the detector computes changes.
 
     With A, the mean of x x^T over the pixels of a convolution's input, and G, that of b b^T over the pixels of the
@@ -27,18 +27,13 @@ def precondition(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
     the place of patches; the square root: Shampoo, Gupta, Koren and Singer 2018).
 
     Convolutions with groups stay as they are, and so do those with a bias, which are the last of the head: with them
-    it helped less. Nothing of this is noised: the images must be public. The same weights
-    and images give the same.
-
-    Returns:
-        The number of convolutions.
+    it helped less. Nothing of this is noised: the images must be public. The same weights and images give the same.
 
     Raises:
         ConfigError: None can be.
         DataError: No image has finite gradients.
     """
-    chosen = convolutions(model)
-    moments = {name: _Moments(conv) for name, conv in chosen.items()}
+    moments = {name: _Moments(conv) for name, conv in convolutions(model).items()}
     device = next(model.parameters()).device
     gradients = {name: p.grad for name, p in model.named_parameters()}
     used = 0
@@ -59,13 +54,12 @@ def precondition(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
         raise DataError(
             f"none of the {len(images)} public images of privacy.clip_scales has finite gradients: name others"
         )
-    _replace(model, lambda name, _: moments[name].coordinates())
-    return len(chosen)
+    put_in_coordinates(model, lambda name, _: moments[name].coordinates())
 
 
 def as_preconditioned(model: nn.Module) -> None:
     """Put the same layers in, for weights and coordinates to be read into."""
-    _replace(model, lambda _, conv: (torch.eye(conv.out_channels), torch.eye(conv.in_channels)))
+    put_in_coordinates(model, lambda _, conv: (torch.eye(conv.out_channels), torch.eye(conv.in_channels)))
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -128,7 +122,8 @@ def _root(moment: Tensor) -> Tensor:
     return vectors * values**-_POWER
 
 
-def _replace(model: nn.Module, coordinates: Callable[[str, nn.Conv2d], tuple[Tensor, Tensor]]) -> None:
+def put_in_coordinates(model: nn.Module, coordinates: Callable[[str, nn.Conv2d], tuple[Tensor, Tensor]]) -> None:
+    """Replace every convolution of :func:`convolutions` by one with the left and right that it is given."""
     for name, conv in convolutions(model).items():
         owner, _, child = name.rpartition(".")
         setattr(model.get_submodule(owner), child, PreconditionedConv2d.from_conv(conv, *coordinates(name, conv)))

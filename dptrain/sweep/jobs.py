@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..files import flatten, steps_started, write_json
+from ..files import flatten, is_changed, steps_started, write_json
 from ..schema import FREE_TO_CHANGE
 
 RECORD = "sweep.json"
@@ -87,12 +87,10 @@ class SweepRecord:
         mend = f"go on with the sweep's own values ({self.folder / RECORD}), or start a new sweep elsewhere"
         for known, now in zip(self.jobs, jobs, strict=False):
             for key in {**known.settings, **now.settings}:
-                before, after = known.settings.get(key), now.settings.get(key)
-                off = key not in known.settings and after is False  # a switch that an earlier version did not have
-                if before != after and not off:
+                if is_changed(key, now.settings, known.settings):
                     raise ConfigError(
-                        f"job {now.number}: {key}={after} differs from the sweep in {self.folder}, "
-                        f"which has {before}: {mend}"
+                        f"job {now.number}: {key}={now.settings.get(key)} differs from the sweep in {self.folder}, "
+                        f"which has {known.settings.get(key)}: {mend}"
                     )
         if len(self.jobs) != len(jobs):
             number = min(len(self.jobs), len(jobs))

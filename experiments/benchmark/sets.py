@@ -200,22 +200,20 @@ _FASHION = BenchmarkSet(
 
 
 # From a start that knows its classes well, neck and head are enough, and their steps cost a third.
-_NECK_AND_HEAD = {
-    **_FASHION.private,
-    "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
-}  # fmt: skip
-_AS_MANY_IMAGES = replace(_FASHION.plain, steps=1600, rates=(2e-3, 4e-3, 8e-3), head="one_to_many")
-
 _FASHION_400 = replace(
     _FASHION,
     name="fashion_400",
     what="20,000 scenes of product photos, from drawn garments and 400 public photos",
     start=_start("fashion_400"),
     public=partial(_published, name="fashion_400"),
-    private=_NECK_AND_HEAD,
+    private={
+        **_FASHION.private,
+        "steps": 100, "trainable": "neck_and_head", "head": "one_to_many", "physical_batch_size": 256,
+    },
     tuned="layers, steps, rate, batch tuned on public scenes from this start (results/tuning_fashion.json)",
-    plain=_AS_MANY_IMAGES,
-)
+    # As many images as the private run takes.
+    plain=replace(_FASHION.plain, steps=1600, rates=(2e-3, 4e-3, 8e-3), head="one_to_many"),
+)  # fmt: skip
 
 _FASHION_1600 = replace(
     _FASHION_400,
@@ -227,15 +225,13 @@ _FASHION_1600 = replace(
 )
 
 _FASHION_KINDS = replace(
-    _FASHION,
+    _FASHION_400,
     name="fashion_kinds",
     what="20,000 scenes of product photos, 5 kinds, from drawn garments",
     start=_start("fashion_kinds"),
     prepare=_kinds,
     public=_drawn("experiments.fashion.kinds"),
-    private=_NECK_AND_HEAD,
     tuned="the recipe of the set fashion_400, untried",
-    plain=_AS_MANY_IMAGES,
 )
 
 # Every photo in every step: of all batches this leaves the least noise on a step's mean gradient.

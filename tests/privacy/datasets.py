@@ -12,11 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dptrain.detection.model import load_model
-from dptrain.detection.preconditioning import convolutions
-from dptrain.layers import PreconditionedConv2d
+from dptrain.detection.preconditioning import put_in_coordinates
 
 from ..detectors import stock_detector, write_checkpoint
 
@@ -63,13 +62,11 @@ def _detector(name: str, folder: Path) -> Any:
 
 def _in_other_coordinates(model: nn.Module) -> None:
     """Put the filters in coordinates whose lengths differ by ten times, as those of public images may."""
-    for name, conv in convolutions(model).items():
-        sides = (conv.out_channels, conv.in_channels)
-        left, right = (
-            torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0] * torch.logspace(-0.5, 0.5, n) for n in sides
-        )
-        owner, _, child = name.rpartition(".")
-        setattr(model.get_submodule(owner), child, PreconditionedConv2d.from_conv(conv, left, right.t()))
+
+    def side(n: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0] * torch.logspace(-0.5, 0.5, n)
+
+    put_in_coordinates(model, lambda _, conv: (side(conv.out_channels), side(conv.in_channels).t()))
 
 
 def detector(name: str, folder: Path) -> Any:

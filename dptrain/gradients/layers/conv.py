@@ -178,18 +178,22 @@ def rule(geometry: Geometry, x: torch.Size, positions: int, weight: torch.Size, 
     return f"{kind} fold"
 
 
-@register(nn.Conv2d)
-def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
+def padded_geometry(module: nn.Conv2d, tape: Tape) -> tuple[Geometry, Callable[[Tensor], Tensor]]:
+    """Return how a convolution slides, and what pads its input where the library's convolution does not."""
     before = module._reversed_padding_repeated_twice  # what nn.Conv2d itself pads with
     symmetric = before[0] == before[1] and before[2] == before[3]
-    outside = module.padding_mode != "zeros" or not symmetric
-    padding = [0, 0] if outside else [before[2], before[0]]
-    geometry = Geometry(module, padding, [0, 0], tape.rows_a_unit)
+    if module.padding_mode == "zeros" and symmetric:
+        return Geometry(module, [before[2], before[0]], [0, 0], tape.rows_a_unit), lambda x: x
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return Geometry(module, [0, 0], [0, 0], tape.rows_a_unit), lambda x: F.pad(x, before, mode=mode)
+
+
+@register(nn.Conv2d)
+def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
+    geometry, pad = padded_geometry(module, tape)
 
     def forward(x: Tensor) -> Tensor:
-        padded = F.pad(x, before, mode=mode) if outside else x
-        return _Conv.apply(padded, module.weight, module.bias, module, geometry, tape)
+        return _Conv.apply(pad(x), module.weight, module.bias, module, geometry, tape)
 
     return forward
 

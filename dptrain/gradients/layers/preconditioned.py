@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...layers import PreconditionedConv2d
 from .base import Forward, Tape, as_autocast, full_precision, register, without_autocast
-from .conv import conv_record
+from .conv import conv_record, padded_geometry
 from .conv_forms import Geometry
 
 
@@ -51,13 +50,9 @@ def _mix(matrix: Tensor, x: Tensor) -> Tensor:
 
 @register(PreconditionedConv2d)
 def preconditioned_conv2d(module: PreconditionedConv2d, tape: Tape) -> Forward:
-    before = module._reversed_padding_repeated_twice  # what nn.Conv2d itself pads with
-    inside = module.padding_mode == "zeros" and before[0] == before[1] and before[2] == before[3]
-    geometry = Geometry(module, [before[2], before[0]] if inside else [0, 0], [0, 0], tape.rows_a_unit)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    geometry, pad = padded_geometry(module, tape)
 
     def forward(x: Tensor) -> Tensor:
-        padded = x if inside else F.pad(x, before, mode=mode)
-        return _PreconditionedConv.apply(padded, module.weight, module.bias, module, geometry, tape)
+        return _PreconditionedConv.apply(pad(x), module.weight, module.bias, module, geometry, tape)
 
     return forward

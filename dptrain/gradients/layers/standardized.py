@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...layers import StandardizedConv2d
 from .base import Forward, Record, Tape, as_autocast, register, squared_norm, without_autocast
-from .conv import conv_record
+from .conv import conv_record, padded_geometry
 from .conv_forms import Geometry
 
 _AT_ONCE = 8 << 20  # bytes of gradients mapped at a time where only their norms are wanted
@@ -82,13 +81,9 @@ class _StandardizedConv(torch.autograd.Function):
 
 @register(StandardizedConv2d)
 def standardized_conv2d(module: StandardizedConv2d, tape: Tape) -> Forward:
-    before = module._reversed_padding_repeated_twice  # what nn.Conv2d itself pads with
-    inside = module.padding_mode == "zeros" and before[0] == before[1] and before[2] == before[3]
-    geometry = Geometry(module, [before[2], before[0]] if inside else [0, 0], [0, 0], tape.rows_a_unit)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    geometry, pad = padded_geometry(module, tape)
 
     def forward(x: Tensor) -> Tensor:
-        padded = x if inside else F.pad(x, before, mode=mode)
-        return _StandardizedConv.apply(padded, module.weight, module.bias, module, geometry, tape)
+        return _StandardizedConv.apply(pad(x), module.weight, module.bias, module, geometry, tape)
 
     return forward
