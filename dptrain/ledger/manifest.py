@@ -1,8 +1,8 @@
 """What a dataset is: keyed hashes of every picture and of its labels, under whatever names the files have.
 
-A unit is a picture as training sees it, its decoded pixels. So renaming, copying, moving between folders, saving again
-without loss or taking the EXIF data out leaves it the same unit. A picture that was resized or compressed again with
-loss has other pixels and is not recognised.
+A unit is a picture: its decoded pixels, however they are turned or mirrored. So renaming, copying, moving between
+folders, saving again without loss, turning it or taking the EXIF data out leaves it the same unit. A picture that was
+resized or compressed again with loss has other pixels and is not recognised.
 
 Where runs protect groups of pictures (a patient's), a charge is to every group, by its name, and to each of its
 pictures beside it: a patient who gets new pictures, and pictures whose patient gets a new name, keep what they have
@@ -17,15 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, DataError
 from ..files import read_file
 from ..wording import counted
 from .keys import mac
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _CHUNK = 256
 # In the place of the labels' hash, of what is charged beside the pictures.
@@ -203,16 +199,10 @@ def file_hash(key: bytes, file: Path) -> bytes:
 
 
 def unit_hash(key: bytes, file: Path) -> bytes:
-    """Return the keyed hash of a picture as training decodes it."""
-    from ..datasets.images import read_image
+    """Return the keyed hash of the picture in a file."""
+    from ..datasets.identity import picture_in
 
-    return pixels_hash(key, read_image(file, strict=True))
-
-
-def pixels_hash(key: bytes, image: np.ndarray) -> bytes:
-    """Return the keyed hash of decoded pixels, uint8 of shape (height, width, 3)."""
-    height, width = image.shape[:2]
-    return mac(key, "unit", f"{height}x{width}".encode(), image.tobytes())
+    return mac(key, "picture", picture_in(file))
 
 
 def label_hash(key: bytes, file: Path) -> bytes:

@@ -122,31 +122,10 @@ def seal_units(store: Store, connection: Connection) -> None:
     connection.execute(update(head).values(units=_units(store, connection)))
 
 
-def adopt(store: Store, connection: Connection) -> None:
-    """Seal the tables of a ledger from before they were sealed, if all of them follow from its record.
-
-    Otherwise they stay without a seal: they can be looked at, and nothing more is charged on them.
-    """
-    from .verify import examine
-
-    row = connection.execute(select(head.c.state)).one_or_none()
-    if row is None or row.state or examine(store, connection)[0]:
-        return
-    for table in (atoms, mechanisms, runs):
-        for found in connection.execute(select(table)).all():
-            values = {"seal": row_seal(store, table, found._mapping)}
-            connection.execute(update(table).where(table.c.id == found.id).values(values))
-    seal_units(store, connection)
-    seal(store, connection)
-
-
 def broken(store: Store, connection: Connection) -> Iterator[str]:
     """Yield what does not fit its seal, a line each."""
     row = connection.execute(select(head)).one_or_none()
     if row is None:  # which is a finding already
-        return
-    if not row.state:
-        yield "the tables are not sealed: they did not follow from the record when this ledger was brought up to date"
         return
     for table in (atoms, mechanisms, runs):
         for found in connection.execute(select(table)):

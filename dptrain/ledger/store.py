@@ -23,7 +23,8 @@ from ..errors import BudgetError, DptrainError
 from . import keys, sealing
 from .tables import entries, head, meta
 
-SCHEMA = "0002"  # the newest revision in migrations/versions
+SCHEMA = "0003"  # the newest revision in migrations/versions
+_OLDEST = "0003"  # before it a turned copy of a picture was another picture
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 _NOT_ALLOWED = "42501"  # PostgreSQL: insufficient privilege
@@ -189,6 +190,11 @@ class Store:
             raise BudgetError(f"{self.name} is another program's database, not a ledger: give another file")
         if str(found) > SCHEMA:
             raise BudgetError(f"the ledger {self.name} was made by a newer dptrain (schema {found}): upgrade dptrain")
+        if str(found) < _OLDEST:
+            raise BudgetError(
+                f"the ledger {self.name} was made by an older dptrain (schema {found}), which knew pictures by other "
+                "hashes: no picture would be found in it; make a new ledger, with what its budgets have left as limits"
+            )
         return str(found)
 
     def _migrate(self) -> None:
@@ -200,7 +206,6 @@ class Store:
         with self.write() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            sealing.adopt(self, connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dptrain import BudgetLedger, DataError
-from dptrain.datasets import images
+from dptrain.datasets import identity, images
 from dptrain.ledger.manifest import Manifest
 
 
@@ -65,6 +65,33 @@ def test_without_its_exif_data_a_photo_is_the_same(ledger: BudgetLedger, tmp_pat
     assert manifest(ledger, tmp_path).digest == before.digest
 
 
+def test_turned_and_mirrored_copies_are_the_same_dataset(ledger: BudgetLedger, tmp_path: Path) -> None:
+    """Cutting the orientation out of a photo turns its pixels; that buys no fresh budget."""
+    folder = photos(tmp_path / "a", suffix=".png")
+    pictures = {file: images.read_image(file) for file in sorted((folder / "images").iterdir())}
+    before = manifest(ledger, folder)
+    for turned in (False, True):
+        for flip in (None, 0, 1, -1):
+            for file, picture in pictures.items():
+                view = cv2.transpose(picture) if turned else picture
+                cv2.imwrite(str(file), view if flip is None else cv2.flip(view, flip))
+            assert manifest(ledger, folder).digest == before.digest, (turned, flip)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_photo_whose_orientation_was_cut_out_is_the_same(ledger: BudgetLedger, tmp_path: Path, suffix: str) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
+    (tmp_path / "images").mkdir()
+    found = set()
+    for orientation in (None, *range(1, 9)):
+        exif = Image.Exif()
+        if orientation is not None:
+            exif[0x0112] = orientation
+        picture.save(tmp_path / "images" / f"x{suffix}", exif=exif)
+        found.add(manifest(ledger, tmp_path).digest)
+    assert len(found) == 1
+
+
 def test_a_label_of_another_spelling_or_order_is_the_same_and_another_box_is_not(
     ledger: BudgetLedger, folder: Path
 ) -> None:
@@ -110,7 +137,7 @@ def test_hashes_of_one_ledger_say_nothing_under_anothers_key(folder: Path, tmp_p
 def test_known_files_are_not_decoded_again(ledger: BudgetLedger, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = manifest(ledger, folder)
     ledger.create("pets", epsilon=8, delta=1e-5, manifest=known)
-    monkeypatch.setattr(images, "read_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(identity, "read_image", lambda *_: pytest.fail("decoded"))
     assert manifest(ledger, folder).digest == known.digest
 
 

@@ -120,6 +120,19 @@ def test_a_ledger_of_a_newer_dptrain_is_not_touched(any_url: str) -> None:
         BudgetLedger(any_url, KEY)
 
 
+@pytest.mark.parametrize("schema", ["0001", "0002"])
+def test_a_ledger_that_knew_pictures_by_other_hashes_is_refused(any_url: str, schema: str) -> None:
+    """None of its pictures would be found, and every run would have a fresh budget."""
+    ledger = BudgetLedger(any_url, KEY)
+    ledger.create("pets", epsilon=3.0, delta=1e-5, manifest=pictures(ledger, range(3)))
+    with ledger._store.engine.begin() as connection:
+        connection.execute(text(f"UPDATE alembic_version SET version_num = '{schema}'"))
+    for open_it in (BudgetLedger, BudgetLedger.existing):
+        with pytest.raises(BudgetError, match=f"older dptrain .schema {schema}.*make a new ledger") as error:
+            open_it(any_url, KEY)
+        assert "\n" not in str(error.value)
+
+
 def test_the_database_itself_refuses_to_change_an_entry(any_ledger: BudgetLedger) -> None:
     any_ledger.reserve(RUN, pictures(any_ledger, range(3)))
     for statement in ("UPDATE entries SET at = 'x'", "DELETE FROM entries"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from .edits import Bug
 from .gradient_bugs import GRADIENT_BUGS
+from .identity_bugs import IDENTITY_BUGS
 from .noise_bugs import NOISE_BUGS
 from .record_bugs import RECORD_BUGS
 from .unit_bugs import UNIT_BUGS
 
-BUGS: dict[str, Bug] = {bug.name: bug for bug in (*GRADIENT_BUGS, *NOISE_BUGS, *RECORD_BUGS, *UNIT_BUGS)}
+BUGS: dict[str, Bug] = {
+    bug.name: bug for bug in (*GRADIENT_BUGS, *IDENTITY_BUGS, *NOISE_BUGS, *RECORD_BUGS, *UNIT_BUGS)
+}
 
 # Those that the normal suite plants: a few seconds each, one of every room.
 QUICK = (
