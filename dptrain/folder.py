@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import StepJournal
 from .errors import ConfigError, PrivacyError
 from .files import JOURNAL, differences, read_json, remove_parts, write_json, write_text
+from .owner import OF_THE_RUN, OWNER, README
 from .results import TABLES
-from .spending import NOTE
 
 if TYPE_CHECKING:
     from .datasets.sources import DataConfig
 
 CHECKPOINT = "checkpoint.pt"
-_OF_A_START = (JOURNAL, NOTE, CHECKPOINT, f"{CHECKPOINT}.age", "settings.json", "config.yaml", "mlflow_run", *TABLES)
+_OF_A_START = (
+    JOURNAL, CHECKPOINT, f"{CHECKPOINT}.age", "settings.json", "config.yaml", "mlflow_run", README, *TABLES,
+)  # fmt: skip
 
 
 class RunFolder:
@@ -93,6 +96,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.resume:  # before the journal: whoever resumes is compared with them
+                write_text(self.path / README, OF_THE_RUN)
                 write_text(self.path / "config.yaml", config)
                 write_json(self.path / "settings.json", settings)
             self.journal = StepJournal(self.path / JOURNAL, new=not self.resume)
@@ -117,6 +121,7 @@ class RunFolder:
     def _undo(self, made: list[Path]) -> None:
         for name in _OF_A_START:
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / OWNER, ignore_errors=True)
         for folder in made:
             if not any(folder.iterdir()):
                 folder.rmdir()

@@ -1,7 +1,7 @@
 """What a run spends, in the ledger: reserved before its first step, settled at the steps it started.
 
-The run's folder keeps ``budget.json``: which charge is its own, and the token that lets it go on. It is written before
-the ledger is, so that whatever moment a process dies at, a charge that holds budget can be found from its folder.
+The run's folder keeps ``owner/budget.json``: which charge is its own, and the token that lets it go on. It is written
+before the ledger is, so that whatever moment a process dies at, a charge that holds budget can be found from its folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError
 from .files import read_json, write_json
+from .owner import OWNER, owner_folder
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NOTE = "budget.json"
+_NOTE_NAME = "budget.json"
+NOTE = f"{OWNER}/{_NOTE_NAME}"
 NOTE_FORMAT = 1
 _RETRIES = (0.5, 2.0, 5.0)  # seconds; the ledger itself waits for other writers
 _SHOW_PROGRESS_FROM = 2000  # images
@@ -94,6 +96,7 @@ class Spending:
             BudgetError: It does not fit, the images changed, or the folder's charge is not in this ledger.
         """
         note = folder / NOTE
+        _refuse_earlier(folder)
         if self._ledger is None or self._manifest is None:
             if note.exists():
                 raise BudgetError(f"the run in {folder} is charged in a ledger: resume it with its budget.url")
@@ -108,7 +111,7 @@ class Spending:
         run = known["run"] if known else secrets.token_hex(16)
         attempt = secrets.token_hex(16)
         earlier = list(known["attempts"]) if known else []
-        self._write_note(note, run, [*earlier, attempt])
+        self._write_note(folder, run, [*earlier, attempt])
         if row is not None:
             self._charge = self._ledger.resume(run, self._manifest, attempts=earlier, steps=steps, attempt=attempt)
         else:
@@ -128,10 +131,10 @@ class Spending:
             logger.warning("%s", line)
         return self._line(self._read())
 
-    def _write_note(self, note: Path, run: str, attempts: Sequence[str]) -> None:
+    def _write_note(self, folder: Path, run: str, attempts: Sequence[str]) -> None:
         assert self._ledger is not None
         payload = {"format": NOTE_FORMAT, "run": run, "ledger": self._ledger.address, "key": self.budget.key}
-        write_json(note, payload | {"attempts": list(attempts)})
+        write_json(owner_folder(folder) / _NOTE_NAME, payload | {"attempts": list(attempts)})
 
     def _line(self, reading: DatasetReading) -> str:
         assert self._ledger is not None
@@ -192,6 +195,7 @@ def read_note(folder: Path) -> dict[str, Any]:
         BudgetError: There is no such note, or it is damaged.
     """
     note = folder / NOTE
+    _refuse_earlier(folder)
     try:
         payload = read_json(note)
         if payload["format"] != NOTE_FORMAT:
@@ -208,6 +212,14 @@ def read_note(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BudgetError(f"{note} cannot be read: settle the run by its identifier, --run (budget history)") from error
+
+
+def _refuse_earlier(folder: Path) -> None:
+    if (folder / _NOTE_NAME).exists():
+        raise BudgetError(
+            f"{folder / _NOTE_NAME} was written by an earlier dptrain: resume or settle the run with that one, "
+            "or settle it by its identifier, --run (budget history)"
+        )
 
 
 def hash_images(ledger: BudgetLedger, images: Sequence[Path], groups: Sequence[str] | None = None) -> Manifest:

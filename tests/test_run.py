@@ -91,7 +91,8 @@ def test_the_folder_holds_what_was_announced_and_nothing_else(finished: tuple[dp
     result, _ = finished
     files = {str(f.relative_to(result.output_dir)) for f in result.output_dir.rglob("*") if f.is_file()}
     assert files == {
-        "budget.json", "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "results.csv",
+        "README.txt", "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "owner/README.txt",
+        "owner/budget.json", "results.csv",
         "settings.json", "per_class.csv", "statement.html", "statement.json", "statement.md", "steps.journal",
         "weights/last.pt", "weights/last_raw.pt", "weights/statement.html", "weights/statement.json",
     }  # fmt: skip

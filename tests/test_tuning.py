@@ -202,7 +202,7 @@ def test_no_winner_releases_nothing(scores: list[Any], scored: list[Any], tmp_pa
     scored += scores
     with pytest.raises(PrivacyError, match="nothing is released"):
         tune(config(tmp_path))
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["budget.json"]  # what it cost, and nothing else
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["owner"]  # what it cost, and nothing else
 
 
 def test_a_stopped_tuning_leaves_nothing(scored: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,4 +217,4 @@ def test_a_stopped_tuning_leaves_nothing(scored: list[Any], tmp_path: Path, monk
     monkeypatch.setattr(dptrain.run.Run, "execute", stop)
     with pytest.raises(SystemExit, match=r"nothing is released, it cannot be resumed, and epsilon .* stays spent"):
         tune(config(tmp_path))
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["budget.json"]  # what it cost, and nothing else
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["owner"]  # what it cost, and nothing else

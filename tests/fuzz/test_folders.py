@@ -44,7 +44,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "statement.json").write_text(json.dumps(STATEMENT))
     (run / "steps.journal").write_bytes(b"....")
     note = {"format": 1, "run": charge.run, "ledger": ledger.address, "key": None, "attempts": [charge.attempt]}
-    (run / "budget.json").write_text(json.dumps(note))
+    (run / "owner").mkdir()
+    (run / "owner/budget.json").write_text(json.dumps(note))
     (run / "weights").mkdir()
     ledger._store.engine.dispose()
     return home
@@ -112,8 +113,8 @@ def test_the_note_of_a_charge_is_followed_or_refused(home: Path, data: st.DataOb
     folder = home.with_name("settled")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(home, folder)
-    note = json.loads((home / "run" / "budget.json").read_text()) | {"ledger": f"sqlite:///{folder / 'budget.db'}"}
-    write(folder / "run" / "budget.json", data.draw, note)
+    note = json.loads((home / "run/owner/budget.json").read_text()) | {"ledger": f"sqlite:///{folder / 'budget.db'}"}
+    write(folder / "run/owner/budget.json", data.draw, note)
     known, _ = answer(lambda: read_note(folder / "run"), folder)
     before = contents(folder / "run")
     ledgers = {path.name for path in folder.iterdir()}
@@ -159,7 +160,7 @@ def test_the_image_size_beside_weights_is_a_number_or_refused(run: Path, text: s
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-@pytest.mark.parametrize("name", ["steps.journal", "settings.json", "statement.json", "budget.json"])
+@pytest.mark.parametrize("name", ["steps.journal", "settings.json", "statement.json", "owner/budget.json"])
 def test_a_record_that_is_no_ordinary_file_is_refused_at_once(run: Path, tmp_path: Path, name: str, kind: str) -> None:
     import os
 

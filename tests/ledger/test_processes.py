@@ -179,7 +179,7 @@ def test_nothing_is_lost_or_spent_twice_however_runs_start_die_resume_and_finish
 
 def check(ledger: BudgetLedger, folder: Path) -> None:
     assert ledger.verify().findings == ()
-    notes = {read_note(path)["run"]: path for path in folder.glob(f"run*/{NOTE}") for path in [path.parent]}
+    notes = {read_note(path)["run"]: path for path in folder.glob(f"run*/{NOTE}") for path in [path.parent.parent]}
     charged = {row.run: row.charged for row in ledger.history("pets")}
     for path in folder.glob("run?"):
         started, released = size(path / "steps.journal"), size(folder / f"{path.name}.released")

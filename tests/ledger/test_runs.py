@@ -189,5 +189,5 @@ def test_the_folders_note_holds_no_password(
 ) -> None:
     url = postgres_url.replace("dptrain@", "dptrain:secret@")
     spending(tmp_path, images, url=url, key=str(tmp_path / "key")).begin(folder)
-    assert "secret" not in (folder / "budget.json").read_text()
-    assert json.loads((folder / "budget.json").read_text())["key"] == str(tmp_path / "key")
+    assert "secret" not in (folder / "owner/budget.json").read_text()
+    assert json.loads((folder / "owner/budget.json").read_text())["key"] == str(tmp_path / "key")

@@ -38,7 +38,8 @@ TELLING = "patient7431"
 PUBLIC_METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
 BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
 WRITTEN = {
-    "budget.json", "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "per_class.csv", "results.csv",
+    "README.txt", "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "owner/README.txt",
+    "owner/budget.json", "per_class.csv", "results.csv",
     "settings.json", "statement.html", "statement.json", "statement.md", "steps.journal", "weights/last.pt",
     "weights/last_raw.pt", "weights/statement.html", "weights/statement.json",
 }  # fmt: skip
