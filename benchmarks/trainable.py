@@ -23,7 +23,6 @@ KINDS: dict[str, dict[str, object]] = {
     "lora (rank 4), norm_and_bias": {"trainable": ["lora", "norm_and_bias"]},
     "all, head=one_to_many": {"head": "one_to_many"},
     "all, head=one_to_one": {"head": "one_to_one"},
-    "all, norm=group_ws": {"norm": "group_ws"},
 }
 
 

@@ -15,6 +15,7 @@ from .schema import (
     NORMS,
     OPTIMIZERS,
     REFUSED_AUGMENTATIONS,
+    REMOVED,
     SCHEDULES,
     STOPPINGS,
     TUNINGS,
@@ -55,7 +56,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ),
     ("imgsz", lambda v: v >= 32, "32 or more, a multiple of 32"),
     ("workers seed schedule.warmup_steps optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
-    ("optimizer.lr optimizer.floor", lambda v: v > 0, "more than 0 and finite"),
+    ("optimizer.lr", lambda v: v > 0, "more than 0 and finite"),
     ("lora.rank", lambda v: v >= 1, "1 or more"),
     ("lora.alpha loss.constant", lambda v: v > 0, "more than 0 and finite"),
     ("loss.box loss.cls loss.dfl", lambda v: v >= 0, "0 or more"),
@@ -77,6 +78,8 @@ def check_values(config: TrainConfig) -> None:
     for key, choices in _CHOICES.items():
         value = value_at(config, key)
         if value not in choices:
+            if (removed := REMOVED.get(f"{key}={value}")) is not None:
+                raise ConfigError(f"{key}={value} was removed: {removed}")
             raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
     for name, reason in REFUSED_AUGMENTATIONS.items():
         if getattr(config.augment, name):
@@ -113,11 +116,6 @@ def check_together(config: TrainConfig) -> None:
             "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
             "scenes/data.yaml in the folder of dptrain pretrain"
         )
-    if config.privacy.precondition and clipping.name != "scaled":
-        raise ConfigError(
-            f"privacy.precondition=true has no effect with privacy.clipping={clipping.name}: take scaled, whose public "
-            "images it is measured on"
-        )
     if config.loss.constant is not None and config.loss.normaliser != "constant":
         raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
     if not config.loss.box + config.loss.cls + config.loss.dfl:
@@ -126,8 +124,6 @@ def check_together(config: TrainConfig) -> None:
     for name, given in vars(config.lora).items():
         if given is not None and not adapts:
             raise ConfigError(f"lora.{name}={given} has no effect without trainable=lora")
-    if adapts and config.privacy.precondition:
-        raise ConfigError("privacy.precondition=true and trainable=lora exclude one another: leave one out")
     if config.steps is not None and config.schedule.warmup_steps > config.steps:
         warmup = config.schedule.warmup_steps
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")

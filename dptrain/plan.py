@@ -224,11 +224,6 @@ class PrivacyPlan:
             noised = {name: tensor.double() * (sensitivity / SENSITIVITY) for name, tensor in noised.items()}
         return {name: tensor / self.expected_batch_size for name, tensor in noised.items()}
 
-    def noise_deviation(self, parameters: Mapping[str, Tensor], clip_norm: float | None = None) -> float:
-        """Return the standard deviation of the noise on every entry of what :meth:`noise` returns; it is public."""
-        sensitivity = self.clip_rule(parameters, clip_norm).sensitivity()
-        return self.noise_multiplier * sensitivity / self.expected_batch_size
-
     def next_clip_norm(self, gradient: Mapping[str, Tensor], clip_norm: float) -> float:
         """Return the clip norm of the step after the one whose noised gradient this is; the same, if none adapts."""
         if self.clipping.name != "adaptive":

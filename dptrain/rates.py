@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 from .plan import PrivacyPlan
 
-SHARE = {"frozen_bn": 0.05, "group": 0.1, "group_ws": 0.1}  # of its size that noise may move a trained weight
+SHARE = {"frozen_bn": 0.05, "group": 0.1}  # of its size that noise may move a trained weight
 SCRATCH = 10.0  # times as much where weights are random, and worth nothing yet
 _LEAST, _MOST = 1e-6, 1.0
 _BY_SUM = ("sgd", "asgd")  # whose step grows with the gradient

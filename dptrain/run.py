@@ -29,7 +29,6 @@ from .detection.groups import groups_of, in_words, refuse_shared_groups
 from .detection.loss import PerImageLoss, one2many_weight
 from .detection.memory import physical_batch_size
 from .detection.model import save_weights
-from .detection.preconditioning import as_preconditioned, precondition
 from .detection.probe import refuse_coupled_images
 from .detection.scales import layer_scales, public_part
 from .devices import usable_device
@@ -190,27 +189,18 @@ class Run:
         return UnitRows(range(len(self.dataset)), copies=copies) if copies > 1 else None
 
     def _with_scales(self, data: DataConfig) -> PrivacyPlan:
-        """The plan with the scales that its clip rule asks for, measured on public images with the start's weights.
-
-        Where it is asked for, the detector's filters are put in coordinates of these images before.
-        """
+        """The plan with the scales that its clip rule asks for, measured on public images with the start's weights."""
         file = self.config.privacy.clip_scales
         if file is None:
             return self.plan
         public = public_part(file, data)
         compared = refuse_private_images(public.train, self.config.budget)
         self._scaled_by = {"data": data_name(Path(file)), "images": len(public.train), "compared": compared}
-        if self.config.privacy.precondition:
-            self._scaled_by["preconditioned"] = True
         if self.config.resume and self._checkpoint_file.exists():  # a start that was random is gone
             scales = scales_of(self._checkpoint_file, self.outputs.read(self.output / CHECKPOINT))
-            if self.config.privacy.precondition:
-                as_preconditioned(self.model)
         else:
             loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(self.config))
             images = DetectionDataset(public, "train", self.config.imgsz)
-            if self.config.privacy.precondition:
-                precondition(self.model, loss, images)
             scales = layer_scales(self.model, loss, images)
         return replace(self.plan, clipping=replace(self.plan.clipping, scales=scales))
 

@@ -27,7 +27,7 @@ DEFAULT_ROWS_PER_UNIT = 8
 DEFAULT_LEDGER = "${oc.env:DPTRAIN_BUDGET_URL,'sqlite:///budget.db'}"  # a team sets the variable once
 
 UNITS = ("image", "group")  # what one more or less of is protected
-NORMS = ("auto", "group", "group_ws", "frozen_bn")
+NORMS = ("auto", "group", "frozen_bn")
 HEADS = ("auto", "both", "one_to_many", "one_to_one")
 NEW_CLASSES = ("random", "zero", "mean")
 NORMALISERS = ("image", "constant")
@@ -43,7 +43,7 @@ MOST_MEAN_RUNS = 500
 STOPPINGS = ("geometric", "poisson", "logarithmic")
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = (
-    "sgd", "adam", "dp_adam_bc", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd",
+    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "rmsprop", "asgd",
 )  # fmt: skip
 
 _MIXES = "one image would then enter the gradients of several others, and clipping no longer bounds what it changes"
@@ -56,6 +56,15 @@ REFUSED_AUGMENTATIONS = {
     "cls_pw": "class weights are counted on the private labels, and nothing adds noise to them",
     "autobatch": "a batch size that is measured on private images is no public constant",
     "autoanchor": "anchors fitted to the private boxes would be released without noise",
+}
+
+
+# What earlier versions had, by key or by key=value, and what to use now; docs/recipe.md has what each one measured.
+REMOVED = {
+    "privacy.precondition": "it gained nothing over privacy.clipping=scaled",
+    "norm=group_ws": "its starts were worse than group's: use norm=group, or frozen_bn from a checkpoint",
+    "optimizer.floor": "it belonged to dp_adam_bc: use optimizer.name=adam",
+    "optimizer.name=dp_adam_bc": "it was no better than adam at its best rate: use optimizer.name=adam",
 }
 
 
@@ -98,9 +107,6 @@ class PrivacyConfig:
     clip_scales: str | None = _key(
         None, "of clipping=scaled: the data.yaml of labelled public images that the layers' gradients are measured on"
     )
-    precondition: bool = _key(
-        False, "of clipping=scaled: train the filters in coordinates measured on the images of clip_scales"
-    )
     clip_quantile: float = _key(0.5, "of clipping=adaptive: share of units that stay unclipped")
     clip_count_noise: float | None = _key(
         None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"
@@ -117,7 +123,6 @@ class OptimizerConfig:
     momentum: float = _key(0.0, "momentum (sgd, rmsprop)")
     weight_decay: float = _key(0.0, "weight decay")
     betas: list[float] = _key([0.9, 0.999], "decay rates of the Adam family")
-    floor: float = _key(0.1, "least second moment of dp_adam_bc, in parts of the noise's variance")
 
 
 @dataclass
@@ -312,6 +317,8 @@ def config_error(error: OmegaConfBaseException, schema: type = TrainConfig) -> C
     """Say in one line what OmegaConf refused: the key, the value and the type expected, or the nearest valid key."""
     key = error.full_key or (str(error.key) if error.key is not None else "")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        if key in REMOVED:
+            return ConfigError(f"{key} was removed: {REMOVED[key]}")
         return ConfigError(f"unknown key {key}{nearest_key(key) or ' (dptrain train --help lists the keys)'}")
     first_line = _without_objects(str(error).strip().splitlines()[0])
     field_name, _, is_item = key.partition("[")

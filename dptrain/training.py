@@ -245,7 +245,6 @@ class PrivateTrainer:
             self._on_release(self.step + 1)
         gradient = self.plan.noise(total, self.noise_stream.at(self.step), self.clip_norm)
         del total
-        self._tell_noise()
         self.clip_norm = self.plan.next_clip_norm(gradient, self.clip_norm)
         for name, parameter in self.parameters.items():
             parameter.grad = gradient[name].to(parameter.dtype)
@@ -257,12 +256,6 @@ class PrivateTrainer:
             raise PrivacyError(
                 f"the weights are no longer finite after step {self.step}: the run diverged; lower the learning rate"
             )
-
-    def _tell_noise(self) -> None:
-        """Give the step's noise, a public number, to an optimizer that asks for it."""
-        for group in self.optimizer.param_groups:
-            if "noise_deviation" in group:
-                group["noise_deviation"] = self.plan.noise_deviation(self.parameters, self.clip_norm)
 
     def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""

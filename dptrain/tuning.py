@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 _SEARCHED = (
     "model", "imgsz", "trainable", "norm", "head", "new_classes", "lora", "loss", "optimizer", "schedule", "ema",
-    "augment", "privacy.clip_norm", "privacy.clipping", "privacy.precondition",
+    "augment", "privacy.clip_norm", "privacy.clipping",
 )  # fmt: skip
 _PARTIAL = "tuning.partial"  # in output_dir, while runs go on; holds the best so far and the one at work
 

@@ -92,9 +92,6 @@ OPTIONS: dict[str, Option] = {
     "scaled_lr_half": Option(
         "the same at half the learning rate", {"privacy": {"clipping": "scaled"}, "optimizer": _lr(0.5)}, "scaled"
     ),
-    "preconditioned": Option(
-        "the same, in coordinates of drawn digits", {"privacy": {"clipping": "scaled", "precondition": True}}, "scaled"
-    ),
     "automatic": Option("automatic clipping (AUTO-S)", {"privacy": {"clipping": "automatic"}}),
     "per_layer": Option("per-layer clipping, equal shares", {"privacy": {"clipping": "per_layer"}}),
     "per_layer_size": Option(
@@ -112,10 +109,6 @@ OPTIONS: dict[str, Option] = {
     # optimizers; a rate that suits one does not suit another, so each has two or three
     "lr_half": Option("half the learning rate", {"optimizer": _lr(0.5)}),
     "lr_double": Option("twice the learning rate", {"optimizer": _lr(2.0)}),
-    "adam_bc": Option("dp_adam_bc, the recipe's rate", {"optimizer": _lr(1.0, name="dp_adam_bc")}),
-    "adam_bc_half": Option("dp_adam_bc, half the rate", {"optimizer": _lr(0.5, name="dp_adam_bc")}),
-    "adam_bc_third": Option("dp_adam_bc, 0.3 of the rate", {"optimizer": _lr(0.3, name="dp_adam_bc")}),
-    "adam_bc_floor": Option("dp_adam_bc, floor 1", {"optimizer": _lr(1.0, name="dp_adam_bc", floor=1.0)}),
     "sgd": _sgd(0.5),
     "sgd_5": _sgd(5.0),
     "sgd_fifth": _sgd(0.1),
@@ -170,9 +163,6 @@ OPTIONS: dict[str, Option] = {
     # norms, each from a start of its own that was trained on the same drawn scenes
     "frozen_bn": Option("from a start of batch norm, frozen", start="batch", against="group"),
     "group": Option("from a start of group norm", start="group", against="group"),
-    "group_ws": Option(
-        "from a start of group norm and standardised weights", {"norm": "group_ws"}, start="group_ws", against="group"
-    ),
     # how classes begin that the start does not know
     "new_random": _new_rows("a start of five classes; random rows for the others", "random"),
     "new_zero": _new_rows("the same; rows of zeros", "zero"),

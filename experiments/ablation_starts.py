@@ -51,6 +51,6 @@ def _of_five_classes(root: Path) -> Path:
 
 STARTS: dict[str, Callable[[Path], Path]] = {
     "digits": lambda root: WEIGHTS,
-    **{norm: partial(_of_norm, norm=norm) for norm in ("batch", "group", "group_ws")},
+    **{norm: partial(_of_norm, norm=norm) for norm in ("batch", "group")},
     "five_classes": _of_five_classes,
 }

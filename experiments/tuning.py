@@ -112,8 +112,7 @@ def simulated(
         sample_rate=min(1.0, batch / units),
     )
     options.pop("steps")
-    own = ("clip_scales", "precondition")  # the plan has the rest
-    left = {key: value for key, value in options["privacy"].items() if key in own}
+    left = {key: value for key, value in options["privacy"].items() if key == "clip_scales"}  # the plan has the rest
     return {**options, "privacy": left, "plan": small}
 
 
@@ -125,7 +124,7 @@ def candidates(options: argparse.Namespace) -> list[dict[str, Any]]:
         "schedule.name": options.schedule, "schedule.warmup_steps": options.warmup,
         "loss.cls": options.cls, "head": options.head,
         "optimizer.name": options.optimizer, "optimizer.momentum": options.momentum,
-        "privacy.clipping": options.clipping, "privacy.precondition": [True] if options.precondition else None,
+        "privacy.clipping": options.clipping,
     }  # fmt: skip
     given = {key: values for key, values in axes.items() if values}
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
@@ -149,7 +148,6 @@ def main() -> None:
     parser.add_argument("--schedule", nargs="+")
     parser.add_argument("--warmup", type=int, nargs="+", help="steps over which the rate rises")
     parser.add_argument("--clipping", nargs="+")
-    parser.add_argument("--precondition", action="store_true", help="train filters in coordinates of public images")
     parser.add_argument("--cls", type=float, nargs="+", help="gain of the class loss")
     parser.add_argument("--head", nargs="+")
     parser.add_argument("--optimizer", nargs="+")

@@ -109,17 +109,17 @@ def test_what_the_bound_does_not_cover_is_refused(
 
 
 def test_a_candidate_that_could_not_start_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
-    """The second one has no convolution to put in other coordinates; a run of the first would pay for all."""
+    """The second one trains no such layer; a run of the first would pay for all."""
     (tmp_path / "public").mkdir()
     public = dataset_maker(tmp_path / "public")(seed=9)
     ledger = {"url": f"sqlite:///{tmp_path / 'budget.db'}"}
     privacy = {
         "noise_multiplier": 4.0, "sample_rate": 0.5, "expected_batch_size": 3, "delta": 1e-3,
-        "clipping": "scaled", "clip_scales": str(public), "precondition": True,
+        "clipping": "scaled", "clip_scales": str(public),
     }  # fmt: skip
     dataset_maker(tmp_path)(train=4, val=2)
-    with pytest.raises(ConfigError, match="no plain convolution trains"):
-        tune(config(tmp_path, {"trainable": ["head", "norm_and_bias"]}, budget=ledger, privacy=privacy))
+    with pytest.raises(ConfigError, match=r"model\.99"):
+        tune(config(tmp_path, {"trainable": ["head", ["model.99.*"]]}, budget=ledger, privacy=privacy))
     assert not (tmp_path / "out").exists() and not (tmp_path / "budget.db").exists()
 
 

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 from ..errors import ConfigError
 
 Commands = Any  # argparse's sub-parsers action, which has no public type
+# Options that earlier versions had, and what to use now.
+REMOVED = dict.fromkeys(("--recall", "--recall-data"), "lower --conf, and look at the contact sheet for what is missed")
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +20,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line instead of the whole usage."""
+        for option, instead in REMOVED.items():
+            if option in message.split():
+                raise ConfigError(f"{option} was removed: {instead}")
         raise ConfigError(f"{message} ({self.prog} --help)")
 
 

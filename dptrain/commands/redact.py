@@ -53,14 +53,8 @@ def register(commands: Commands) -> None:
     redact.add_argument("--method", default="fill", help="fill, inpaint (both leave nothing), gaussian, pixelate (both "
                         "leave a few mean colours); default %(default)s")  # fmt: skip
     redact.add_argument(
-        "--conf", type=float, default=0.05, help="least confidence; low for recall; default %(default)s"
+        "--conf", type=float, default=0.05, help="least confidence; low, to miss less; default %(default)s"
     )
-    redact.add_argument(
-        "--recall",
-        type=float,
-        help="choose --conf so that this share of the boxes labelled in --recall-data is covered",
-    )
-    redact.add_argument("--recall-data", metavar="YAML", help="a data.yaml, public; its val split is used")
     redact.add_argument("--margin", type=float, default=0.15, help="growth of a box on each side; default %(default)s")
     redact.add_argument(
         "--cells", type=int, default=4, help="mean colours along a box's longer side; default %(default)s"
@@ -97,8 +91,6 @@ def _redact(options: argparse.Namespace) -> int:
             options.source,
             options.output,
             weights=options.weights,
-            recall=options.recall,
-            recall_data=options.recall_data,
             in_place=options.in_place,
             overwrite=options.overwrite,
             report=options.report,
@@ -134,9 +126,6 @@ def _lines(report: RedactionReport) -> Iterator[str]:
     if summary["label files"] or report.data:
         carried = [counted(summary["label files"], "label file"), *([report.data] if report.data else [])]
         yield f"carried    {', '.join(carried)}"
-    if report.recall is not None:
-        reached = report.recall
-        yield f"confidence {reached['conf']:.4f} covers {reached['reached']:.3f} of {reached['boxes']} labelled boxes"
     for entry in report.files:
         if entry.dropped:
             yield f"{entry.source}: left out {counted(entry.dropped, 'frame')}, which came faster than the model works"

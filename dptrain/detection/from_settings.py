@@ -14,7 +14,6 @@ from ..sealing.weights import is_weights
 from .data import Augmentation, DataConfig
 from .loss import LossSettings
 from .model import load_model, norm_of
-from .preconditioning import convolutions
 from .trainable import RANK, Lora
 
 
@@ -22,7 +21,7 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
     """Load the detector for the classes of the data; refuse one that cannot train as the settings ask."""
     assert config.head is not None, "resolve settles it"
     targets = config.lora.targets or "all"
-    model = load_model(
+    return load_model(
         config.model,
         data.num_classes,
         norm=config.norm,
@@ -37,9 +36,6 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         new_classes=config.new_classes,
         similar=config.similar_classes,
     )
-    if config.privacy.precondition:
-        convolutions(model)
-    return model
 
 
 def augmentation_of(config: TrainConfig) -> Augmentation:

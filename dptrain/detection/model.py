@@ -21,15 +21,13 @@ from ..files import write_atomically
 from ..layers import (
     FrozenBatchNorm2d,
     LowRankConv2d,
-    PreconditionedConv2d,
-    StandardizedConv2d,
     group_norm_from_batch_norm,
 )
 from ..sealing.weights import is_weights, plain_weights
 from .heads import OneToOneDetect, check_names, choose_head, class_branches, set_classes, set_names
 from .trainable import Lora, add_adapters, set_trainable
 
-NORMS = ("auto", "frozen_bn", "group", "group_ws")
+NORMS = ("auto", "frozen_bn", "group")
 _BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
@@ -53,9 +51,8 @@ def load_model(
         num_classes: Classes of the data; the last layer of the class head is new where it differs from the
             checkpoint's, except for classes of the same name, and every other layer is kept.
         norm: ``frozen_bn`` keeps the checkpoint's public statistics; ``group`` puts group normalisation in the place
-            of every batch normalisation and keeps eps, scale and shift; ``group_ws`` also standardises the filters of
-            the convolutions before it, but for grouped ones; ``auto`` is ``frozen_bn`` for a checkpoint that has batch
-            normalisation and ``group`` otherwise.
+            of every batch normalisation and keeps eps, scale and shift; ``auto`` is ``frozen_bn`` for a checkpoint that
+            has batch normalisation and ``group`` otherwise.
         trainable: What receives gradients, see :func:`set_trainable`; ``lora`` puts adapters in.
         names: Class names by number, written into the model.
         head: ``both`` branches of YOLO26, or ``one_to_many`` or ``one_to_one`` without the other; ``auto`` is what the
@@ -221,33 +218,28 @@ def _check_head(detector: DetectionModel, name: str) -> None:
 
 
 def _replace_norms(detector: DetectionModel, norm: str) -> None:
-    grouped = norm in ("group", "group_ws")
     for name, module in list(detector.named_modules()):
-        if grouped and isinstance(module, Conv):
+        if norm == "group" and isinstance(module, Conv):
             if isinstance(getattr(module, "bn", None), _BATCH_NORMS):
                 # Stock Ultralytics fuses every Conv that has a `bn`. One without it, whose forward is `forward_fuse`,
                 # is what its own fused models consist of and is left alone.
                 module.conv = nn.Sequential(module.conv, group_norm_from_batch_norm(module.bn))
                 del module.bn
                 module.forward = module.forward_fuse
-            if norm == "group_ws" and isinstance(module.conv, nn.Sequential):
-                conv = module.conv[0]
-                if type(conv) is nn.Conv2d and conv.groups == 1:  # a depthwise filter of mean 0 could average no more
-                    module.conv[0] = StandardizedConv2d.from_conv(conv)
             continue
         for child_name, child in list(module.named_children()):
             if norm == "frozen_bn" and isinstance(child, nn.BatchNorm2d):
                 setattr(module, child_name, FrozenBatchNorm2d.from_batch_norm(child))
-            elif grouped and isinstance(child, _BATCH_NORMS) and not isinstance(module, Conv):
+            elif norm == "group" and isinstance(child, _BATCH_NORMS) and not isinstance(module, Conv):
                 raise ModelError(
                     f"norm={norm} cannot replace {name}.{child_name} ({type(module).__name__}): use frozen_bn"
                 )
 
 
 def norm_of(detector: DetectionModel) -> str:
-    """Return the kind of norm that a loaded detector has: ``frozen_bn``, ``group`` or ``group_ws``."""
+    """Return the kind of norm that a loaded detector has: ``frozen_bn`` or ``group``."""
     kinds = {type(module) for module in detector.modules()}
-    return "group_ws" if StandardizedConv2d in kinds else "frozen_bn" if FrozenBatchNorm2d in kinds else "group"
+    return "frozen_bn" if FrozenBatchNorm2d in kinds else "group"
 
 
 def stock_copy(detector: DetectionModel) -> DetectionModel:
@@ -257,7 +249,7 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
         for name, child in list(module.named_children()):
             if isinstance(child, FrozenBatchNorm2d):
                 setattr(module, name, child.to_batch_norm())
-            elif isinstance(child, LowRankConv2d | StandardizedConv2d | PreconditionedConv2d):
+            elif isinstance(child, LowRankConv2d):
                 setattr(module, name, child.folded())
     if isinstance(stock.model[-1], OneToOneDetect):
         stock.model[-1].__class__ = Detect

@@ -34,9 +34,8 @@ def public_model(model: str, names: Mapping[int, str], norm: str = "auto") -> De
         model: A model description or a public checkpoint.
         names: Class names by number; the class head is made anew where it differs, but for classes of the same name.
         norm: ``group``: group normalisation in place of batch normalisation, as private training from scratch has it;
-            ``group_ws``: the same behind standardised filters, which are what weights are saved with; ``batch``:
-            statistics that train here, and stay as they are in private training (``frozen_bn``); ``auto``: what a
-            checkpoint has, ``group`` from scratch.
+            ``batch``: statistics that train here, and stay as they are in private training (``frozen_bn``); ``auto``:
+            what a checkpoint has, ``group`` from scratch.
 
     Raises:
         ModelError: The file is missing, unreadable, or not a plain detector.
@@ -52,7 +51,7 @@ def public_model(model: str, names: Mapping[int, str], norm: str = "auto") -> De
         set_classes(detector, len(names), names)
     else:
         raise ModelError(f"{model!r}: expected a model .yaml (such as yolo26n.yaml) or a .pt checkpoint")
-    if norm in ("group", "group_ws"):
+    if norm == "group":
         _replace_norms(detector, norm)
     elif norm == "batch" and not any(isinstance(m, _BATCH_NORMS) for m in detector.modules()):
         raise ConfigError(f"norm=batch, and {model} has no batch normalisation: leave norm out, or start from another")

@@ -10,7 +10,7 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 from ..errors import ConfigError
-from ..layers import FrozenBatchNorm2d, LowRankConv2d, StandardizedConv2d
+from ..layers import FrozenBatchNorm2d, LowRankConv2d
 
 GROUPS = ("all", "head", "neck_and_head", "norm_and_bias", "head_and_norms", "lora")
 RANK = 4
@@ -98,8 +98,6 @@ def add_adapters(detector: DetectionModel, lora: Lora) -> None:
     Raises:
         ConfigError: A target matches no convolution.
     """
-    if any(isinstance(module, StandardizedConv2d) for module in detector.modules()):
-        raise ConfigError("trainable=lora adapts plain filters, and norm=group_ws standardises them: use norm=group")
     reached: set[str] = set()
     whole: list[str] = []
     for owner_name, owner in list(detector.named_modules()):

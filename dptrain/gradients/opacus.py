@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError
-from ..layers import FrozenBatchNorm2d, PreconditionedConv2d, StandardizedConv2d
+from ..layers import FrozenBatchNorm2d
 from .checks import refuse_missing, trainable_parameters
 from .fused import Groups, LossFunction, Weigh, _check_losses, _check_rows
 from .units import Units
@@ -29,21 +28,6 @@ def _frozen_batch_norm_rule(
     normalised = activations[0] - layer.running_mean.view(shape)
     normalised = normalised * torch.rsqrt(layer.running_var + layer.eps).view(shape)
     return {layer.weight: (backprops * normalised).sum(positions), layer.bias: backprops.sum(positions)}
-
-
-def _filters_rule(
-    layer: StandardizedConv2d | PreconditionedConv2d, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
-    """Every example's gradient for the filters in use, taken through what made them of the trained weight."""
-    x, place = activations[0], (layer.stride, layer.padding, layer.dilation, layer.groups)
-    found: dict[Any, Tensor] = {}
-    if layer.weight.requires_grad:
-        rows = [conv2d_weight(x[i : i + 1], layer.weight.shape, backprops[i : i + 1], *place) for i in range(len(x))]
-        found[layer.weight] = layer.pull_back(torch.stack(rows) if rows else x.new_zeros(0, *layer.weight.shape))
-    if layer.bias is not None and layer.bias.requires_grad:
-        sums = backprops.sum((2, 3))
-        found[layer.bias] = sums @ layer.left if isinstance(layer, PreconditionedConv2d) else sums
-    return found
 
 
 @contextmanager
@@ -98,8 +82,6 @@ def per_sample_gradients(
     """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
     grad_sample_module = _grad_sample_module()
     grad_sample_module.GRAD_SAMPLERS.setdefault(FrozenBatchNorm2d, _frozen_batch_norm_rule)
-    for kind in (StandardizedConv2d, PreconditionedConv2d):
-        grad_sample_module.GRAD_SAMPLERS.setdefault(kind, _filters_rule)
     parameters = trainable_parameters(module)
     with _as_opacus_needs_it(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")

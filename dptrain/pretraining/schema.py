@@ -15,7 +15,7 @@ from ..devices import parse_device
 from ..errors import ConfigError
 from ..schema import DEFAULT_LEDGER, config_error, keys, nearest_key
 
-NORMS = ("auto", "group", "group_ws", "batch")
+NORMS = ("auto", "group", "batch")
 OPTIMIZERS = ("auto", "sgd", "musgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop")
 SCHEDULES = ("linear", "cosine")
 # What may be another when a training goes on.

@@ -80,7 +80,6 @@ class RedactionReport:
         settings: As :meth:`dptrain.redaction.RedactionSettings.as_dict`.
         weights: The weights' file, or None.
         weights_sha256: Its hash.
-        recall: Where the confidence threshold was chosen for a recall: what was asked, reached, and on how many boxes.
         data: The data.yaml that went along with a dataset, None where there is none.
         folder: Where ``report.json``, ``boxes.csv`` and ``contact_sheet.jpg`` were written. They hold file names, and
             where people are: keep them as you keep the originals.
@@ -90,7 +89,6 @@ class RedactionReport:
     weights: str | None
     weights_sha256: str | None
     folder: Path
-    recall: dict[str, Any] | None = None
     files: list[FileReport] = field(default_factory=list)
     data: str | None = None
 

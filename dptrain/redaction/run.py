@@ -8,7 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -43,8 +43,6 @@ def redact(
     output: str | Path | None = None,
     *,
     weights: str | Path | None = None,
-    recall: float | None = None,
-    recall_data: str | Path | None = None,
     in_place: bool = False,
     overwrite: bool = False,
     report: str | Path | None = None,
@@ -64,8 +62,6 @@ def redact(
             http://, ...). With a data.yaml, in a folder too, or where a folder holds images and labels, those go along.
         output: The file, or for a folder the folder, to write to.
         weights: YOLO weights that find what is redacted; None where only ``regions`` are.
-        recall: Choose ``conf`` so that this share of the labelled boxes of ``recall_data``'s val split is covered.
-        recall_data: A data.yaml with labels of the classes, of pictures such as these. Declared public.
         in_place: Write over the originals, instead of ``output``.
         overwrite: Write over other files that are there.
         report: Folder of the report; default the output's name with ``.redaction`` behind it.
@@ -83,7 +79,7 @@ def redact(
         KeyboardInterrupt: It was stopped; the report says what was not done.
     """
     chosen = RedactionSettings(**settings)
-    _check(weights, chosen, recall, recall_data)
+    _check(weights, chosen)
     jobs, dataset = find_jobs(
         str(source), None if output is None else Path(output), in_place=in_place, overwrite=overwrite
     )
@@ -102,15 +98,12 @@ def redact(
     if output is not None:
         refuse_unwritable(Path(output), "-o")
     refuse_unwritable(folder, "--report")
-    finder, reached = _finder(weights, chosen, recall, recall_data)
-    if finder is not None:
-        chosen = replace(chosen, conf=finder.conf)
+    finder = _finder(weights, chosen)
     found = RedactionReport(
         chosen.as_dict(),
         None if weights is None else str(weights),
         None if weights is None else file_hash(Path(weights)),
         folder,
-        reached,
         [FileReport(job.name, kind=job.kind, status="skipped" if job.kind == "other" else "not done") for job in jobs],
     )
     with stop_signal() as stop:
@@ -142,36 +135,21 @@ def _carry(dataset: Dataset, output: Path, jobs: Sequence[Job], found: Redaction
         found.data = str(output / "data.yaml")
 
 
-def _check(
-    weights: str | Path | None, settings: RedactionSettings, recall: float | None, recall_data: str | Path | None
-) -> None:
+def _check(weights: str | Path | None, settings: RedactionSettings) -> None:
     if weights is None and not settings.regions:
         raise ConfigError("nothing to redact: give weights that find it, or a region")
     if weights is None and settings.classes is not None:
         raise ConfigError("classes need weights that find them")
-    if (recall is None) != (recall_data is None):
-        raise ConfigError(
-            "recall and recall_data go together: a share, and the labelled pictures that it is reached on"
-        )
-    if recall is not None and (weights is None or not 0 < recall <= 1):
-        raise ConfigError(f"recall={recall} is a share above 0 and at most 1, of what weights find")
 
 
-def _finder(
-    weights: str | Path | None, settings: RedactionSettings, recall: float | None, recall_data: str | Path | None
-) -> tuple[Finder | None, dict[str, Any] | None]:
+def _finder(weights: str | Path | None, settings: RedactionSettings) -> Finder | None:
     if weights is None:
-        return None, None
+        return None
     from ..detection.finding import Finder
     from ..devices import parse_device, usable_device
 
     device = usable_device(parse_device(settings.device))
-    finder = Finder(weights, settings.classes, imgsz=settings.imgsz, conf=settings.conf, device=device)
-    if recall is None or recall_data is None:
-        return finder, None
-    from .recall import choose_confidence
-
-    return finder, choose_confidence(finder, recall_data, recall, settings.margin, settings.batch_size)
+    return Finder(weights, settings.classes, imgsz=settings.imgsz, conf=settings.conf, device=device)
 
 
 @dataclass

@@ -238,8 +238,7 @@ def _scaled_by(public: Mapping[str, Any]) -> str:
     by = public.get("clip_scales")
     if not by:
         return ""
-    also = "; the filters trained in coordinates measured on them" if by.get("preconditioned") else ""
-    return f"{by['images']} public images of {by['data']}{also}; compared with {by['compared']}"
+    return f"{by['images']} public images of {by['data']}; compared with {by['compared']}"
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

@@ -378,7 +378,7 @@ def test_stock_ultralytics_predicts_validates_and_exports(tmp_path: Path, make_d
         "yolo26n-both-frozen_bn.pt": {"norm": "frozen_bn"},
         "small-both-lora.pt": {"trainable": ["lora", "norm_and_bias"]},
         "small-one_to_many.pt": {"head": "one_to_many"},
-        "small-one_to_one-standardised.pt": {"head": "one_to_one", "norm": "group_ws"},
+        "small-one_to_one-group.pt": {"head": "one_to_one", "norm": "group"},
     }.items():
         models[file] = lively(load_model(starts[file.partition("-")[0]], 2, names=names, **options))
     models["yolo26n-both-half.pt"] = models["yolo26n-both-group.pt"]

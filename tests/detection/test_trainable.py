@@ -1,4 +1,4 @@
-"""Adapters, standardised filters and one-branch heads: what they compute, their gradients, what is saved."""
+"""Adapters and one-branch heads: what they compute, their gradients, what is saved."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dptrain.detection.from_settings import with_rate
 from dptrain.detection.heads import OneToOneDetect
 from dptrain.detection.model import norm_of, stock_copy
 from dptrain.detection.probe import refuse_coupled_images
-from dptrain.layers import LowRankConv2d, StandardizedConv2d
+from dptrain.layers import LowRankConv2d
 
 from ..detectors import one_image, random_batch, stock_detector, write_checkpoint
 from ..gradients.oracle import assert_same
@@ -31,7 +31,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora and norms": {
         "trainable": ["lora", "norm_and_bias"], "lora": Lora(2, 6.0, ("neck_and_head",)), "norm": "group",
     },
-    "standardised": {"norm": "group_ws"},
     "one_to_many": {"head": "one_to_many"},
     "one_to_one": {"head": "one_to_one"},
 }  # fmt: skip
@@ -72,11 +71,11 @@ def test_gradients_of_every_engine_are_those_of_an_image_alone(variant: str, sta
     wanted = alone(model, losses, batch)
     # A level of the box branch without a box has none.
     assert all(g.any() for name, g in wanted.items() if "cv2." not in name), "every trained tensor is reached"
-    for method in ("fused", "opacus") if variant in ("lora", "standardised") else ("fused",):
+    for method in ("fused", "opacus") if variant == "lora" else ("fused",):
         assert_same(dptrain.per_sample_gradients(model, losses, batch, method), wanted, 1e-6, 1e-11)
 
 
-@pytest.mark.parametrize("variant", ["lora", "standardised", "one_to_one"])
+@pytest.mark.parametrize("variant", ["lora", "one_to_one"])
 def test_the_probe_passes(variant: str) -> None:
     model = load_model("yolo26n.yaml", 3, **VARIANTS[variant])
     refuse_coupled_images(model, "fused", PerImageLoss(settings=LossSettings(focal_gamma=2.0, normaliser="constant")))
@@ -158,7 +157,6 @@ def test_head_and_norms_are_the_head_and_every_norm(start: Path) -> None:
     ("options", "words"),
     [
         ({"trainable": "lora", "lora": Lora(4, targets=("model.99.*",))}, "lora.targets='model.99.*' matches no"),
-        ({"trainable": "lora", "norm": "group_ws"}, "use norm=group"),
         ({"head": "one_to_few"}, "head='one_to_few' is not one of"),
         ({"new_classes": "best"}, "new_classes='best' is not one of"),
         ({"similar": {"emu": "owl"}}, "similar_classes has 'emu', which is no class of the data"),
@@ -174,17 +172,6 @@ def test_what_does_not_fit_is_refused_in_one_line(options: dict[str, Any], words
 def test_adapters_must_be_put_in_when_a_detector_is_loaded(start: Path) -> None:
     with pytest.raises(dptrain.ConfigError, match="no adapters"):
         set_trainable(load_model(start), "lora")
-
-
-# --- standardised filters --------------------------------------------------------------------------------------------
-
-
-def test_depthwise_and_last_convolutions_keep_their_filters(start: Path, tmp_path: Path) -> None:
-    model = load_model(start, 3, norm="group_ws")
-    standardised = [m for m in model.modules() if isinstance(m, StandardizedConv2d)]
-    assert len(standardised) > 50 and all(m.groups == 1 and m.bias is None for m in standardised)
-    again = load_model(save_weights(model, tmp_path / "a.pt"), 3, norm="group_ws")
-    assert sum(isinstance(m, StandardizedConv2d) for m in again.modules()) == len(standardised)
 
 
 # --- one branch of two -----------------------------------------------------------------------------------------------

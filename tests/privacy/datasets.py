@@ -12,15 +12,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from dptrain.detection.model import load_model
-from dptrain.detection.preconditioning import put_in_coordinates
 
 from ..detectors import stock_detector, write_checkpoint
 
 SIZE = 32
-DETECTORS = ("end2end group", "end2end frozen_bn", "dfl group", "dfl frozen_bn", "dfl preconditioned")
+DETECTORS = ("end2end group", "end2end frozen_bn", "dfl group", "dfl frozen_bn")
 
 # Two levels, a C2f block and the Detect layer of YOLO26 (two heads, L1 loss) or of YOLOv8 (one head, DFL).
 _DESCRIPTION = """
@@ -54,19 +52,7 @@ def _detector(name: str, folder: Path) -> Any:
     file = description(folder, kind)
     if norm == "frozen_bn":
         file = write_checkpoint(stock_detector(str(file.with_suffix("")), "ab"), folder / f"{kind}.pt")
-    model = load_model(file, 2, norm="group" if norm == "preconditioned" else norm)
-    if norm == "preconditioned":
-        _in_other_coordinates(model)
-    return model
-
-
-def _in_other_coordinates(model: nn.Module) -> None:
-    """Put the filters in coordinates whose lengths differ by ten times, as those of public images may."""
-
-    def side(n: int) -> Tensor:
-        return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0] * torch.logspace(-0.5, 0.5, n)
-
-    put_in_coordinates(model, lambda _, conv: (side(conv.out_channels), side(conv.in_channels).t()))
+    return load_model(file, 2, norm=norm)
 
 
 def detector(name: str, folder: Path) -> Any:

@@ -158,7 +158,6 @@ def test_the_pairs_were_not_dull() -> None:
 def test_every_clip_rule_on_every_engine_holds_its_own_sensitivity(
     rule: str, engine: str, models: Path, tmp_path: Path
 ) -> None:
-    """With the optimizer that is told of the noise: what it is told must be public, too."""
     options: dict[str, dict[str, Any]] = {
         "groups": {"groups": ("model.0*|model.1*", "model.2*")},
         "scaled": {"scales": (("model.0*|model.1*", 16.0), ("model.2*", 0.5))},
@@ -172,7 +171,7 @@ def test_every_clip_rule_on_every_engine_holds_its_own_sensitivity(
     @given(PAIRS, st.sampled_from(NEWCOMERS[:6]), st.sampled_from(norms))
     def holds(pair: dict[str, Any], newcomer: str, clip_norm: float) -> None:
         given_ = {"newcomer": newcomer, "clip_norm": clip_norm, "engine": engine, "steps": 2, "rate": 1.0}
-        more = {"clipping": clipping, "optimizer": "dp_adam_bc"}
+        more = {"clipping": clipping, "optimizer": "adam"}
         tight.append(compare({**pair, **given_, **more}, tmp_path / str(next(_NUMBERS)), models)[0])
 
     seed(CLIPPINGS.index(rule))(holds)()

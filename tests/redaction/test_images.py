@@ -177,38 +177,6 @@ def test_batches_of_any_size_find_the_same(tmp_path: Path) -> None:
             assert (a.source, a.labels) == (b.source, b.labels)
 
 
-def test_the_threshold_is_chosen_for_the_recall_that_is_asked(tmp_path: Path) -> None:
-    from experiments.digits.scenes import write_public
-
-    data = write_public(tmp_path / "public", train_scenes=1, val_scenes=14)
-    digit_scenes(tmp_path / "photos", 1)
-    reached = []
-    for number, recall in enumerate((0.5, 0.9)):
-        report = redact(
-            tmp_path / "photos", tmp_path / f"safe{number}", weights=WEIGHTS, imgsz=128, recall=recall, recall_data=data
-        )
-        assert report.recall is not None and report.recall["reached"] >= recall
-        assert report.settings["conf"] == report.recall["conf"]
-        reached.append(report.recall["conf"])
-        if recall < 0.9:
-            continue
-        # The claim holds when the pictures themselves are redacted at that threshold.
-        redact(data.parent / "images/val", tmp_path / f"val{number}", weights=WEIGHTS, imgsz=128, conf=reached[-1])
-        covered = []
-        for file in sorted((tmp_path / f"val{number}").iterdir()):
-            for line in (data.parent / f"labels/val/{file.stem}.txt").read_text().splitlines():
-                x, y, w, h = (float(word) * 128 for word in line.split()[1:])
-                box = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-                covered.append(greyness(cv2.imread(str(file)), box) >= 0.95)
-        assert np.mean(covered) == pytest.approx(report.recall["reached"])
-    assert reached[0] > reached[1]
-    with pytest.raises(ConfigError, match="recall=1 is not reached"):
-        redact(
-            tmp_path / "photos", tmp_path / "no", weights=WEIGHTS, imgsz=32, margin=0.0, recall=1.0, recall_data=data
-        )
-    assert not (tmp_path / "no").exists()
-
-
 def test_originals_and_other_files_are_never_overwritten_unless_asked(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -320,7 +288,6 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
         ("a.png -o b.png --weights no.pt", "checkpoint 'no.pt': no such file"),
         ("a.png -o a.txt/b.png --region 0,0,1,1", "a.txt is no folder"),
         ("a.png -o b.png --region 0,0,1,1 --report a.txt/b", "a.txt is no folder"),
-        ("a.png -o b.png --weights a.png --recall 0.9", "recall and recall_data go together"),
         ("a.txt -o b.png --region 0,0,1,1", "neither an image nor a video"),
         ("a.seal -o b --region 0,0,1,1", "dptrain unseal it first"),
     ],

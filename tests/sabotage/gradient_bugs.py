@@ -68,14 +68,6 @@ GRADIENT_BUGS = (
         "tests/test_run.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
     ),
     bug(
-        "coordinates of private images",
-        "The filters are trained in coordinates that were measured on the training images, which nobody pays for.",
-        "dptrain.run:Run._with_scales",
-        "precondition(self.model, loss, images)",
-        "precondition(self.model, loss, DetectionDataset(data, 'train', self.config.imgsz))",
-        "tests/test_run.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
-    ),
-    bug(
         "one layer left out of the norm",
         "The loop that adds up the layers' norms starts at the second.",
         "dptrain.gradients.fused:_squared_norms",
@@ -89,13 +81,6 @@ GRADIENT_BUGS = (
         "piece.weighted_sum(weights[:, k])",
         "piece.weighted_sum(weights[:, k] if 'one2one' not in (layer_name or '') else torch.ones_like(weights[:, k]))",
         _LARGEST,
-    ),
-    bug(
-        "clip before the derivative",
-        "Standardised filters: the gradient of the filters is measured, and that of the trained weight is released.",
-        "dptrain.gradients.layers.standardized:_PulledBack._norms",
-        "squared_norm(self.module.pull_back(rows))", "squared_norm(rows)",
-        "tests/gradients/test_standardized.py::test_the_clip_is_on_the_trained_weight_and_not_on_the_filters",
     ),
     bug(
         "norms in single precision",

@@ -209,18 +209,6 @@ NOISE_BUGS = (
         ],
         RULES, LOOP + "test_the_adaptive_clip_norm_follows_the_noised_count_alone",
     ),
-    bugs(
-        "noise of the true batch taken off",
-        "The optimizer subtracts the variance of a mean over the images drawn: their number gets into the weights.",
-        [
-            (_SUM, "for batch in batches:", "counts = []\n        for batch in batches:\n            " + _COUNT),
-            (_SUM, "return total", "self.__dict__['_drawn'] = max(1, sum(counts))\n    return total"),
-            ("dptrain.training:PrivateTrainer._tell_noise",
-             "self.plan.noise_deviation(self.parameters, self.clip_norm)",
-             "self.plan.noise_deviation(self.parameters, self.clip_norm) * 6 / self._drawn"),
-        ],
-        RULES, "tests/test_optimizers.py::test_the_trainer_tells_the_noise_of_the_plan_whatever_was_drawn",
-    ),
     bug(
         "clip norm not resumed",
         "A resumed run starts again at the first clip norm, and no longer follows what it has released.",

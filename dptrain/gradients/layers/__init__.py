@@ -6,7 +6,7 @@ somebody registers one.
 
 from __future__ import annotations
 
-from . import conv, embedding, linear, norm, preconditioned, standardized  # noqa: F401 - each registers its rules
+from . import conv, embedding, linear, norm  # noqa: F401 - each registers its rules
 from .base import Record, Rule, Tape, registered_rules, rule_for
 
 __all__ = ["Record", "Rule", "Tape", "registered_rules", "rule_for"]
