@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -66,8 +65,8 @@ class StepJournal:
 
 
 # Everything a checkpoint may hold. All of it is noised or public.
-CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "clip_norm", "seed")
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "seed")
+CHECKPOINT_FORMAT = 3
 _SCALES = "clipping.scales"
 
 
@@ -111,7 +110,7 @@ def load_checkpoint(
     damage = _damage(payload, plan)
     if damage is not None:
         raise PrivacyError(f"{file} is damaged: {damage}")
-    return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer", "clip_norm")}
+    return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer")}
 
 
 def scales_of(file: Path, content: IO[bytes] | None = None) -> tuple[tuple[str, float], ...]:
@@ -179,10 +178,6 @@ def _damage(payload: dict[str, Any], plan: PrivacyPlan) -> str | None:
     step = payload["step"]
     if type(step) is not int or not 0 <= step <= plan.steps:
         return f"step={step!r} is not a whole number from 0 to {plan.steps}"
-    norm = payload["clip_norm"]
-    adapts = plan.clipping.name == "adaptive"
-    if type(norm) is not float or not 0.0 < norm < math.inf or (norm != plan.clip_norm and not adapts):
-        return f"clip_norm={norm!r} is none that the plan can have come to"
     for name in ("parameters", "frozen", "average"):
         table = payload[name]
         if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):

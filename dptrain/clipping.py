@@ -17,16 +17,12 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-COUNT = "<unclipped>"  # the entry of a sum that adaptive clipping adds; no parameter is called so
-
 _LEAST_NORM, _LARGEST_NORM = 1e-10, 1e10
 # Norms come from single precision sums of at most 256 squares (gradients.layers.base); shrinking by this keeps the
 # rounded result inside the clip norm.
 _ROUNDING = 1.0 - 8e-6
 _LEAST_FACTOR = 2.0**-100
 GAMMA = 0.01  # of automatic clipping; the paper's, which found no need to tune it
-_RAMP = 0.1  # of an adaptive clip norm: over which the indicator of being clipped goes from one end to the other
-_ADAPTATION = 0.2  # the rate at which an adaptive clip norm follows its quantile; the paper's
 
 
 def check_clip_norm(clip_norm: float) -> None:
@@ -97,23 +93,6 @@ class FlatClip:
         if relation == "replace_one":
             return 2.0 * self.clip_norm
         raise ConfigError(f"relation={relation!r} is not one of add_or_remove_one, replace_one")
-
-
-@dataclass(frozen=True)
-class RescaledClip(FlatClip):
-    """Flat clipping to ``clip_norm``, divided by it: g min(1/C, 1/|g|) (De et al. 2022).
-
-    Formal guarantee: that of :class:`FlatClip` with sensitivity 1. The noise shrinks and grows with the sum, so that
-    nothing changes but the scale: the best learning rate no longer depends on C.
-    """
-
-    def weights(self, squared_norms: Tensor) -> Tensor:
-        """Return the factor of every unit; both of shape (n, 1)."""
-        return super().weights(squared_norms) / self.clip_norm
-
-    def sensitivity(self, relation: str = "add_or_remove_one") -> float:
-        """1 for ``add_or_remove_one``, 2 for ``replace_one``."""
-        return FlatClip(1.0).sensitivity(relation)
 
 
 @dataclass(frozen=True)
@@ -190,49 +169,6 @@ class GroupClip:
     def sensitivity(self, relation: str = "add_or_remove_one") -> float:
         """The root of the sum of the squares of ``norms`` for ``add_or_remove_one``; twice that for ``replace_one``."""
         return FlatClip(1.0).sensitivity(relation) * math.hypot(*self.norms)
-
-
-@dataclass(frozen=True)
-class AdaptiveClip(FlatClip):
-    """Flat clipping whose norm follows a quantile of the gradients' norms (Andrew et al. 2021, algorithm 1).
-
-    Beside the clipped gradients, the units drawn that needed no clipping are counted, by b_i = 1/2 for a gradient
-    shorter than C and -1/2 for a longer one (0 if it is not finite). Within 5 % of C it goes from one to the other in a
-    straight line: a norm can differ in its last digits with what shares a batch, and a jump would make a whole count of
-    that. The step's sum gets one more entry, :data:`COUNT`, the sum of w C b_i with w = ``count_weight``, and noise as
-    all others do. After the step C moves to C exp(-0.2 (p - quantile)), where p is the share unclipped as estimated
-    from the noised entry: 1/2 + entry / (w C B) with the expected batch size B. It is a function of what is released.
-
-    Formal guarantee: adding a unit moves the gradients by at most C, and the entry by at most w C / 2, since |b| <= 1/2
-    and the other units' b stay what they are (with 0 and 1 it would be twice that). So the whole vector moves by at
-    most the sensitivity S = C sqrt(1 + w^2 / 4), and with noise of deviation z S on every entry the step is one
-    Gaussian mechanism with noise multiplier z, which is what is accounted. A unit replaced moves it by at most 2 S.
-
-    What each part then gets: the gradient noise of z_delta C with z_delta = z sqrt(1 + w^2 / 4), the count noise of
-    sigma_b = z S / (w C). Taken apart they are Gaussian mechanisms of multipliers z_delta and 2 sigma_b (sensitivity
-    1/2), whose Rényi divergences alpha / (2 z_delta^2) and alpha / (2 (2 sigma_b)^2) add up to alpha / (2 z^2):
-    z = (z_delta^-2 + (2 sigma_b)^-2)^(-1/2), theorem 1 of the paper. Solved for the weight that gives the count a noise
-    of sigma_b: w = z / sqrt(sigma_b^2 - z^2 / 4).
-    """
-
-    quantile: float
-    count_weight: float
-
-    def count(self, squared_norms: Tensor) -> Tensor:
-        """Return the entry of the sum that tells of the norms, shape (1,), from squared norms of shape (n, 1)."""
-        squared = squared_norms.double()
-        unclipped = ((1.0 - squared.sqrt() / self.clip_norm) / _RAMP).clamp(-0.5, 0.5)
-        return unclipped.masked_fill(~squared.isfinite(), 0.0).sum(0) * (self.count_weight * self.clip_norm)
-
-    def sensitivity(self, relation: str = "add_or_remove_one") -> float:
-        """C sqrt(1 + w^2 / 4) for ``add_or_remove_one``, over gradients and count; twice that for ``replace_one``."""
-        return FlatClip(self.clip_norm).sensitivity(relation) * math.hypot(1.0, self.count_weight / 2)
-
-    def next_norm(self, noised: float) -> float:
-        """Return the next step's clip norm; ``noised`` is the noised entry, divided by the expected batch size."""
-        share = min(1.0, max(0.0, 0.5 + noised / (self.count_weight * self.clip_norm)))
-        moved = self.clip_norm * math.exp(-_ADAPTATION * (share - self.quantile))
-        return min(_LARGEST_NORM, max(_LEAST_NORM, moved))
 
 
 def _kept(factors: Tensor, squared_norms: Tensor) -> Tensor:

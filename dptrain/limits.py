@@ -107,10 +107,6 @@ def check_together(config: TrainConfig) -> None:
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ConfigError(f"optimizer.betas={betas} must be two numbers in [0, 1), such as [0.9,0.999]")
     clipping = clipping_of(config.privacy)
-    if clipping.name == "adaptive" and config.noise.exact:
-        raise ConfigError(
-            "noise.exact=true has no grid for privacy.clipping=adaptive, which moves the clip norm: take another rule"
-        )
     if clipping.name == "scaled" and not config.privacy.clip_scales:
         raise ConfigError(
             "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import accounting
 from .clip_settings import FLAT, Clipping
-from .clipping import COUNT, AdaptiveClip, ClipRule
+from .clipping import ClipRule
 from .errors import ConfigError
 from .schema import UNITS
 
@@ -37,7 +37,7 @@ class PrivacyPlan:
         sample_rate: Chance q that one unit is in one step's draw, in (0, 1].
         steps: Number T of noised steps, at least 1.
         noise_multiplier: Standard deviation of the noise in units of the sensitivity, that of the clip rule; above 0.
-        clip_norm: Largest norm C of one unit's gradient; finite and above 0. The first one, where it adapts.
+        clip_norm: Largest norm C of one unit's gradient; finite and above 0.
         delta: In (0, 1); should be well below one over the number of units.
         expected_batch_size: Public constant that the noisy sum is divided by; never the true size of a draw.
         unit: What one person's data is: an ``image``, or a ``group`` of images such as a patient's.
@@ -62,7 +62,7 @@ class PrivacyPlan:
                 raise ConfigError(f"{name}={value} must be a whole number, at least 1 and at most {most}")
         if not 1e-3 <= self.noise_multiplier <= 1e6:
             raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be above 0, from 0.001 to 1,000,000")
-        self.clipping.check(self.clip_norm, self.noise_multiplier)
+        self.clipping.check(self.clip_norm)
         accounting.check_delta(self.delta)
         if self.unit not in UNITS:
             raise ConfigError(f"unit={self.unit!r} is not one of {', '.join(UNITS)}")
@@ -126,7 +126,6 @@ class PrivacyPlan:
 
     # The three parts, for a training loop of one's own. The order of use is then the caller's duty:
     # sampler -> clipped sum over exactly the units drawn -> noise -> anything else.
-    # With adaptive clipping a step's sum and noise are given one clip norm, and `next_clip_norm` makes the next step's.
 
     def sampler(self, num_units: int, stream: NoiseStream) -> PoissonSampler:
         """Return the Poisson sampler of this plan over ``num_units`` units."""
@@ -134,20 +133,13 @@ class PrivacyPlan:
 
         return PoissonSampler(num_units, self.sample_rate, stream)
 
-    def clip_rule(self, parameters: Mapping[str, Tensor], clip_norm: float | None = None) -> ClipRule:
-        """Return the clip rule of a step, for parameters (or sums of gradients) by name.
-
-        Args:
-            clip_norm: The norm that adaptive clipping has come to; by default the plan's.
+    def clip_rule(self, names: Iterable[str]) -> ClipRule:
+        """Return the clip rule for parameters (or sums of gradients) of these names.
 
         Raises:
-            ConfigError: The rule does not fit the parameters, or the clip norm is another though it does not adapt.
+            ConfigError: The rule does not fit the parameters.
         """
-        norm = self.clip_norm if clip_norm is None else clip_norm
-        if norm != self.clip_norm and self.clipping.name != "adaptive":
-            raise ConfigError(f"clip_norm={norm} is not the plan's, {self.clip_norm}, which does not adapt")
-        sizes = {name: tensor.numel() for name, tensor in parameters.items()}
-        return self.clipping.rule(norm, sizes, self.noise_multiplier, self.expected_batch_size)
+        return self.clipping.rule(self.clip_norm, names)
 
     def clipped_sum(
         self,
@@ -155,7 +147,6 @@ class PrivacyPlan:
         loss_function: LossFunction,
         batch: Any,
         method: str = "fused",
-        clip_norm: float | None = None,
         rows_at_once: int | None = None,
     ) -> dict[str, Tensor]:
         """Return the sum of the units' gradients, each clipped by this plan's rule; see :meth:`clip_rule`.
@@ -166,7 +157,7 @@ class PrivacyPlan:
         from .gradients import clipped_gradient_sum, trainable_parameters
         from .gradients.batches import UnitBatch
 
-        rule = self.clip_rule(trainable_parameters(module), clip_norm)
+        rule = self.clip_rule(trainable_parameters(module))
         rows, units = (batch.rows, batch.units) if isinstance(batch, UnitBatch) else (batch, None)
         return clipped_gradient_sum(module, loss_function, rows, rule, method, units, rows_at_once)
 
@@ -176,7 +167,6 @@ class PrivacyPlan:
         loss_function: LossFunction,
         unit: Any,
         method: str = "fused",
-        clip_norm: float | None = None,
         rows_at_once: int | None = None,
     ) -> dict[str, Tensor]:
         """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.exact`.
@@ -186,33 +176,23 @@ class PrivacyPlan:
         from .exact import to_grid
         from .gradients.batches import batch_size
 
-        self.refuse_exact()
         if batch_size(unit) > 1:
             raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
-        clipped = self.clipped_sum(module, loss_function, unit, method, clip_norm, rows_at_once)
-        return to_grid(clipped, self.clip_rule(clipped, clip_norm).sensitivity())
+        clipped = self.clipped_sum(module, loss_function, unit, method, rows_at_once)
+        return to_grid(clipped, self.clip_rule(clipped).sensitivity())
 
-    def refuse_exact(self) -> None:
-        """Refuse a clip rule that has no whole-number form."""
-        if self.clipping.name == "adaptive":
-            raise ConfigError(
-                "clipping=adaptive has no exact noise: its grid would move with the norm; take a fixed one"
-            )
-
-    def noise(
-        self, total: Mapping[str, Tensor], stream: NoiseStream, clip_norm: float | None = None
-    ) -> dict[str, Tensor]:
+    def noise(self, total: Mapping[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
         """Return the noised sum divided by the expected batch size: the gradient of one step.
 
         ``total`` is the clipped sum over *all* the units of one draw; noise is added once a step. A sum of
-        :meth:`clipped_on_grid` gets exact noise. ``clip_norm`` is that of the sum.
+        :meth:`clipped_on_grid` gets exact noise.
         """
         import torch
 
         from . import noise as door
         from .exact import SENSITIVITY
 
-        sensitivity = self.clip_rule(total, clip_norm).sensitivity()
+        sensitivity = self.clip_rule(total).sensitivity()
         on_grid = all(tensor.dtype == torch.int64 for tensor in total.values())
         noised = door.privatize(
             total,
@@ -223,11 +203,3 @@ class PrivacyPlan:
         if on_grid:
             noised = {name: tensor.double() * (sensitivity / SENSITIVITY) for name, tensor in noised.items()}
         return {name: tensor / self.expected_batch_size for name, tensor in noised.items()}
-
-    def next_clip_norm(self, gradient: Mapping[str, Tensor], clip_norm: float) -> float:
-        """Return the clip norm of the step after the one whose noised gradient this is; the same, if none adapts."""
-        if self.clipping.name != "adaptive":
-            return clip_norm
-        rule = self.clip_rule(gradient, clip_norm)
-        assert isinstance(rule, AdaptiveClip)
-        return rule.next_norm(float(gradient[COUNT]))

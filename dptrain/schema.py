@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import MISSING
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from .clip_settings import CLIPPINGS, SPLITS
+from .clip_settings import CLIPPINGS
 from .errors import ConfigError
 
 DEFAULT_STEPS = 1000
@@ -62,6 +62,12 @@ REFUSED_AUGMENTATIONS = {
 # What earlier versions had, by key or by key=value, and what to use now; docs/recipe.md has what each one measured.
 REMOVED = {
     "privacy.precondition": "it gained nothing over privacy.clipping=scaled",
+    "privacy.clipping=adaptive": "the clip norm made no difference: use privacy.clipping=automatic, which has none",
+    "privacy.clipping=rescaled": "use privacy.clipping=flat, or automatic, whose sensitivity is 1",
+    "privacy.clipping=per_layer": "it was worse than flat: use privacy.clipping=scaled, or groups",
+    "privacy.clip_split": "groups share the clip norm out equally",
+    "privacy.clip_quantile": "it belonged to clipping=adaptive: use privacy.clipping=automatic",
+    "privacy.clip_count_noise": "it belonged to clipping=adaptive: use privacy.clipping=automatic",
     "norm=group_ws": "its starts were worse than group's: use norm=group, or frozen_bn from a checkpoint",
     "optimizer.floor": "it belonged to dp_adam_bc: use optimizer.name=adam",
     "optimizer.name=dp_adam_bc": "it was no better than adam at its best rate: use optimizer.name=adam",
@@ -103,13 +109,8 @@ class PrivacyConfig:
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     clipping: str = _key("flat", f"clip rule, one of {', '.join(CLIPPINGS)}; see docs/recipe.md")
     clip_groups: list[str] = _key([], "of clipping=groups: patterns on layer names, one a group, such as [model.23.*]")
-    clip_split: str = _key("equal", f"how per_layer and groups share clip_norm out, one of {', '.join(SPLITS)}")
     clip_scales: str | None = _key(
         None, "of clipping=scaled: the data.yaml of labelled public images that the layers' gradients are measured on"
-    )
-    clip_quantile: float = _key(0.5, "of clipping=adaptive: share of units that stay unclipped")
-    clip_count_noise: float | None = _key(
-        None, "of clipping=adaptive: noise on their number; default expected_batch_size/20"
     )
     preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA, head for that many images")
 

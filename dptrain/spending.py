@@ -1,7 +1,8 @@
 """What a run spends, in the ledger: reserved before its first step, settled at the steps it started.
 
 The run's folder keeps ``owner/budget.json``: which charge is its own, and the token that lets it go on. It is written
-before the ledger is, so that whatever moment a process dies at, a charge that holds budget can be found from its folder.
+before the ledger is, so that whatever moment a process dies at, a charge that holds budget can be found from its
+folder.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .clipping import COUNT
 from .errors import ConfigError, ModelError, PrivacyError
 from .gradients import LossFunction, check_independence
 from .gradients.batches import UnitBatch, batch_size, in_pieces
@@ -170,10 +169,7 @@ class PrivateTrainer:
         self.secure = seed is None
         self.step = 0
         self._exact = exact
-        self.clip_norm = float(plan.clip_norm)  # of the next step; another one later only with adaptive clipping
         plan.clip_rule(self.parameters)
-        if exact:
-            plan.refuse_exact()
         if exact and any(p.device.type == "mps" for p in self.parameters.values()):
             raise ConfigError("noise.exact=true needs double precision, which Apple's GPUs have not: take device=cpu")
         self._most_at_once = 1 if exact else None  # units; set where more of them have not fit in memory
@@ -243,9 +239,8 @@ class PrivateTrainer:
         total = self._clipped_sum(batches)
         if self._on_release is not None:
             self._on_release(self.step + 1)
-        gradient = self.plan.noise(total, self.noise_stream.at(self.step), self.clip_norm)
+        gradient = self.plan.noise(total, self.noise_stream.at(self.step))
         del total
-        self.clip_norm = self.plan.next_clip_norm(gradient, self.clip_norm)
         for name, parameter in self.parameters.items():
             parameter.grad = gradient[name].to(parameter.dtype)
         self.optimizer.step()
@@ -264,8 +259,6 @@ class PrivateTrainer:
             name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else _wide(p), device=p.device)
             for name, p in self.parameters.items()
         }
-        if self.plan.clipping.name == "adaptive":
-            total[COUNT] = next(iter(total.values())).new_zeros(1)
         before = self._buffer_versions()
         # By rule, a seeded run repeats to the last bit, and a unit's whole numbers are a function of the unit alone.
         with by_rule() if self._exact or not self.secure else nullcontext():
@@ -310,7 +303,7 @@ class PrivateTrainer:
         """Return the clipped sum of a batch, all of it, or ``None`` where it does not fit in memory."""
         try:
             clipped = self.plan.clipped_on_grid if self._exact else self.plan.clipped_sum
-            return clipped(self.module, self.loss_function, batch, self.engine, self.clip_norm, rows_at_once)
+            return clipped(self.module, self.loss_function, batch, self.engine, rows_at_once)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -333,7 +326,6 @@ class PrivateTrainer:
             "frozen": {name: t.clone() for name, t in self.module.state_dict().items() if name not in self.parameters},
             "average": {name: value.clone() for name, value in self.average.values.items()},
             "optimizer": self.optimizer.state_dict(),
-            "clip_norm": self.clip_norm,
         }
 
     def restore(self, state: dict[str, Any], step: int | None = None) -> None:
@@ -357,5 +349,4 @@ class PrivateTrainer:
         _copy(self.parameters, state["parameters"])
         self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
         self.optimizer.load_state_dict(state["optimizer"])
-        self.clip_norm = state["clip_norm"]
         self.step = max(state["step"], step or 0)

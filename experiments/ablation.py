@@ -93,19 +93,11 @@ OPTIONS: dict[str, Option] = {
         "the same at half the learning rate", {"privacy": {"clipping": "scaled"}, "optimizer": _lr(0.5)}, "scaled"
     ),
     "automatic": Option("automatic clipping (AUTO-S)", {"privacy": {"clipping": "automatic"}}),
-    "per_layer": Option("per-layer clipping, equal shares", {"privacy": {"clipping": "per_layer"}}),
-    "per_layer_size": Option(
-        "per-layer clipping, shares by size", {"privacy": {"clipping": "per_layer", "clip_split": "size"}}
-    ),
     "head_and_rest": Option(
         "clipped in two groups, head and rest", {"privacy": {"clipping": "groups", "clip_groups": ["model.23.*"]}}
     ),
-    "adaptive": Option("adaptive clip norm, median", {"privacy": {"clipping": "adaptive"}}),
     "clip_tenth": Option("clip norm 0.1", {"privacy": {"clip_norm": 0.1}}),
     "clip_ten": Option("clip norm 10", {"privacy": {"clip_norm": 10.0}}),
-    "adaptive_from_ten": Option(
-        "adaptive clip norm, from 10", {"privacy": {"clip_norm": 10.0, "clipping": "adaptive"}}, "clip_ten"
-    ),
     # optimizers; a rate that suits one does not suit another, so each has two or three
     "lr_half": Option("half the learning rate", {"optimizer": _lr(0.5)}),
     "lr_double": Option("twice the learning rate", {"optimizer": _lr(2.0)}),

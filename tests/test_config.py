@@ -211,16 +211,19 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"privacy": {"clipping": "perlayer"}}, "privacy.clipping=perlayer is not one of .*did you mean per_layer"),
+        ({"privacy": {"clipping": "scale"}}, "privacy.clipping=scale is not one of .*did you mean scaled"),
         ({"privacy": {"clipping": "groups"}}, "privacy.clipping=groups needs clip_groups"),
-        ({"privacy": {"clip_quantile": 0.4}}, "privacy.clip_quantile means nothing with clipping=flat"),
+        ({"privacy": {"clip_quantile": 0.4}}, "privacy.clip_quantile was removed: .*clipping=automatic"),
+        ({"privacy": {"clip_split": "size"}}, "privacy.clip_split was removed: .*equally"),
+        ({"privacy": {"clipping": "rescaled"}}, "privacy.clipping=rescaled was removed: .*clipping=flat"),
+        ({"privacy": {"clipping": "per_layer"}}, "privacy.clipping=per_layer was removed: .*clipping=scaled"),
         ({"privacy": {"clipping": "scaled"}}, "privacy.clipping=scaled needs privacy.clip_scales"),
         ({"privacy": {"precondition": True}}, "privacy.precondition was removed: .*clipping=scaled"),
         ({"norm": "group_ws"}, "norm=group_ws was removed: .*norm=group"),
         ({"optimizer": {"name": "dp_adam_bc"}}, "optimizer.name=dp_adam_bc was removed: .*optimizer.name=adam"),
         ({"privacy": {"clip_scales": "x.yaml"}}, "privacy.clip_scales means nothing with clipping=flat"),
         ({"privacy": {"clip_groups": "head"}}, "privacy.clip_groups"),
-        ({"privacy": {"clipping": "adaptive"}, "noise": {"exact": True}}, "noise.exact=true has no grid"),
+        ({"privacy": {"clipping": "adaptive"}}, "privacy.clipping=adaptive was removed: .*clipping=automatic"),
     ],
 )
 def test_clip_rules_and_their_options_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
@@ -239,10 +242,9 @@ def test_the_clip_rule_of_the_settings_is_the_plans_and_back() -> None:
         "noise_multiplier": 1.1,
         "clipping": "groups",
         "clip_groups": ["a.*", "b"],
-        "clip_split": "size",
     }
     plan = settings.make_plan(resolved(steps=10, privacy=privacy))
-    assert plan.clipping == Clipping("groups", ("a.*", "b"), "size")
+    assert plan.clipping == Clipping("groups", ("a.*", "b"))
     settled = settings.with_plan(settings.from_kwargs(**BASE), plan)
     assert settings.make_plan(settled) == plan
     assert settings.from_kwargs(**BASE, plan=plan).privacy.clip_groups == ["a.*", "b"]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from dptrain import Clipping
 from dptrain.optimizers import make_optimizer
 from dptrain.schema import OPTIMIZERS, OptimizerConfig
 
@@ -26,14 +25,12 @@ def test_every_optimizer_moves_the_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_a_run_that_is_cut_goes_on_with_its_clip_norm_and_its_moments(optimizer: Any) -> None:
-    how = plan(clipping=Clipping("adaptive"))
-    whole, first, rest = (make(how, seed=4, optimizer=optimizer, lr=0.05) for _ in range(3))
+def test_a_run_that_is_cut_resumes_with_its_moments(optimizer: Any) -> None:
+    whole, first, rest = (make(plan(), seed=4, optimizer=optimizer, lr=0.05) for _ in range(3))
     list(whole.run())
     for step in first.run():
         if step == 4:
             break
     rest.restore(copy.deepcopy(first.state()))
-    assert rest.clip_norm == first.clip_norm != 0.5
     list(rest.run())
-    assert torch.equal(weights(whole), weights(rest)) and whole.clip_norm == rest.clip_norm
+    assert torch.equal(weights(whole), weights(rest))

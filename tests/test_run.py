@@ -126,25 +126,6 @@ def test_results_and_mlflow_hold_the_same_public_numbers(finished: tuple[dptrain
     }  # fmt: skip
 
 
-def test_an_adaptive_clip_norm_is_stated_kept_and_resumed(tmp_path: Path) -> None:
-    """Stopped half-way, the run goes on at the clip norm that it had come to; the price is that of its plan."""
-    data = make_dataset_at(tmp_path / "data")()
-    plan = dataclasses.replace(PLAN, clipping=Clipping("adaptive", quantile=0.7))
-    without = {"budget": {"url": None}, "validation": "off"}
-    given = options(tmp_path, plan=plan, optimizer={"name": "adam", "lr": 1e-4}, **without)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dptrain.run.Run, "_write_statement", fails_at(2))
-        with pytest.raises(RuntimeError, match="step 2"):
-            dptrain.train(data=data, **given)
-    kept = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
-    assert kept["step"] == 2 and kept["clip_norm"] not in (0.0, 1.0)
-    result = dptrain.train(data=data, **given, resume=True)
-    mechanism = result.statement["mechanism"]
-    assert result.epsilon == PLAN.epsilon() and mechanism["clip_norm"] == 1.0
-    assert mechanism["clip_rule"]["name"] == "adaptive" and "0.7 quantile" in mechanism["clipping"]
-    assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
-
-
 def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(tmp_path: Path) -> None:
     """Two private datasets, the same scales; and a run that was cut resumes with what it began with.
 

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from dptrain import Clipping, ConfigError, ModelError, PrivacyError, PrivacyPlan, UnitBatch, noise
 from dptrain.clip_settings import CLIPPINGS
-from dptrain.clipping import COUNT
 from dptrain.sampling import Draw
 from dptrain.training import MovingAverage, PrivateTrainer, learning_rate
 
@@ -159,21 +158,6 @@ def test_the_sum_over_physical_batches_is_kept_in_double_precision(monkeypatch: 
     assert kinds == {torch.float64}
 
 
-def test_the_adaptive_clip_norm_follows_the_noised_count_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the sums are, the same outputs of the door give the same clip norms; the count is in the one sum."""
-
-    def door(value: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
-        assert list(value)[-1] == COUNT and value[COUNT].shape == (1,)
-        return {name: torch.full_like(tensor, 0.1 * len(value)) for name, tensor in value.items()}
-
-    monkeypatch.setattr(noise, "privatize", door)
-    norms = []
-    for rate in (1e-9, 1.0):
-        trainer = make(plan(sample_rate=rate, clipping=Clipping("adaptive")))
-        norms.append([trainer.clip_norm for _ in trainer.run()])
-    assert norms[0] == norms[1] and len(set(norms[0])) == 8
-
-
 @pytest.mark.parametrize("name", [name for name in CLIPPINGS if name != "flat"])
 def test_the_physical_batch_changes_nothing_but_rounding_by_any_clip_rule(name: str) -> None:
     needed: dict[str, dict[str, Any]] = {"groups": {"groups": ("0",)}, "scaled": {"scales": (("0", 4.0),)}}
@@ -183,14 +167,6 @@ def test_the_physical_batch_changes_nothing_but_rounding_by_any_clip_rule(name: 
     list(one.run())
     list(other.run())
     assert torch.allclose(weights(one), weights(other), atol=1e-5)
-    assert one.clip_norm == pytest.approx(other.clip_norm, rel=1e-9)
-
-
-def test_an_adaptive_clip_norm_has_no_exact_noise() -> None:
-    with pytest.raises(ConfigError, match="no exact noise"):
-        make(plan(clipping=Clipping("adaptive")), exact=True)
-    trainer = make(plan(clipping=Clipping("per_layer")), exact=True)
-    assert next(trainer.run()) == 1
 
 
 def test_an_empty_draw_takes_a_noised_step() -> None:

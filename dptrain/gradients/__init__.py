@@ -9,16 +9,15 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..clipping import COUNT, AdaptiveClip, ClipRule, FlatClip
+from ..clipping import ClipRule, FlatClip
 from ..errors import ConfigError
 from . import fused, independence, microbatch
 from . import opacus as opacus_engine
 from .batches import UnitBatch, in_pieces
 from .checks import refuse_coupling, refuse_unsupported, trainable_parameters
-from .fused import Groups, LossFunction, Weigh
+from .fused import LossFunction
 from .units import Units, mean_gradient
 
 ENGINES: dict[str, ModuleType] = {"fused": fused, "opacus": opacus_engine, "microbatch": microbatch}
@@ -94,35 +93,14 @@ def clipped_gradient_sum(
             their gradients are added up and clipped once.
 
     The other arguments, and errors, are those of :func:`per_sample_gradients`; the result is ``{parameter name:
-    tensor}``, and with adaptive clipping one entry more.
+    tensor}``.
     """
     rule = FlatClip(clip_norm) if isinstance(clip_norm, int | float) else clip_norm
-    if not isinstance(rule, AdaptiveClip):
-        return _clipped_sum(module, loss_function, batch, rule.weights, rule.groups, method, units, rows_at_once)
-    count = next(iter(trainable_parameters(module).values())).new_zeros(1, dtype=torch.float64)
-
-    def weigh(squared_norms: Tensor) -> Tensor:
-        count.add_(rule.count(squared_norms))
-        return rule.weights(squared_norms)
-
-    return {**_clipped_sum(module, loss_function, batch, weigh, None, method, units, rows_at_once), COUNT: count}
-
-
-def _clipped_sum(
-    module: nn.Module,
-    loss_function: LossFunction,
-    batch: Any,
-    weigh: Weigh,
-    groups: Groups | None,
-    method: str,
-    units: Tensor | None,
-    rows_at_once: int | None,
-) -> dict[str, Tensor]:
     engine, own = _engine(method, module), _units(units)
     if rows_at_once is not None and own is not None and len(own) == 1 and own.rows > rows_at_once:
         mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)
-        return microbatch.weighted_sum(module, [mean], weigh, groups)
-    total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, weigh, groups, own)
+        return microbatch.weighted_sum(module, [mean], rule.weights, rule.groups)
+    total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, rule.weights, rule.groups, own)
     return total
 
 

@@ -33,14 +33,14 @@ def test_an_option_changes_its_own_keys_and_no_others() -> None:
 def test_gains_are_paired_by_seed_and_against_what_the_option_says() -> None:
     runs: list[dict[str, Any]] = [
         {"option": name, "seed": seed, "mAP50": score}
-        for name, scores in ((BASE, (0.5, 0.7)), ("clip_ten", (0.4, 0.5)), ("adaptive_from_ten", (0.5, 0.6)))
+        for name, scores in ((BASE, (0.5, 0.7)), ("scaled", (0.4, 0.5)), ("scaled_lr_half", (0.5, 0.6)))
         for seed, score in enumerate(scores)
     ]
     rows = {row["option"]: row for row in ablation.compare([*runs, {"option": "lora", "seed": 0, "refused": "no"}])}
     assert rows[BASE]["gain"] is None and "lora" not in rows
-    assert rows["clip_ten"]["gain"] == pytest.approx(-0.15)
-    assert rows["adaptive_from_ten"]["gain"] == pytest.approx(0.1) and rows["adaptive_from_ten"]["least"] == 0.5
-    assert rows["adaptive_from_ten"]["deviation"] == pytest.approx(0.0)
+    assert rows["scaled"]["gain"] == pytest.approx(-0.15)
+    assert rows["scaled_lr_half"]["gain"] == pytest.approx(0.1) and rows["scaled_lr_half"]["least"] == 0.5
+    assert rows["scaled_lr_half"]["deviation"] == pytest.approx(0.0)
 
 
 def test_what_was_measured_is_not_measured_again_and_what_was_refused_is_tried(

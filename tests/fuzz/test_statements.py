@@ -22,8 +22,7 @@ PLAN = PrivacyPlan(0.05, 20, 1.0, 1.5, 1e-4, 50)
 SETTINGS = {
     "steps": PLAN.steps, "seed": None, "trainable": "all", "start_sha256": "ab" * 32,
     "privacy": {"sample_rate": 0.05, "noise_multiplier": 1.0, "clip_norm": 1.5, "expected_batch_size": 50,
-                "delta": 1e-4, "unit": "image", "dataset_size": 1000, "clipping": "flat", "clip_groups": [],
-                "clip_split": "equal", "clip_quantile": 0.5, "clip_count_noise": None},
+                "delta": 1e-4, "unit": "image", "dataset_size": 1000, "clipping": "flat", "clip_groups": []},
 }  # fmt: skip
 ROWS = (
     "step,dp/epsilon,dp/epsilon_pld,dp/delta,metrics/mAP50B,metrics/mAP50-95B\n"

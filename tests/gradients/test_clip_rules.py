@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dptrain
 from dptrain import Clipping
 from dptrain.clip_settings import CLIPPINGS
-from dptrain.clipping import COUNT, AdaptiveClip, ClipRule
+from dptrain.clipping import ClipRule
 from dptrain.gradients import ENGINES, trainable_parameters
 
 from .oracle import one_at_a_time, projected_losses
@@ -26,12 +26,10 @@ NEEDED: dict[str, dict[str, Any]] = {
     "scaled": {"scales": (("body.[03]", 8.0), ("head.*", 0.25))},
 }
 RULES = [Clipping(name, **NEEDED.get(name, {})) for name in CLIPPINGS]
-RULES += [Clipping("per_layer", split="size")]
 
 
 def rule_for(clipping: Clipping, module: nn.Module, clip_norm: float) -> ClipRule:
-    sizes = {name: p.numel() for name, p in trainable_parameters(module).items()}
-    return clipping.rule(clip_norm, sizes, 1.1, 8)
+    return clipping.rule(clip_norm, trainable_parameters(module))
 
 
 def total(rule: ClipRule, module: nn.Module, x: Tensor, method: str) -> dict[str, Tensor]:
@@ -39,7 +37,7 @@ def total(rule: ClipRule, module: nn.Module, x: Tensor, method: str) -> dict[str
 
 
 @pytest.mark.parametrize("method", list(ENGINES))
-@pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: f"{clipping.name}-{clipping.split}")
+@pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: clipping.name)
 def test_the_sum_is_that_of_plain_autograd_one_example_at_a_time(clipping: Clipping, method: str) -> None:
     module, x = seeded(Cnn), images(3)
     gradients = one_at_a_time(module, losses, x)
@@ -54,13 +52,10 @@ def test_the_sum_is_that_of_plain_autograd_one_example_at_a_time(clipping: Clipp
         for name, rows in gradients.items():
             wanted = torch.einsum("n,n...->...", weights[:, of[name]], rows)
             torch.testing.assert_close(got[name], wanted, rtol=1e-6, atol=1e-8 * rule.sensitivity(), msg=name)
-        if isinstance(rule, AdaptiveClip):
-            assert list(got) == [*gradients, COUNT]
-            torch.testing.assert_close(got[COUNT], rule.count(squared.sum(1, keepdim=True)))
 
 
 @pytest.mark.parametrize("method", list(ENGINES))
-@pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: f"{clipping.name}-{clipping.split}")
+@pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: clipping.name)
 def test_one_example_moves_the_sum_by_at_most_the_sensitivity(clipping: Clipping, method: str) -> None:
     """Ordinary ones, huge and tiny ones, one that is not finite, and one whose layers differ by orders of magnitude."""
     module = seeded(Cnn)
@@ -101,10 +96,10 @@ def test_a_layer_that_the_loss_does_not_reach_is_named_also_where_it_is_a_group(
 
     module = Half()
     with pytest.raises(dptrain.ModelError, match=r"'idle\.weight' got no gradient"):
-        total(rule_for(Clipping("per_layer"), module, 1.0), module, torch.randn(2, 3), method)
+        total(rule_for(Clipping("groups", ("used", "idle")), module, 1.0), module, torch.randn(2, 3), method)
 
 
-@pytest.mark.parametrize("clipping", [c for c in RULES if c.name != "adaptive"], ids=lambda c: f"{c.name}-{c.split}")
+@pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: clipping.name)
 def test_whole_numbers_of_every_rule_stay_within_their_grid(clipping: Clipping) -> None:
     from dptrain.exact import SENSITIVITY
 

@@ -110,7 +110,7 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
         seen.events.append(("release", steps))
         if seen.newcomer[-1]:  # the weights are still those of the sum
             alone = to_device(collate(seen.newcomer[-1]), "cpu")
-            seen.own.append(settings.plan.clipped_sum(model, loss, alone, settings.engine, trainer.clip_norm))
+            seen.own.append(settings.plan.clipped_sum(model, loss, alone, settings.engine))
         else:
             seen.own.append({})
 
@@ -151,7 +151,6 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
     for part, tensors in (("weights", state["parameters"]), ("frozen", state["frozen"]), ("average", state["average"]),
                           ("momentum", momenta)):  # fmt: skip
         seen.state[part] = b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
-    seen.state["clip norm"] = repr(state["clip_norm"]).encode()
     seen.state["optimizer's numbers"] = repr(
         [{k: v for k, v in group.items() if k != "params"} for group in state["optimizer"]["param_groups"]]
     ).encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .edits import bug, bugs
-from .gradient_bugs import PAIRS, RULES, SERVED
+from .gradient_bugs import PAIRS, SERVED
 
 ADDED = "tests/privacy/test_added_noise.py::"
 NOISE = "tests/test_noise.py::"
@@ -199,21 +199,6 @@ NOISE_BUGS = (
         "for group in self.optimizer.param_groups:\n"
         "        group['lr'] *= 1.0 + float(sum(value.square().sum() for value in total.values()))\n    " + _NOISED,
         PAIRS, WHOLE,
-    ),
-    bugs(
-        "count without noise",
-        "The clip norm follows the number of unclipped images as it is, not as it was noised.",
-        [
-            (_STEP, "del total\n", "gradient['<unclipped>'] = total['<unclipped>'] / self.plan.expected_batch_size "
-                                   "if '<unclipped>' in total else None\n"),
-        ],
-        RULES, LOOP + "test_the_adaptive_clip_norm_follows_the_noised_count_alone",
-    ),
-    bug(
-        "clip norm not resumed",
-        "A resumed run starts again at the first clip norm, and no longer follows what it has released.",
-        "dptrain.training:PrivateTrainer.restore", 'self.clip_norm = state["clip_norm"]', "pass",
-        "tests/test_optimizers.py::test_a_run_that_is_cut_goes_on_with_its_clip_norm_and_its_moments",
     ),
     bugs(
         "stale sum after an error",
