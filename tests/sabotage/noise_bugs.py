@@ -24,7 +24,7 @@ _SUM = "dptrain.training:PrivateTrainer._clipped_sum"
 _STREAM = "dptrain.noise:NoiseStream."
 _FORKED = "if self.secure and self._process != os.getpid():"
 _COUNT = "counts.append(len(batch['img'] if isinstance(batch, dict) else batch[0]))"
-_NOISED = "gradient = self.plan.noise(total, self.noise_stream.at(self.step), self.clip_norm)"
+_NOISED = "gradient = self.plan.noise(total, self.noise_stream.at(self.step))"
 _COUNTED = "if self._on_release is not None:\n        self._on_release(self.step + 1)"
 
 NOISE_BUGS = (

@@ -25,12 +25,12 @@ UNIT_BUGS = (
     bug(
         "a unit split over two physical batches",
         "A unit that does not fit goes through in pieces, and every piece is clipped by itself.",
-        "dptrain.gradients:_clipped_sum",
+        "dptrain.gradients:clipped_gradient_sum",
         "mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)\n"
-        "        return microbatch.weighted_sum(module, [mean], weigh, groups)",
+        "        return microbatch.weighted_sum(module, [mean], rule.weights, rule.groups)",
         "parts = [mean_gradient(module, loss_function, [p], min(rows_at_once, own.rows - i * rows_at_once))\n"
         "                 for i, p in enumerate(in_pieces(batch, rows_at_once))]\n"
-        "        return microbatch.weighted_sum(module, parts, weigh, groups)",
+        "        return microbatch.weighted_sum(module, parts, rule.weights, rule.groups)",
         WHOLE, "tests/gradients/test_units.py::test_a_unit_in_pieces_is_the_same_unit",
     ),
     bug(
