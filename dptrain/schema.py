@@ -59,7 +59,7 @@ REFUSED_AUGMENTATIONS = {
 }
 
 
-# What earlier versions had, by key or by key=value, and what to use now; docs/recipe.md has what each one measured.
+# What earlier versions had, by key or by key=value, and what to use now; docs/results.md has what each one measured.
 REMOVED = {
     "privacy.precondition": "it gained nothing over privacy.clipping=scaled",
     "privacy.clipping=adaptive": "the clip norm made no difference: use privacy.clipping=automatic, which has none",
