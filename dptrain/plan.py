@@ -30,8 +30,9 @@ class PrivacyPlan:
 
     Formal guarantee: training by this plan's sampler, clip and noise for at most ``steps`` steps is
     (``epsilon()``, ``delta``)-differentially private for adding or removing one privacy unit, towards anyone who sees
-    every iterate (Abadi et al. 2016, algorithm 1, accounted by RDP). Nothing can change the sampler, the clip or the
-    noise without changing the event that is accounted, because all of them are made from here.
+    every iterate (Abadi et al. 2016, algorithm 1, accounted by RDP), wherever and for whatever reason it stops. Nothing
+    can change the sampler, the clip or the noise without changing the event that is accounted, because all of them are
+    made from here.
 
     Attributes:
         sample_rate: Chance q that one unit is in one step's draw, in (0, 1].
@@ -108,7 +109,11 @@ class PrivacyPlan:
         return accounting.dp_sgd_event(self.sample_rate, self._steps(steps), self.noise_multiplier)
 
     def epsilon(self, accountant: str = "rdp", steps: int | None = None) -> float:
-        """Return the epsilon spent by ``steps`` steps, all of them by default; ``rdp`` or ``pld``."""
+        """Return the epsilon of ``steps`` steps, all of them by default; ``rdp`` or ``pld``.
+
+        Guarantee: it bounds what the outputs of the first ``steps`` steps tell, for a number that was decided before
+        the run. It is no claim for a run that was stopped there after a look at it: that one costs ``epsilon()``.
+        """
         count = self._steps(steps)
         return accounting.dp_sgd_epsilon(self.sample_rate, count, self.noise_multiplier, self.delta, accountant)
 

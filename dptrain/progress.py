@@ -1,4 +1,7 @@
-"""What a run shows while it goes on: lines, and a bar with step, epsilon so far, time left. All of it is public."""
+"""What a run shows while it goes on: lines, and a bar with step, epsilon so far and of the plan, time left.
+
+All of it is public.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Progress:
     """Shows a bar on a terminal, and only the printed lines elsewhere."""
 
     def __init__(self, console: Console, plan: PrivacyPlan) -> None:
-        self._plan = plan
+        self._plan, self._planned = plan, shown(plan.epsilon())
         self._bar = RichProgress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -35,11 +38,12 @@ class Progress:
             disable=not (console.is_terminal and console.file.isatty()),  # FORCE_COLOR makes a notebook a terminal
             transient=True,
         )
-        self._task = self._bar.add_task("train", total=plan.steps, epsilon=shown(0.0))
+        self._task = self._bar.add_task("train", total=plan.steps, epsilon=f"{shown(0.0)} of {self._planned}")
 
     def update(self, step: int) -> None:
         """Show that ``step`` steps are done."""
-        self._bar.update(self._task, completed=step, epsilon=shown(self._plan.epsilon(steps=step)))
+        so_far = shown(self._plan.epsilon(steps=step))
+        self._bar.update(self._task, completed=step, epsilon=f"{so_far} of {self._planned}")
 
     def print(self, text: str) -> None:
         """Print a line above the bar."""

@@ -1,4 +1,8 @@
-"""The table of a run, ``results.csv``, and its picture: accuracy over the privacy spent."""
+"""The table of a run, ``results.csv``, and its picture: accuracy over the cost of the steps up to each evaluation.
+
+``dp/epsilon`` is the cost of the outputs up to a step, decided on beforehand, for whoever sees no later ones;
+``dp/epsilon_claimed`` is what the run claims, wherever it ends.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,11 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .files import MOST_TEXT, read_file, write_atomically, write_text
+from .rounding import shown
 
 TABLES = ("results.csv", "per_class.csv")
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
+_DRAWN = ("dp/epsilon", "dp/epsilon_claimed", "dp/delta", MAP50, MAP)
 
 
 def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> None:
@@ -45,7 +51,7 @@ def read_rows(file: Path) -> list[dict[str, float]]:
         reason = error if isinstance(error, ValueError) else "a row is of another length"
         raise ConfigError(f"{file} is not the table of a run ({reason}): put it back") from error
     for row in rows:
-        if not all(math.isfinite(row.get(key, math.nan)) for key in ("dp/epsilon", "dp/delta", MAP50, MAP)):
+        if not all(math.isfinite(row.get(key, math.nan)) for key in _DRAWN):
             raise ConfigError(f"{file} is not the table of a run (a number is missing): put it back")
     return rows
 
@@ -58,7 +64,7 @@ def _lines(file: Path) -> list[dict[str, str]]:
 
 
 def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> None:
-    """Draw mAP over the epsilon spent so far (RDP), one point an evaluation."""
+    """Draw mAP over the epsilon of the steps up to each evaluation (RDP); a run that ended early names its claim."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
@@ -66,10 +72,13 @@ def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> N
     epsilon = [row["dp/epsilon"] for row in rows]
     for key, label in ((MAP50, "mAP50"), (MAP, "mAP50-95")):
         axes.plot(epsilon, [row[key] for row in rows], marker="o", markersize=3, label=label)
-    axes.set_xlabel(f"epsilon spent (RDP, delta = {rows[-1]['dp/delta']:.2g})")
+    axes.set_xlabel(f"epsilon of the steps up to it (RDP, delta = {rows[-1]['dp/delta']:.2g})")
     axes.set_ylabel("on the public validation split")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1)
+    claimed = rows[-1]["dp/epsilon_claimed"]
+    if claimed > rows[-1]["dp/epsilon"]:
+        title += f"\nnot all planned steps: the claim is epsilon {shown(claimed)}"
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()

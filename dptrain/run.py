@@ -62,7 +62,8 @@ class TrainResult:
 
     Attributes:
         weights: ``weights/last.pt``, the moving average; opens with ``ultralytics.YOLO``; ``last.pt.age`` if sealed.
-        epsilon: RDP epsilon of all steps that were started, at ``plan.delta``.
+        epsilon: RDP epsilon of the plan, all of whose steps were taken, at ``plan.delta``; that of the whole tuning,
+            where there was one.
         metrics: Ultralytics' metrics on the validation split at the end; empty without evaluation.
         statement: The privacy statement, as in ``statement.json``.
         output_dir: The folder of the run.
@@ -427,7 +428,7 @@ class Run:
             result = evaluate(self.model, self.validation, batch_size=self.physical_batch_size, device=str(self.device))
         row = {
             "step": step,
-            **self._spent(step),
+            **self._costs(step),
             "dp/delta": self.plan.delta,
             **result.values,
         }
@@ -438,17 +439,25 @@ class Run:
         append_rows(self.output / "per_class.csv", per_class)
         tracker.metrics({key: value for key, value in row.items() if key != "step"}, step)
         text = (
-            f"step {step:>5}/{self.plan.steps}  epsilon {shown(row['dp/epsilon'])}  "
+            f"step {step:>5}/{self.plan.steps}  "
+            f"epsilon {shown(row['dp/epsilon'])} of {shown(row['dp/epsilon_claimed'])}  "
             f"mAP50 {row['metrics/mAP50B']:.3f}  mAP50-95 {row['metrics/mAP50-95B']:.3f}"
         )
         (progress.print if progress else self._say)(text)
 
-    def _spent(self, step: int) -> dict[str, float]:
-        """What it costs to have seen the iterate of a step; of a tuning's winner, what all of the tuning costs."""
+    def _costs(self, step: int) -> dict[str, float]:
+        """What the outputs up to a step cost whoever sees no later ones, and what is claimed, wherever the run ends.
+
+        Of a tuning's winner both are what all of the tuning costs.
+        """
         if self.tuning is not None:
-            claim = claim_of(self.plan, step, self.tuning)
-            return {"dp/epsilon": claim.epsilon, "dp/epsilon_pld": claim.epsilon_pld}
-        return {"dp/epsilon": self.plan.epsilon(steps=step), "dp/epsilon_pld": self.plan.epsilon("pld", steps=step)}
+            epsilon = claim_of(self.plan, self.plan.steps, self.tuning).epsilon
+            return {"dp/epsilon": epsilon, "dp/epsilon_pld": epsilon, "dp/epsilon_claimed": epsilon}
+        return {
+            "dp/epsilon": self.plan.epsilon(steps=step),
+            "dp/epsilon_pld": self.plan.epsilon("pld", steps=step),
+            "dp/epsilon_claimed": self.plan.epsilon(),
+        }
 
     def _stop_early(self, tracker: Tracker) -> None:
         self._write_weights()

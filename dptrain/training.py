@@ -107,11 +107,14 @@ def learning_rate(name: str, base: float, step: int, steps: int, warmup_steps: i
 class PrivateTrainer:
     """Trains a module by a plan.
 
-    Formal guarantee: after t calls of the loop the module's parameters, the moving average and the optimizer state are
-    together (plan.epsilon(steps=t), plan.delta)-differentially private in the units that ``loader`` serves, provided
-    that loss i of ``loss_function`` depends on example i only. That is tried before the first batch of two examples or
-    more enters a sum, on ``probe``, or else on that batch; a refusal is then for the data's owner. A step is taken for
-    every draw, empty ones too.
+    Formal guarantee: the module's parameters, the moving average and the optimizer state, after every step and all of
+    them together, are (plan.epsilon(), plan.delta)-differentially private in the units that ``loader`` serves, wherever
+    and for whatever reason the loop ends. What the first t steps give is (plan.epsilon(steps=t), plan.delta)-private if
+    t was decided before the first of them; not if the loop was stopped by what it showed.
+
+    That is so provided that loss i of ``loss_function`` depends on example i only. It is tried before the first batch
+    of two examples or more enters a sum, on ``probe``, or else on that batch; a refusal is then for the data's owner. A
+    step is taken for every draw, empty ones too.
 
     Args:
         module: What to train; every trainable parameter must have a per-example gradient rule.

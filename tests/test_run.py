@@ -34,7 +34,7 @@ from .conftest import SMALL, MakeDataset, run_options
 PLAN = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3)
 METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
 COMMAND = (sys.executable, "-m", "dptrain.cli", "train")
-BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
+BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/epsilon_claimed", "dp/delta"}
 
 
 def options(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -117,6 +117,7 @@ def test_results_and_mlflow_hold_the_same_public_numbers(finished: tuple[dptrain
         history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, key)}
         assert history == {int(row["step"]): pytest.approx(float(row[key])) for row in rows}
     assert [float(row["dp/epsilon"]) for row in rows] == [PLAN.epsilon(steps=k) for k in (0, 2, 4)]
+    assert {float(row["dp/epsilon_claimed"]) for row in rows} == {PLAN.epsilon()}
     assert float(run.data.params["privacy.epsilon"]) == pytest.approx(PLAN.epsilon())
     assert run.data.tags["dptrain.sampler"] == "Poisson"
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id)}

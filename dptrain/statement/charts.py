@@ -24,12 +24,8 @@ def charts(statement: Mapping[str, Any], results: Path | None) -> list[tuple[str
     found: list[tuple[str, str]] = []
     if not statement["mechanism"]["steps"]:
         return found
-    found.append(
-        (
-            "Epsilon by the steps taken. The line is the RDP headline; the dot is the tighter PLD reading at the end.",
-            _svg(lambda axes: _over_steps(axes, statement)),
-        )
-    )
+    if statement["accounting"]["epsilon_over_steps"]:
+        found.append((_over_steps_caption(statement), _svg(lambda axes: _over_steps(axes, statement))))
     found.append(
         (
             "The RDP curve: the bound on the Rényi divergence at every order, and the epsilon that each order gives at "
@@ -41,20 +37,31 @@ def charts(statement: Mapping[str, Any], results: Path | None) -> list[tuple[str
     if rows:
         found.append(
             (
-                "Accuracy on the public validation split by the epsilon spent so far.",
+                "Accuracy on the public validation split, by the epsilon of the steps up to each evaluation.",
                 _svg(lambda axes: _accuracy(axes, rows)),
             )
         )
     return found
 
 
+def _over_steps_caption(statement: Mapping[str, Any]) -> str:
+    of = "Epsilon of the outputs of the first steps and no others, their number decided beforehand; by RDP."
+    if statement["guarantee"]["epsilon_pld"] is not None:
+        return f"{of} The end of the line is the headline; the dot is the tighter PLD reading."
+    return f"{of} The end of the line, that of the plan, is the headline, although the run ended where the dots are."
+
+
 def _over_steps(axes: Axes, statement: Mapping[str, Any]) -> None:
     points = sorted((int(step), value) for step, value in statement["accounting"]["epsilon_over_steps"].items())
     axes.plot([step for step, _ in points], [value for _, value in points], color=BLUE)
-    end, guarantee = statement["mechanism"]["steps"], statement["guarantee"]
-    axes.plot([end], [guarantee["epsilon_pld"]], "o", color=ORANGE, markersize=4)
+    mechanism, guarantee = statement["mechanism"], statement["guarantee"]
+    end, pld = mechanism["planned_steps"], guarantee["epsilon_pld"]
     _mark(axes, end, guarantee["epsilon"], f"RDP {round_up(guarantee['epsilon'], 3)}", (-4, 5), BLUE, "bottom")
-    _mark(axes, end, guarantee["epsilon_pld"], f"PLD {round_up(guarantee['epsilon_pld'], 3)}", (-4, -6), ORANGE)
+    if pld is not None:
+        axes.plot([end], [pld], "o", color=ORANGE, markersize=4)
+        _mark(axes, end, pld, f"PLD {round_up(pld, 3)}", (-4, -6), ORANGE)
+    else:
+        axes.axvline(mechanism["steps"], color=GREY, linestyle=":")
     axes.set_xlim(0)
     axes.set_ylim(0, 1.12 * guarantee["epsilon"])
     axes.locator_params(axis="x", integer=True)
@@ -84,7 +91,7 @@ def _accuracy(axes: Axes, rows: list[dict[str, float]]) -> None:
         axes.plot(spent, [row[key] for row in rows], "o-", color=color, markersize=3, label=label)
     axes.set_xlim(0)
     axes.set_ylim(0, 1)
-    axes.set_xlabel("epsilon spent (RDP)")
+    axes.set_xlabel("epsilon of the steps up to it (RDP)")
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -48,6 +48,7 @@ _ALWAYS = (
     "mechanism.name",
     "mechanism.sampling",
     "mechanism.clipping",
+    "accounting.epsilon_over_steps_of",
 )
 
 
@@ -74,9 +75,10 @@ def report(
 ) -> Report:
     """Read a run's statement and hold it against the run.
 
-    Guarantee: the epsilon that is returned is never below dp-accounting's RDP for the mechanism and the steps of the
-    statement and, where the run's own records are there, of ``steps.journal`` and ``settings.json``. A statement that
-    was edited by someone who has not also rewritten those is refused; nothing here is a signature.
+    Guarantee: the epsilon that is returned is never below dp-accounting's RDP for the mechanism and the planned steps
+    of the statement and, where the run's own records are there, of ``settings.json``: also of a run that ended early,
+    which may have been stopped by looking at it. A statement that was edited by someone who has not also rewritten
+    those is refused; nothing here is a signature.
 
     Args:
         run: The folder of a run, a weights file of it, or a folder of weights with their ``statement.json``.
@@ -97,9 +99,11 @@ def report(
     else:
         checks.append("steps.journal and settings.json stay with the run and were not compared")
     again = _made_again(written, plan, steps, source)
+    pld = again["guarantee"]["epsilon_pld"]
     checks.append(
         f"epsilon recomputed with {again['accounting']['library']}: "
-        f"RDP {round_up(again['guarantee']['epsilon'], 6)}, PLD {round_up(again['guarantee']['epsilon_pld'], 6)}"
+        f"RDP {round_up(again['guarantee']['epsilon'], 6)}, "
+        + ("no PLD, since the run ended early" if pld is None else f"PLD {round_up(pld, 6)}")
     )
     _agree_with_weights(written, folder if shipped else folder / WEIGHTS, source, asked, shipped, checks)
     if written.get("sha256") != facts.digest(written):
@@ -170,7 +174,12 @@ def _mechanism(statement: Mapping[str, Any], file: Path) -> tuple[PrivacyPlan, i
         raise PrivacyError(f"{file}: {error}") from error
     if not isinstance(statement.get("deviations"), list):
         raise PrivacyError(f"{file}: deviations is not a list")
-    return plan, whole("mechanism.steps")
+    steps, status = whole("mechanism.steps"), statement.get("status")
+    if steps > whole("mechanism.planned_steps"):
+        raise PrivacyError(f"{file}: mechanism.steps={steps} is above mechanism.planned_steps={plan.steps}")
+    if status == "finished" and steps < plan.steps:
+        raise PrivacyError(f"{file}: status='finished', and mechanism.steps={steps} of {plan.steps} were taken")
+    return plan, steps
 
 
 def _agree_with_records(statement: Mapping[str, Any], folder: Path, steps: int, checks: list[str]) -> int:
@@ -207,8 +216,11 @@ def _agree_with_records(statement: Mapping[str, Any], folder: Path, steps: int, 
         raise PrivacyError(f"{source}: mechanism.steps={steps}, but {started} steps were started ({JOURNAL})")
     if steps > started and secure:
         raise PrivacyError(f"{journal} counts {started} steps, and {source} has mechanism.steps={steps}: it was cut")
+    planned = int(get(statement, "mechanism.planned_steps"))
+    if started > planned and secure:
+        raise PrivacyError(f"{journal} counts {started} steps, more than the {planned} planned ({SETTINGS}: steps)")
     checks.append(f"{JOURNAL}: {started} steps were started")
-    return max(steps, started)
+    return min(planned, max(steps, started))
 
 
 def _agree_with_tuning(statement: Mapping[str, Any], settings: Mapping[str, Any], source: Path) -> None:
@@ -229,11 +241,15 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
     claim = facts.claim_of(plan, named, tuning)
     fresh = {
         "guarantee.epsilon": claim.epsilon,
-        "guarantee.epsilon_pld": claim.epsilon_pld,
         "guarantee.attack_accuracy": claim.attack_accuracy,
     }
+    if claim.epsilon_pld is not None:
+        fresh["guarantee.epsilon_pld"] = claim.epsilon_pld
+    elif (said := get(statement, "guarantee.epsilon_pld")) is not None:
+        raise PrivacyError(f"{file}: guarantee.epsilon_pld={said!r}, and a run that ended early claims none")
     for name, value in fresh.items():
         _refuse_lower(_number(statement, name, file), value, name, statement, file)
+    _agree_on_the_end(statement, claim, file)
     for section, again in (
         ("accounting.rdp_curve", {str(order): bound for order, bound in claim.curve.items()}),
         ("accounting.epsilon_over_steps", None),
@@ -241,11 +257,16 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
         said = get(statement, section)
         if not isinstance(said, dict):
             raise PrivacyError(f"{file}: {section} is not a table")
+        if again is None and said and str(plan.steps) not in said:
+            raise PrivacyError(f"{file}: {section} does not reach step {plan.steps}, the last one planned")
         for key in said:
             name = f"{section}.{key}"
             if again is None:
                 at = int(key) if key.isdecimal() and len(key) <= 10 else -1
-                value = plan.epsilon(steps=at) if 0 <= at <= accounting.MOST_STEPS else math.nan
+                if not 0 <= at <= plan.steps:
+                    value = math.nan
+                else:  # no part of a winner costs less than the tuning that chose it
+                    value = claim.epsilon if facts.is_tuned(tuning) else plan.epsilon(steps=at)
             else:
                 value = again.get(key, math.nan)
             if math.isnan(value):
@@ -270,6 +291,23 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
         key = name.rpartition(".")[2]
         guarantee[key] = max(guarantee[key], _number(statement, name, file))
     return complete
+
+
+def _agree_on_the_end(statement: Mapping[str, Any], claim: facts.Claim, file: Path) -> None:
+    """A run that ended early names what its steps cost, and under which condition that holds; no other does."""
+    said, fact = get(statement, "guarantee.ended_early"), claim.ended_early
+    if said is None and fact is None:
+        return
+    if fact is None or not isinstance(said, dict):
+        raise PrivacyError(
+            f"{file}: guarantee.ended_early={said!r} does not fit mechanism.steps={get(statement, 'mechanism.steps')}"
+        )
+    for key in fact.keys() | said.keys():
+        name = f"guarantee.ended_early.{key}"
+        if key == "epsilon_of_steps":
+            _refuse_lower(_number(statement, name, file), fact[key], name, statement, file)
+        elif said.get(key) != fact.get(key):
+            raise PrivacyError(f"{file}: {name}={said.get(key)!r} is not what dptrain says: {fact.get(key)!r}")
 
 
 def _tuning(statement: Mapping[str, Any], file: Path) -> dict[str, Any]:

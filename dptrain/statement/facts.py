@@ -19,7 +19,7 @@ from typing import Any
 from .. import accounting
 from ..plan import PrivacyPlan
 
-STATEMENT_FORMAT = 2
+STATEMENT_FORMAT = 3
 _PACKAGES = ("dptrain", "torch", "ultralytics", "dp-accounting", "opacus", "numpy", "cryptography")
 _POINTS_OVER_STEPS = 40
 
@@ -47,6 +47,16 @@ NOT_COVERED = (
     "what follows about a person from what is true of the whole population",
     "whoever can read the training images, the training machine or its backups",
 )
+ENDED_EARLY = (
+    "Not all planned steps were taken, and when to stop may have been chosen by looking at the run: epsilon is that of "
+    "the plan, which holds whatever ended the run."
+)
+DECIDED_BEFOREHAND = "the step to stop at was decided before the run, or without regard to anything it showed"
+NO_PLD = (
+    "No figure by PLD: it is the tighter reading of a plan carried out to its end, and that of the steps taken is what "
+    "a stop chosen by looking breaks most."
+)
+FIRST_STEPS = "the outputs of the first t steps and no others, t decided beforehand; not of a run that was stopped"
 ONE_RUN = "one training run, every iterate of it"
 WINNER = "the winner of a tuning by random stopping, every iterate of it, and the choice; no other run"
 SINGLE_RUN = {
@@ -78,7 +88,8 @@ def make_statement(
 
     Args:
         plan: What was planned.
-        steps: Noised steps that were started, also those that a crash lost.
+        steps: Noised steps that were started, also those that a crash lost. With fewer than planned, epsilon is that
+            of the plan, since when to stop may have been chosen by looking at the run.
         status: ``running``, ``stopped`` or ``finished``.
         secure: Whether noise and sampling came from the operating system's entropy.
         dataset: Its public facts: ``name``, ``declared_size``, in units; with groups ``groups``, how they were told.
@@ -112,6 +123,7 @@ def make_statement(
             "adversary": "sees every iterate, all that is released, and every other unit of the dataset",
             "covers": claim.covers,
             "attack_accuracy": claim.attack_accuracy,
+            "ended_early": claim.ended_early,
         },
         "mechanism": {
             "name": "DP-SGD (Abadi et al. 2016, algorithm 1)",
@@ -134,7 +146,11 @@ def make_statement(
             "assumptions": _accounting_assumptions(secure),
             # JSON has no infinity; an order that is left out says nothing, which is safe.
             "rdp_curve": {str(order): bound for order, bound in claim.curve.items() if math.isfinite(bound)},
-            "epsilon_over_steps": {str(at): plan.epsilon(steps=at) for at in _spread(steps)},
+            # To the end of the plan; a winner was chosen by its last step, so no part of it costs less than all.
+            "epsilon_over_steps": {}
+            if is_tuned(tuning)
+            else {str(at): plan.epsilon(steps=at) for at in _spread(plan.steps)},
+            "epsilon_over_steps_of": FIRST_STEPS,
         },
         "dataset": dict(dataset),
         "model": dict(model),
@@ -166,34 +182,60 @@ class Claim:
 
     Attributes:
         epsilon: RDP.
-        epsilon_pld: PLD; the RDP figure where the loss distribution has no bound, as for the best of several runs.
+        epsilon_pld: PLD; the RDP figure where the loss distribution has no bound, as for the best of several runs. None
+            for a run that ended early.
         attack_accuracy: See :func:`dptrain.accounting.attack_accuracy`.
         curve: The Rényi divergence bound by order.
         covers: In words.
+        ended_early: None where all planned steps were taken. Else ``steps``, the ``epsilon_of_steps`` taken, and under
+            what condition that smaller figure holds.
     """
 
     epsilon: float
-    epsilon_pld: float
+    epsilon_pld: float | None
     attack_accuracy: float
     curve: Mapping[float, float]
     covers: str
+    ended_early: dict[str, Any] | None = None
+
+
+def is_tuned(tuning: Mapping[str, Any] | None) -> bool:
+    """Whether the run is the winner of a tuning by random stopping."""
+    return (tuning or {}).get("distribution") is not None
 
 
 def claim_of(plan: PrivacyPlan, steps: int, tuning: Mapping[str, Any] | None = None) -> Claim:
-    """Return what the release of a run costs; of the winner of a tuning, what all of the tuning costs."""
+    """Return what the release of a run costs; of the winner of a tuning, what all of the tuning costs.
+
+    A run that took fewer than the planned steps costs what was planned: whoever ends it may have looked at it. What it
+    releases is a function of what the whole run would have, wherever it is cut, so the plan's epsilon holds under any
+    rule of stopping. The epsilon of the steps taken holds only if their number was decided beforehand.
+    """
+    early = steps < plan.steps
     if not tuning or tuning.get("distribution") is None:
+        planned = max(steps, plan.steps)
         return Claim(
-            plan.epsilon(steps=steps),
-            plan.epsilon("pld", steps=steps),
-            accounting.attack_accuracy(plan.sample_rate, steps, plan.noise_multiplier, plan.delta),
-            accounting.dp_sgd_rdp_curve(plan.sample_rate, steps, plan.noise_multiplier),
+            plan.epsilon(steps=planned),
+            None if early else plan.epsilon("pld", steps=planned),
+            accounting.attack_accuracy(plan.sample_rate, planned, plan.noise_multiplier, plan.delta),
+            accounting.dp_sgd_rdp_curve(plan.sample_rate, planned, plan.noise_multiplier),
             ONE_RUN,
+            _ended_early(plan, steps) if early else None,
         )
     # All steps planned: another run of the tuning may have taken them.
     event = accounting.random_stopping_event(plan.event(), float(tuning["mean_runs"]), str(tuning["distribution"]))
     epsilon = accounting.epsilon(event, plan.delta)
     accuracy = accounting.accuracy_within(epsilon, plan.delta)
-    return Claim(epsilon, epsilon, accuracy, accounting.rdp_curve(event), WINNER)
+    return Claim(epsilon, None if early else epsilon, accuracy, accounting.rdp_curve(event), WINNER)
+
+
+def _ended_early(plan: PrivacyPlan, steps: int) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "epsilon_of_steps": plan.epsilon(steps=steps),
+        "holds_if": DECIDED_BEFOREHAND,
+        "why": f"{ENDED_EARLY} {NO_PLD}",
+    }
 
 
 def sealed(statement: Mapping[str, Any]) -> dict[str, Any]:

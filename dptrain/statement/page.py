@@ -37,7 +37,11 @@ def to_html(statement: Mapping[str, Any], results: Path | None = None) -> str:
         status=status_line(statement),
         numbers=[
             ("epsilon", round_up(guarantee["epsilon"]), "RDP, the headline"),
-            ("epsilon", round_up(guarantee["epsilon_pld"]), "PLD, the tighter reading"),
+            *(
+                ()
+                if guarantee["epsilon_pld"] is None
+                else (("epsilon", round_up(guarantee["epsilon_pld"]), "PLD, the tighter reading"),)
+            ),
             (
                 "delta",
                 f"{guarantee['delta']:.3g}",

@@ -31,7 +31,7 @@ class Section:
 
 def to_json(statement: Mapping[str, Any]) -> str:
     """Return the statement as JSON."""
-    return json.dumps(statement, indent=2, sort_keys=False) + "\n"
+    return json.dumps(statement, indent=2, sort_keys=False, allow_nan=False) + "\n"
 
 
 def to_markdown(statement: Mapping[str, Any]) -> str:
@@ -96,6 +96,17 @@ def summary(statement: Mapping[str, Any]) -> list[str]:
         f"section 5.2), a guarantee at this epsilon is {tier}: up to 1 is strong, up to 10 reasonable.",
         f"The guarantee is for one {unit}. A person shown in several has less of it, and it adds up with every other "
         "run on the same images.",
+        *_early(guarantee.get("ended_early"), statement["mechanism"]["planned_steps"]),
+    ]
+
+
+def _early(early: Mapping[str, Any] | None, planned: int) -> list[str]:
+    """What a reader must know of a run that ended early."""
+    if early is None:
+        return []
+    return [
+        f"{early['steps']} of {planned} planned steps were taken. {early['why']} The smaller figure, epsilon "
+        f"{round_up(early['epsilon_of_steps'])} (RDP) of the steps taken, holds only if {early['holds_if']}."
     ]
 
 
@@ -111,7 +122,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
             "Guarantee",
             [
                 ("Epsilon (RDP, the headline)", round_up(guarantee["epsilon"], 6)),
-                ("Epsilon (PLD, a tighter reading of the same run)", round_up(guarantee["epsilon_pld"], 6)),
+                _tighter(guarantee),
                 ("Delta", f"{guarantee['delta']:.6g}"),
                 ("Privacy unit", _UNITS.get(unit, f"one {unit}")),
                 ("Neighbouring relation", guarantee["neighbouring_relation"]),
@@ -164,6 +175,15 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
     if weights:
         found.append(Section("Weights covered (sha256)", [(name, value) for name, value in weights.items()]))
     return found
+
+
+def _tighter(guarantee: Mapping[str, Any]) -> tuple[str, str]:
+    early = guarantee.get("ended_early")
+    if early is not None:
+        value = round_up(early["epsilon_of_steps"], 6)
+        return "Epsilon of the steps taken (RDP, no headline)", f"{value}, if {early['holds_if']}"
+    pld = guarantee["epsilon_pld"]
+    return "Epsilon (PLD, a tighter reading of the same run)", "not stated" if pld is None else round_up(pld, 6)
 
 
 def status_line(statement: Mapping[str, Any]) -> str:

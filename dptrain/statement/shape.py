@@ -17,13 +17,15 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "a table or null": (dict, type(None)),
 }
 _SHAPE = {
-    "a text": "date status validation accounting.headline accounting.library mechanism.rng_mode mechanism.noise",
+    "a text": "date status validation accounting.headline accounting.library mechanism.rng_mode mechanism.noise "
+    "guarantee.ended_early.holds_if guarantee.ended_early.why accounting.epsilon_over_steps_of",
     "a table": "dataset model public_data training weights tuning versions accounting.rdp_curve",
     "a list": "deviations released assumptions not_covered accounting.assumptions",
     "true or false": "valid",
-    "a table or null": "dataset_budget audit",
-    "a number": "dataset_budget.spent dataset_budget.delta audit.epsilon_lower_bound audit.confidence",
-    "a number or null": "tuning.epsilon dataset_budget.spent_pld dataset_budget.limit",
+    "a table or null": "dataset_budget audit guarantee.ended_early",
+    "a number": "dataset_budget.spent dataset_budget.delta audit.epsilon_lower_bound audit.confidence "
+    "guarantee.ended_early.epsilon_of_steps",
+    "a number or null": "guarantee.epsilon_pld tuning.epsilon dataset_budget.spent_pld dataset_budget.limit",
 }
 _TEXTS = ("deviations", "released", "assumptions", "not_covered")
 

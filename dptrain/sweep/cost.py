@@ -1,22 +1,29 @@
 """What a sweep costs: every job's own epsilon, and the composition of all of them.
 
 Whoever chooses or publishes after a look at several runs has seen all of them, so their costs compose: the Rényi bounds
-add up at every order (Mironov 2017, proposition 1). Jobs that failed or were stopped count with the steps they started.
+add up at every order (Mironov 2017, proposition 1). When to stop, a job or the whole sweep, may have been chosen by
+looking, too: once a job has taken a step, every job counts with all the steps that were planned, also one that failed,
+was stopped or never began. What a sweep releases is a function of what the whole of it would have, wherever it is cut.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dp_accounting.dp_event import ComposedDpEvent, DpEvent
+from omegaconf.errors import OmegaConfBaseException
 
 from .. import accounting
+from ..errors import DptrainError
 from ..files import steps_started
+from ..schema import TrainConfig
+from .jobs import Job
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,26 @@ class JobCost:
     secure: bool
     unit: str = "image"
 
-    def epsilon(self, accountant: str = "rdp") -> float:
-        """The job's own epsilon at its own delta."""
+    @property
+    def ended_early(self) -> bool:
+        """Whether steps that were planned were not taken."""
+        return self.steps < self.planned_steps
+
+    @property
+    def counted_steps(self) -> int:
+        """The steps that the job is charged with: those planned, wherever it was stopped."""
+        return max(self.steps, self.planned_steps)
+
+    def epsilon(self) -> float:
+        """The job's own epsilon (RDP) at its own delta, all planned steps counted."""
+        return accounting.dp_sgd_epsilon(self.sample_rate, self.counted_steps, self.noise_multiplier, self.delta)
+
+    def epsilon_pld(self) -> float | None:
+        """The tighter reading; None for a job that ended early."""
+        if self.ended_early:
+            return None
         return accounting.dp_sgd_epsilon(
-            self.sample_rate, self.steps, self.noise_multiplier, self.delta, accountant=accountant
+            self.sample_rate, self.counted_steps, self.noise_multiplier, self.delta, accountant="pld"
         )
 
 
@@ -54,21 +77,31 @@ class SweepCost:
 
     Attributes:
         epsilon: RDP, composed.
-        event: All steps of all jobs.
+        epsilon_of_steps: RDP of the steps that were started alone: less than ``epsilon`` where the sweep ended early,
+            and then true only if it was decided beforehand where to stop.
+        event: All planned steps of all jobs.
         delta: The largest of the jobs' deltas.
         deltas_differ: Whether the jobs had several.
         secure: False where any job had a seed.
+        ended_early: Whether steps that were planned were not taken.
     """
 
     epsilon: float
+    epsilon_of_steps: float
     event: DpEvent
     delta: float
     deltas_differ: bool
     secure: bool
+    ended_early: bool
 
     @functools.cached_property
-    def epsilon_pld(self) -> float:
-        """The tighter reading of the same events; the RDP figure where that promises nothing anyway."""
+    def epsilon_pld(self) -> float | None:
+        """The tighter reading of the same events; None where the sweep ended early.
+
+        The RDP figure where that promises nothing anyway.
+        """
+        if self.ended_early:
+            return None
         if self.epsilon > accounting.PLD_UP_TO_EPSILON:
             return self.epsilon
         return accounting.epsilon(self.event, self.delta, "pld")
@@ -92,23 +125,52 @@ def read_cost(folder: Path) -> JobCost | None:
     )
 
 
+def planned_cost(job: Job) -> JobCost | None:
+    """The cost of a job that took no step, with the steps that it was to take; None if its settings make no plan."""
+    from omegaconf import OmegaConf
+
+    from .. import config
+
+    node = OmegaConf.structured(TrainConfig)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what is said of the settings was said when the job was tried
+    try:
+        for key, value in job.settings.items():
+            OmegaConf.update(node, key, value)
+        settings = config.resolve(config.from_omegaconf(node))
+        plan = config.make_plan(settings)
+    except (DptrainError, OmegaConfBaseException):
+        return None
+    finally:
+        logging.disable(before)
+    return JobCost(0, plan.steps, plan.sample_rate, plan.noise_multiplier, plan.delta, settings.seed is None, plan.unit)
+
+
 def compose(costs: Sequence[JobCost]) -> SweepCost | None:
-    """Compose what the jobs have spent; None if none took a step.
+    """Compose what the jobs have spent, planned steps of all of them counted; None if none took a step.
 
     Guarantee: all that the jobs released together is (``epsilon``, ``delta``)-differentially private with respect to
     adding or removing one unit from the data that all of them drew from. Of jobs with different units nothing is
     promised together: epsilon is infinite.
     """
-    if not costs:
+    if not any(cost.steps for cost in costs):
         return None
     delta = max(cost.delta for cost in costs)
-    event = ComposedDpEvent(
-        [accounting.dp_sgd_event(cost.sample_rate, cost.steps, cost.noise_multiplier) for cost in costs]
-    )
+    event = _event([replace(cost, steps=cost.counted_steps) for cost in costs])
+    one_unit = len({cost.unit for cost in costs}) == 1
     return SweepCost(
-        accounting.epsilon(event, delta) if len({cost.unit for cost in costs}) == 1 else math.inf,
+        accounting.epsilon(event, delta) if one_unit else math.inf,
+        accounting.epsilon(_event(costs), delta) if one_unit else math.inf,
         event,
         delta,
         len({cost.delta for cost in costs}) > 1,
         all(cost.secure for cost in costs),
+        any(cost.ended_early for cost in costs),
+    )
+
+
+def _event(costs: Sequence[JobCost]) -> DpEvent:
+    """The steps of some jobs, one after the other."""
+    return ComposedDpEvent(
+        [accounting.dp_sgd_event(cost.sample_rate, cost.steps, cost.noise_multiplier) for cost in costs if cost.steps]
     )

@@ -84,7 +84,8 @@ class Sweep:
     def _log(self, table: SweepTable) -> None:
         """The composed cost, and one point a finished job: MLflow then draws the curve of the sweep itself."""
         values = {key: value for key, value in summary(table).items() if isinstance(value, float | int)}
-        values.pop("valid")
+        for name in ("valid", "ended_early"):
+            values.pop(name)
         self.tracker.metrics({f"sweep/{key}": value for key, value in values.items()}, table.finished)
         logged = self.tracker.logged_steps("sweep/epsilon")
         for row in table.rows:

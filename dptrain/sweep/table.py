@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..files import write_json
 from ..results import read_rows
 from ..rounding import shown
 from ..wording import counted
-from .cost import JobCost, SweepCost, compose, read_cost
+from .cost import JobCost, SweepCost, compose, planned_cost, read_cost
 from .jobs import FINISHED, SweepRecord, short
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Row:
             "state": self.state,
             "epsilon": cost.epsilon() if cost else 0.0,
             **{name: self.metrics.get(key) for key, name in METRICS.items()},
-            "epsilon_pld": cost.epsilon("pld") if cost else 0.0,
+            "epsilon_pld": cost.epsilon_pld() if cost else 0.0,
             "delta": cost.delta if cost else None,
             "steps": cost.steps if cost else 0,
             "mlflow_run": self.mlflow_run,
@@ -87,10 +88,16 @@ class SweepTable:
         if cost is None:
             return "no job took a step, so nothing was spent"
         runs = counted(sum(row.cost is not None for row in self.rows), "run")
+        pld = "" if cost.epsilon_pld is None else f"; PLD {shown(cost.epsilon_pld)}"
         text = (
-            f"publishing this curve costs epsilon {shown(cost.epsilon)} (RDP; PLD {shown(cost.epsilon_pld)}) "
+            f"publishing this curve costs epsilon {shown(cost.epsilon)} (RDP{pld}) "
             f"at delta {cost.delta:.3g}: the composition of {runs}, choice of the best among them included"
         )
+        if cost.ended_early:
+            text += (
+                "; not all planned steps were taken, and all are counted, since where to stop may have been chosen by "
+                f"looking (epsilon {shown(cost.epsilon_of_steps)} if it was decided beforehand)"
+            )
         if cost.deltas_differ:
             text += "; the jobs have different deltas, and this one is the largest"
         return text if cost.secure else f"{text}; VOID: a seed was set"
@@ -116,7 +123,9 @@ def read_table(record: SweepRecord) -> SweepTable:
                 note.read_text().strip() if note.exists() else None,
             )
         )
-    return SweepTable(tuple(rows), compose([row.cost for row in rows if row.cost is not None]))
+    unbegun = [planned_cost(planned[row.number]) for row in rows if row.cost is None and row.number in planned]
+    costs = [*(row.cost for row in rows), *unbegun]
+    return SweepTable(tuple(rows), compose([cost for cost in costs if cost is not None]))
 
 
 def last_metrics(file: Path) -> dict[str, float]:
@@ -141,12 +150,19 @@ def summary(table: SweepTable) -> dict[str, Any]:
     return {
         "jobs": len(table.rows),
         "finished": table.finished,
-        "epsilon_composed": cost.epsilon if cost else 0.0,
+        "epsilon_composed": _finite(cost.epsilon) if cost else 0.0,
         "epsilon_composed_pld": cost.epsilon_pld if cost else 0.0,
+        "epsilon_of_steps": _finite(cost.epsilon_of_steps) if cost else 0.0,
+        "ended_early": cost.ended_early if cost else False,
         "delta": cost.delta if cost else None,
         "valid": cost.secure if cost else True,
         "meaning": table.price(),
     }
+
+
+def _finite(epsilon: float) -> float | None:
+    """JSON has no infinity: None, and the meaning says it."""
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def for_terminal(table: SweepTable) -> Table:

@@ -36,7 +36,7 @@ from ..conftest import dataset_maker, run_options
 PLAN = PrivacyPlan(0.9, 2, 1.0, 1.0, 1e-3, 5)
 TELLING = "patient7431"
 PUBLIC_METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
-BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/delta"}
+BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/epsilon_claimed", "dp/delta"}
 WRITTEN = {
     "README.txt", "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "owner/README.txt",
     "owner/budget.json", "per_class.csv", "results.csv",
@@ -58,7 +58,7 @@ PRINTED = (
     r"validation=public: the metrics of the val split are released without noise",
     rf"budget: data has spent epsilon {NUMBER} \(RDP, delta 0\.001\), recorded without a limit in budget\.db; "
     r"dptrain budget create sets one",
-    rf"step +[02]/2  epsilon {NUMBER}  mAP50 {NUMBER}  mAP50-95 {NUMBER}",
+    rf"step +[02]/2  epsilon {NUMBER} of {NUMBER}  mAP50 {NUMBER}  mAP50-95 {NUMBER}",
     rf"done: epsilon {NUMBER} at delta 0\.001; \S+/weights/last\.pt",
 )
 LOGGERS = ("alembic", "matplotlib", "PIL", "git", "mlflow", "urllib3", "asyncio")  # of libraries; none sees the images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .claim_bugs import CLAIM_BUGS
 from .edits import Bug
 from .gradient_bugs import GRADIENT_BUGS
 from .identity_bugs import IDENTITY_BUGS
@@ -10,7 +11,16 @@ from .record_bugs import RECORD_BUGS
 from .unit_bugs import UNIT_BUGS
 
 BUGS: dict[str, Bug] = {
-    bug.name: bug for bug in (*GRADIENT_BUGS, *IDENTITY_BUGS, *NOISE_BUGS, *RECORD_BUGS, *UNIT_BUGS)
+    bug.name: bug
+    for bugs in (
+        GRADIENT_BUGS,
+        IDENTITY_BUGS,
+        NOISE_BUGS,
+        RECORD_BUGS,
+        UNIT_BUGS,
+        CLAIM_BUGS,
+    )
+    for bug in bugs
 }
 
 # Those that the normal suite plants: a few seconds each, one of every room.

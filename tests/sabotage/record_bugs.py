@@ -117,7 +117,7 @@ RECORD_BUGS = (
         "a sweep for the price of one",
         "The cost of having looked at all runs is that of the dearest.",
         "dptrain.sweep.cost:compose", "for cost in costs]", "for cost in costs][-1:]",
-        "tests/sweep/test_sweep_record.py::test_the_composed_epsilon_counts_every_started_step_of_unfinished_jobs_too",
+        "tests/sweep/test_sweep_record.py::test_the_composed_epsilon_counts_every_planned_step_of_unfinished_jobs_too",
     ),
     bug(
         "a seed hidden",

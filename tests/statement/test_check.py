@@ -14,6 +14,7 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 
 from dptrain import ConfigError, PrivacyError
+from dptrain.accounting import attack_accuracy
 from dptrain.statement import report, to_html
 
 from .runs import PLAN, edit, make_run, reseal
@@ -47,6 +48,7 @@ def test_the_winner_of_a_tuning_claims_what_the_tuning_costs(tmp_path: Path) -> 
     account = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
     price = account.compose(RepeatAndSelectDpEvent(PLAN.event(), 5.0, 1.0)).get_epsilon(PLAN.delta)
     assert guarantee["epsilon"] == guarantee["epsilon_pld"] == pytest.approx(price, rel=1e-9)
+    assert guarantee["ended_early"] is None
     assert price > 1.2 * PLAN.epsilon()
     assert "winner" in guarantee["covers"]
 
@@ -56,6 +58,8 @@ def test_the_winner_of_a_tuning_claims_what_the_tuning_costs(tmp_path: Path) -> 
     [
         ("guarantee/epsilon", PLAN.epsilon()),
         ("guarantee/covers", "one training run, every iterate of it"),
+        ("accounting/epsilon_over_steps", {"0": 0.0, "20": PLAN.epsilon()}),
+        ("accounting/epsilon_over_steps", {"0": 0.0, "20": 99.0}),
         ("tuning/mean_runs", 2.0),
         ("tuning/mean_runs", 0.5),
         ("tuning/distribution", "logarithmic"),
@@ -103,6 +107,11 @@ def test_a_winner_cannot_pass_for_a_run_that_nobody_chose(tmp_path: Path, name: 
         ("accounting/rdp_curve/3.0", 1e-6),
         ("accounting/rdp_curve/3.03", 1e9),
         ("accounting/epsilon_over_steps/20", 0.01),
+        ("accounting/epsilon_over_steps/21", 99.0),
+        ("accounting/epsilon_over_steps", {"0": 0.0, "10": 99.0}),
+        ("accounting/epsilon_over_steps_of", "any number of steps"),
+        ("guarantee/ended_early", {"steps": 10, "epsilon_of_steps": 0.1}),
+        ("guarantee/epsilon_pld", None),
         ("dataset/declared_size", 10**6),
         ("model/start_sha256", "cd" * 32),
         ("public_data/declared", "ImageNet"),
@@ -144,6 +153,57 @@ def test_a_field_that_nothing_recomputes_is_held_by_the_sha256(run: Path, name: 
         report(run)
 
 
+EARLY = {"steps": 10, "status": "stopped", "journal": 10}
+
+
+@pytest.mark.parametrize("status", ["stopped", "running", "failed"])
+def test_a_run_that_ended_early_claims_the_epsilon_of_its_plan(tmp_path: Path, status: str) -> None:
+    run = make_run(tmp_path / "run", **{**EARLY, "status": status})
+    found = report(run).statement
+    guarantee, accounting = found["guarantee"], found["accounting"]
+    assert guarantee["epsilon"] == PLAN.epsilon() > PLAN.epsilon(steps=10)
+    assert guarantee["epsilon_pld"] is None
+    assert guarantee["ended_early"]["epsilon_of_steps"] == PLAN.epsilon(steps=10)
+    assert "decided before the run" in guarantee["ended_early"]["holds_if"]
+    whole = report(make_run(tmp_path / "whole")).statement
+    assert guarantee["attack_accuracy"] == whole["guarantee"]["attack_accuracy"]
+    assert accounting["rdp_curve"] == whole["accounting"]["rdp_curve"]
+    assert accounting["epsilon_over_steps"] == whole["accounting"]["epsilon_over_steps"]
+    assert whole["guarantee"]["ended_early"] is None and whole["guarantee"]["epsilon_pld"] == PLAN.epsilon("pld")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("guarantee/epsilon", PLAN.epsilon(steps=10)),
+        ("guarantee/epsilon_pld", PLAN.epsilon("pld", steps=10)),
+        ("guarantee/epsilon_pld", 99.0),
+        ("guarantee/attack_accuracy", attack_accuracy(PLAN.sample_rate, 10, PLAN.noise_multiplier, PLAN.delta)),
+        ("guarantee/ended_early", None),
+        ("guarantee/ended_early", ...),
+        ("guarantee/ended_early/steps", 9),
+        ("guarantee/ended_early/epsilon_of_steps", PLAN.epsilon(steps=9)),
+        ("guarantee/ended_early/holds_if", "always"),
+        ("guarantee/ended_early/why", ...),
+        ("accounting/rdp_curve/3.0", 1e-6),
+        ("accounting/epsilon_over_steps", {"0": 0.0, "10": PLAN.epsilon(steps=10)}),
+        ("status", "finished"),
+    ],
+)
+def test_a_run_that_ended_early_cannot_claim_less_than_its_plan(tmp_path: Path, name: str, value: Any) -> None:
+    run = make_run(tmp_path / "run", **EARLY)
+    reseal(run, name, value)
+    with pytest.raises(PrivacyError, match=name.rpartition("/")[2]):
+        report(run)
+
+
+def test_more_steps_than_planned_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match=r"mechanism\.steps=21 is above"):
+        report(make_run(tmp_path / "stated", steps=21, journal=21))
+    with pytest.raises(PrivacyError, match="counts 21 steps, more than the 20 planned"):
+        report(make_run(tmp_path / "counted", status="running", journal=21))
+
+
 def test_two_copies_that_differ_are_refused(run: Path) -> None:
     other = make_run(run.parent / "other", validation="secret")
     shutil.copy(other / "weights" / "statement.json", run / "weights" / "statement.json")
@@ -172,7 +232,8 @@ def test_weights_of_another_run_are_refused(run: Path) -> None:
 def test_more_steps_than_stated_are_refused_unless_the_run_broke_off_and_then_counted(tmp_path: Path) -> None:
     cut = make_run(tmp_path / "cut", steps=10, status="running", journal=15)
     found = report(cut).statement
-    assert found["guarantee"]["epsilon"] == PLAN.epsilon(steps=15)
+    assert found["guarantee"]["epsilon"] == PLAN.epsilon()
+    assert found["guarantee"]["ended_early"]["epsilon_of_steps"] == PLAN.epsilon(steps=15)
     assert found["mechanism"]["steps"] == 15
     assert any("5 steps were started" in line for line in found["deviations"])
     over = make_run(tmp_path / "over", steps=10, status="stopped", journal=15)
@@ -213,7 +274,10 @@ def test_a_higher_claim_is_kept(run: Path) -> None:
     assert report(run).statement["guarantee"]["epsilon"] == 9.0
 
 
-@pytest.mark.parametrize(("format_", "words"), [(1, "earlier dptrain"), (3, "cannot read it"), (None, "cannot read")])
+@pytest.mark.parametrize(
+    ("format_", "words"),
+    [(1, "earlier dptrain"), (2, "earlier dptrain"), (4, "cannot read it"), (None, "cannot read")],
+)
 def test_another_format_is_refused_in_a_line(run: Path, format_: int | None, words: str) -> None:
     edit(run / "statement.json", "format", format_)
     with pytest.raises(ConfigError, match=words):
@@ -242,7 +306,7 @@ def test_what_the_ledger_and_the_tuning_know_is_put_in(run: Path) -> None:
     assert found["dataset_budget"] == budget and found["tuning"]["epsilon"] == 7.3
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 2, "mechanism": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 3}', '{"format": 3, "mechanism": 3}'])
 def test_what_is_no_statement_gives_one_line(run: Path, text: str) -> None:
     (run / "statement.json").write_text(text)
     with pytest.raises((ConfigError, PrivacyError)) as error:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dptrain import accounting
 from dptrain.rounding import round_up
 from dptrain.statement import to_html, to_markdown
+from dptrain.statement.charts import charts
 from dptrain.statement.render import sections
 
 from .runs import PLAN, facts
@@ -62,7 +63,7 @@ def test_the_page_stands_alone_and_escapes_everything(tmp_path: Path) -> None:
     )
     results = tmp_path / "results.csv"
     results.write_text(
-        "step,dp/epsilon,dp/delta,metrics/mAP50B,metrics/mAP50-95B\n0,0,1e-4,0.1,0.05\n20,2,1e-4,0.4,0.2\n"
+        "step,dp/epsilon,dp/epsilon_claimed,dp/delta,metrics/mAP50B,metrics/mAP50-95B\n0,0,2,1e-4,0.1,0.05\n20,2,2,1e-4,0.4,0.2\n"
     )
     page = to_html(statement, results)
     reader = _Tags()
@@ -93,6 +94,23 @@ def test_numbers_on_the_page_are_not_below_dp_accounting() -> None:
     rows = dict(sections(facts())[0].facts)
     assert float(rows["Epsilon (RDP, the headline)"]) >= PLAN.epsilon()
     assert float(rows["Epsilon (PLD, a tighter reading of the same run)"]) >= PLAN.epsilon("pld")
+
+
+def test_the_page_of_a_run_that_ended_early_says_when_the_smaller_figure_holds() -> None:
+    statement = facts(steps=10, status="stopped")
+    claimed, taken = round_up(PLAN.epsilon()), round_up(PLAN.epsilon(steps=10))
+    for page in (to_html(statement), to_markdown(statement)):
+        assert f"({claimed}, 0.0001)-differential privacy" in page
+        assert re.search(rf"{taken} \(RDP\) of the steps taken, holds only if", page)
+        assert "No figure by PLD" in page and "tighter reading</" not in page
+    rows = dict(sections(statement)[0].facts)
+    assert rows["Epsilon of the steps taken (RDP, no headline)"].endswith("without regard to anything it showed")
+
+
+def test_no_picture_shows_a_winner_at_less_than_the_tuning_that_chose_it() -> None:
+    tuning = {"method": "random stopping", "runs": "secret", "distribution": "geometric", "mean_runs": 5.0}
+    captions = [caption for caption, _ in charts(facts(tuning=tuning), None)]
+    assert len(captions) == 1 and captions[0].startswith("The RDP curve")
 
 
 def test_a_weak_delta_is_told() -> None:

@@ -40,7 +40,7 @@ def run_folder(
         names = [f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")]
         with (folder / "results.csv").open("w", newline="") as stream:
             writer = csv.writer(stream)
-            spent = [["dp/epsilon", "dp/delta"], [0, delta], [1, delta]]
+            spent = [["dp/epsilon", "dp/epsilon_claimed", "dp/delta"], [0, 1, delta], [1, 1, delta]]
             rows = [["step", *names], [0, 0, 0, 0, 0], [steps, 0.6, 0.6, mAP, mAP / 2]]
             writer.writerows([*row, *more] for row, more in zip(rows, spent, strict=True))
 
@@ -70,14 +70,39 @@ def test_every_state_is_read_from_the_disk(record: SweepRecord) -> None:
     assert again == record
 
 
-def test_the_composed_epsilon_counts_every_started_step_of_unfinished_jobs_too(record: SweepRecord) -> None:
+def test_the_composed_epsilon_counts_every_planned_step_of_unfinished_jobs_too(record: SweepRecord) -> None:
+    """When to stop a job may have been chosen by looking at it."""
     table = read_table(record)
     assert table.cost is not None
-    assert table.cost.epsilon == pytest.approx(reference([(0.1, 4.0, 10), (0.1, 5.0, 4)], 1e-5), rel=1e-9)
+    assert table.cost.epsilon == pytest.approx(reference([(0.1, 4.0, 10), (0.1, 5.0, 10)], 1e-5), rel=1e-9)
+    taken = reference([(0.1, 4.0, 10), (0.1, 5.0, 4)], 1e-5)
+    assert table.cost.epsilon_of_steps == pytest.approx(taken, rel=1e-9)
+    assert table.cost.epsilon_of_steps < table.cost.epsilon
+    assert f"(epsilon {shown(table.cost.epsilon_of_steps)} if it was decided beforehand)" in table.price()
+    assert [row.flat()["epsilon_pld"] is None for row in table.rows[:2]] == [False, True]
+    assert table.cost.epsilon_pld is None and "PLD" not in table.price()
     assert table.cost.epsilon > max(row.cost.epsilon() for row in table.rows if row.cost)
-    assert 0 < table.cost.epsilon_pld < table.cost.epsilon
     assert table.finished == 1
     assert "composition of 2 runs" in table.price()
+
+
+def test_a_sweep_stopped_before_its_last_jobs_costs_what_all_of_them_would(tmp_path: Path) -> None:
+    """Whether the third job began may have been decided by what the first two came to."""
+    settings = {
+        "model": "a.pt", "data": "a.yaml", "steps": 10, "privacy.noise_multiplier": 4.0, "privacy.delta": 1e-5,
+        "privacy.sample_rate": 0.1, "privacy.expected_batch_size": 10,
+    }  # fmt: skip
+    record = SweepRecord(tmp_path, tuple(Job(n, {}, settings) for n in range(3)))
+    assert read_table(record).cost is None
+    run_folder(tmp_path / "0", 10, 4.0)
+    run_folder(tmp_path / "1", 10, 4.0)
+    cost = read_table(record).cost
+    assert cost is not None and cost.ended_early and cost.epsilon_pld is None
+    assert cost.epsilon == pytest.approx(reference([(0.1, 4.0, 30)], 1e-5), rel=1e-9)
+    assert cost.epsilon_of_steps == pytest.approx(reference([(0.1, 4.0, 20)], 1e-5), rel=1e-9)
+    run_folder(tmp_path / "2", 10, 4.0)
+    whole = read_table(record).cost
+    assert whole is not None and not whole.ended_early and 0 < (whole.epsilon_pld or 0) < whole.epsilon
 
 
 def test_different_deltas_compose_at_the_largest_and_it_is_said(tmp_path: Path) -> None:
