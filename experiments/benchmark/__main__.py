@@ -1,6 +1,6 @@
 """What private detectors are worth: mAP by epsilon next to plain fine-tuning from the same public start.
 
-    python -m experiments.benchmark                              # everything: the table of experiments/README.md
+    python -m experiments.benchmark                              # everything: the table of docs/benchmarks.md
     python -m experiments.benchmark --set fashion --seeds 1 --epsilons 8 --minutes 30
     python -m experiments.benchmark --processes 2                # two runs at a time, each with half of the cores
 
