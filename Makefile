@@ -5,13 +5,14 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench accuracy sabotage clean
+.PHONY: help install demo test lint docs bench accuracy sabotage clean
 
 help:
 	@echo "make install  virtual environment in $(VENV) with dptrain and all its extras"
 	@echo "make demo     private training on handwritten digits, in minutes on two CPU cores"
 	@echo "make test     ruff, mypy and pytest (PYTEST_ARGS=... to choose)"
 	@echo "make lint     ruff and mypy only"
+	@echo "make docs     the documentation as a site, at http://127.0.0.1:8000"
 	@echo "make bench    the private step against the plain one: time and memory as ratios"
 	@echo "make accuracy private against plain detectors at epsilon 1 to 8: hours; it goes on where it was stopped"
 	@echo "make sabotage plant every known bug in turn: the tests must catch it"
@@ -40,6 +41,9 @@ lint: $(STAMP)
 # One thread a process: several torch processes with several threads each spin against one another.
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+docs: $(STAMP)
+	$(PY) -m mkdocs serve
 
 bench: $(STAMP)
 	$(PY) -m benchmarks

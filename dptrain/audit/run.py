@@ -100,14 +100,16 @@ def audit_training(
             yolo26n (black-box).
         data: A public ``data.yaml`` to train on besides the canaries; default synthetic scenes.
         public: Your declaration that ``data`` is public; without it they are refused.
-        ledger, ledger_key: A ledger that ``data`` must share no picture with; default that of the environment
+        ledger: A ledger that ``data`` must share no picture with; default that of the environment
             (``DPTRAIN_BUDGET_URL``), else ``budget.db`` in the working directory, if it is there. Nothing is written.
+        ledger_key: Its key, or the file that holds it.
         canaries: m, at least 20; default 6000 (white-box) or 100 (black-box), fewer where delta is above 1e-5.
         guesses: Their number, or several, for which the bound is then corrected; default 5 % of the canaries but
             at least 40 (white-box), half of them (black-box).
         confidence: Of the bound.
         imgsz: Side of a detector's images in pixels, a multiple of 32.
-        device, engine: Where and how gradients are computed.
+        device: Where gradients are computed.
+        engine: How: one of the engines of ``dptrain.train``.
         seed: For tests only: repeats the audit.
         on_step: White-box: called with the number of steps done.
 

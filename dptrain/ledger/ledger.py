@@ -189,7 +189,8 @@ class BudgetLedger:
             delta: The run's own; a budget is judged at its own delta.
             unit: What one record of the run is.
             required: Refuse unless every picture is under a budget with a limit.
-            run, attempt: Identifier and token, 32 hexadecimal digits, of a caller that keeps them beforehand.
+            run: Identifier, 32 hexadecimal digits, of a caller that keeps it beforehand.
+            attempt: Token, likewise.
 
         Raises:
             BudgetError: A budget that shares a picture with the run has no room for it (the message says what would

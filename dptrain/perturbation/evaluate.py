@@ -117,7 +117,10 @@ def evaluate_perturbed(
         data: A data.yaml. The metrics carry no noise, so the split is declared public by being measured.
         levels: By kind (``noise``, ``blur``, ``jpeg``, ``dark``); default :data:`dptrain.perturbation.kinds.KINDS`'.
         split: train, val or test.
-        imgsz, batch_size, device, workers: As in ``dptrain evaluate``.
+        imgsz: As in ``dptrain evaluate``, and so are the next three.
+        batch_size: Images at once.
+        device: Where the detector runs.
+        workers: Processes that load images.
         seed: Decides the noise; the same for every model, so that they can be compared.
         delta: For the epsilon that the noise levels are worth.
         output: Folder for ``perturbation.json`` and ``perturbation.png``.

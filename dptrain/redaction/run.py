@@ -65,7 +65,8 @@ def redact(
         in_place: Write over the originals, instead of ``output``.
         overwrite: Write over other files that are there.
         report: Folder of the report; default the output's name with ``.redaction`` behind it.
-        frames, seconds: Where a stream ends; else when it stops or the process gets SIGINT.
+        frames: After how many a stream ends; else when it stops or the process gets SIGINT.
+        seconds: After how many it ends.
         on_file: Called after each file with its report, its number and how many there are.
         **settings: Of :class:`dptrain.redaction.RedactionSettings`.
 

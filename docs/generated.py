@@ -1,0 +1,55 @@
+"""Pages that are made from the code when the site is built: settings from the schema, commands from their parsers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill the markers in ``settings.md`` and ``commands.md``."""
+    makers = {"<!-- settings -->": settings, "<!-- commands -->": commands}
+    for marker, make in makers.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, make())
+    return markdown
+
+
+def settings() -> str:
+    """Return a table a section of every key of ``dptrain train``, with its type, default and help line."""
+    from dptrain.schema import keys
+
+    sections: dict[str, list[str]] = {}
+    for key, item in keys():
+        section, _, _ = key.rpartition(".")
+        row = f"| `{key}` | {_default(item)} | {item.metadata['help'].replace('|', chr(92) + '|')} |"
+        sections.setdefault(section or "the run", []).append(row)
+    head = "| key | default | what it does |\n|---|---|---|\n"
+    return "\n\n".join(f"## {name}\n\n{head}" + "\n".join(rows) for name, rows in sections.items())
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    made = item.default_factory
+    value = item.default if made is dataclasses.MISSING else made()
+    if value == "???":
+        return "required"
+    return "" if value is None or value == "" else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def commands() -> str:
+    """Return what ``dptrain COMMAND --help`` prints, a section a command."""
+    from dptrain.cli import _parser
+
+    parts: list[str] = []
+    for action in _parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, parser in action.choices.items():
+                parts.append(f"## dptrain {name}\n\n```text\n{parser.format_help().strip()}\n```")
+                for nested in parser._actions:
+                    if isinstance(nested, argparse._SubParsersAction):
+                        parts += [
+                            f"### dptrain {name} {below}\n\n```text\n{inner.format_help().strip()}\n```"
+                            for below, inner in nested.choices.items()
+                        ]
+    return "\n\n".join(parts)
