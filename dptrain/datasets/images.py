@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 from ..errors import DataError
 from ..files import read_file
 from . import MOST_PIXELS
+from .silence import codecs_silenced, pillow_silenced
 
 PADDING = 114
 _MEND = "replace it with a sound copy or take it out"
@@ -53,7 +54,8 @@ def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
         _refuse_cut_jpeg(path, data)
     if strict and data[:8] == b"\x89PNG\r\n\x1a\n":
         _refuse_damaged_png(path, data)
-    image = _decode(path, data, suffix)
+    with codecs_silenced():
+        image = _decode(path, data, suffix)
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8:
@@ -125,10 +127,11 @@ def _decode_avif(path: Path, data: bytes) -> np.ndarray | None:
     if "AVIF" not in Image.OPEN:
         return None
     try:
-        image = Image.OPEN["AVIF"][0](io.BytesIO(data), "")
-        if image.width * image.height <= MOST_PIXELS:
-            with ImageOps.exif_transpose(image) as upright:
-                return cv2.cvtColor(np.asarray(upright.convert("RGB")), cv2.COLOR_RGB2BGR)
+        with pillow_silenced():
+            image = Image.OPEN["AVIF"][0](io.BytesIO(data), "")
+            if image.width * image.height <= MOST_PIXELS:
+                with ImageOps.exif_transpose(image) as upright:
+                    return cv2.cvtColor(np.asarray(upright.convert("RGB")), cv2.COLOR_RGB2BGR)
     except Exception:  # damaged EXIF data alone fails in half a dozen ways
         return None
     raise DataError(f"{path}: {_TOO_LARGE}")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..datasets.silence import silence_process
 from ..errors import DataError, ModelError
 from ..gradients.batches import UnitBatch, batch_size, in_pieces
 from ..out_of_memory import give_back, is_out_of_memory
@@ -216,7 +217,7 @@ def _load(dataset: Samples, units: UnitRows | None, chunk: _Chunk) -> Batch:
 
 
 class _Loads(Dataset):
-    """What a worker runs. A ``DataError`` travels back as a value: torch would wrap it in a page of traceback.
+    """What a worker runs. An error travels back as a value: torch would wrap it in a page of traceback.
 
     Where ``share`` is false, batches go through a pipe instead of shared memory: slower, but sure.
     """
@@ -229,6 +230,9 @@ class _Loads(Dataset):
             batch = _load(self.dataset, self.units, chunk)
         except DataError as error:
             return error
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            return DataError(f"a loader worker failed ({type(error).__name__}: {reason}); workers=0 shows where")
         return batch if self.share else {key: value.numpy() for key, value in batch.items()}
 
 
@@ -237,6 +241,7 @@ def _as_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
+    silence_process()
     cv2.setNumThreads(0)  # the workers themselves are the parallelism
     # A signal to the whole process group must let the training process finish its step and write its state.
     for number in (signal.SIGINT, signal.SIGTERM):
