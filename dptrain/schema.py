@@ -208,7 +208,7 @@ class BudgetConfig:
     """The ledger of what every dataset has spent. ``docs/budget.md`` has what it promises."""
 
     url: str | None = _key(DEFAULT_LEDGER, "sqlite:///FILE or postgresql://USER@HOST/NAME; null: not recorded")
-    name: str | None = _key(None, "dataset to charge; default the one these images are known by")
+    name: str | None = _key(None, "dataset to charge, with its limit stated; default the one these images are known by")
     required: bool = _key(False, "refuse images that no budget with a limit covers")
     key: str | None = _key(None, "file with the ledger's key; default DPTRAIN_BUDGET_KEY, else beside an SQLite file")
 

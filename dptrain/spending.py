@@ -3,6 +3,10 @@
 The run's folder keeps ``owner/budget.json``: which charge is its own, and the token that lets it go on. It is written
 before the ledger is, so that whatever moment a process dies at, a charge that holds budget can be found from its
 folder.
+
+What the ledger knows of the dataset depends on the private images: which dataset they are taken for, its limit, what it
+has spent, by how many runs. It goes to ``owner/dataset_budget.json`` alone. The screen, the log and the statement hold
+what was declared: the limit of a budget that the user named.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +28,13 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
     from .ledger import BudgetLedger, Charge, Manifest
-    from .ledger.reading import DatasetReading
     from .schema import BudgetConfig
 
 logger = logging.getLogger(__name__)
 
-_NOTE_NAME = "budget.json"
-NOTE = f"{OWNER}/{_NOTE_NAME}"
-NOTE_FORMAT = 1
+_NOTE_NAME, _READING = "budget.json", "dataset_budget.json"
+NOTE, READING = f"{OWNER}/{_NOTE_NAME}", f"{OWNER}/{_READING}"
+NOTE_FORMAT = _READING_FORMAT = 1
 _RETRIES = (0.5, 2.0, 5.0)  # seconds; the ledger itself waits for other writers
 _SHOW_PROGRESS_FROM = 2000  # images
 
@@ -49,7 +52,7 @@ class Spending:
         images: What it can draw from.
         data_name: What to call them if the ledger does not know them.
         groups: The group of every image, where groups are protected.
-        facts: What the statement says of the dataset so far; ``None`` before :meth:`begin` or without a ledger.
+        facts: What the statement says of the dataset's budget, all of it declared; ``None`` without a ledger.
     """
 
     budget: BudgetConfig
@@ -66,6 +69,7 @@ class Spending:
         self._manifest: Manifest | None = None
         self._charge: Charge | None = None
         self._settled: int | None = None
+        self._folder: Path | None = None
 
     @property
     def deviations(self) -> tuple[str, ...]:
@@ -91,7 +95,7 @@ class Spending:
         """Reserve the whole run, or go on with the charge of a resumed one after ``steps`` started steps.
 
         Returns:
-            A line for the screen. What it should be warned of goes to the log.
+            A line for the screen. What the ledger noticed of the images goes to the owner's file.
 
         Raises:
             BudgetError: It does not fit, the images changed, or the folder's charge is not in this ledger.
@@ -128,27 +132,46 @@ class Spending:
                 run=run,
                 attempt=attempt,
             )
-        for line in self._charge.notes:
-            logger.warning("%s", line)
-        return self._line(self._read())
+        if self.budget.name not in (None, self._charge.dataset):
+            raise BudgetError(
+                f"budget.name={self.budget.name}, and the run in {folder} is charged to {self._charge.dataset}: resume "
+                "it with the name that it began with"
+            )
+        self._folder = folder
+        self.facts = self._declared()
+        self._write_reading()
+        return self._line(folder)
 
     def _write_note(self, folder: Path, run: str, attempts: Sequence[str]) -> None:
         assert self._ledger is not None
         payload = {"format": NOTE_FORMAT, "run": run, "ledger": self._ledger.address, "key": self.budget.key}
         write_json(owner_folder(folder) / _NOTE_NAME, payload | {"attempts": list(attempts)})
 
-    def _line(self, reading: DatasetReading) -> str:
+    def _declared(self) -> dict[str, Any]:
+        """What may be published: a limit only where the user named the budget, for one that the images chose tells."""
         assert self._ledger is not None
-        if reading.limit is None:
-            return f"budget: {reading.line()} in {self._ledger.name}; dptrain budget create sets one"
-        return f"budget: {reading.line()} with this run included"
+        named = None if self.budget.name is None else self._ledger.show(self.budget.name)[0]
+        limit = None if named is None else named.limit
+        return {
+            "name": self.budget.name or self.data_name,
+            "unit": self.unit,
+            "limit": limit,
+            "delta": None if named is None or limit is None else named.delta,
+        }
 
-    def _read(self) -> DatasetReading:
-        assert self._ledger is not None and self._charge is not None
-        name = self._charge.dataset
-        self._ledger.refresh_pld(name)
-        reading = self._ledger.show(name)[0]
-        self.facts = {
+    def _line(self, folder: Path) -> str:
+        assert self._ledger is not None and self.facts is not None
+        name, limit, delta = (self.facts[key] for key in ("name", "limit", "delta"))
+        declared = "" if limit is None else f"{name} may spend epsilon {limit:g} in all (RDP, delta {delta:.3g}); "
+        return f"budget: {declared}recorded in {self._ledger.name}; what is spent, for the owner: {folder / READING}"
+
+    def _write_reading(self) -> None:
+        """Tell the owner what the ledger now says of the dataset that these images are taken for."""
+        assert self._ledger is not None and self._charge is not None and self._folder is not None
+        self._ledger.refresh_pld(self._charge.dataset)
+        reading = self._ledger.show(self._charge.dataset)[0]
+        values = {
+            "format": _READING_FORMAT,
             "name": reading.name,
             "unit": reading.unit,
             "delta": reading.delta,
@@ -157,8 +180,9 @@ class Spending:
             "limit": reading.limit,
             "runs": reading.runs,
             "head": self._ledger.head,
+            "notices": list(self._charge.notes),
         }
-        return reading
+        write_json(owner_folder(self._folder) / _READING, values)
 
     def settle(self, steps: int, reason: str) -> bool:
         """Charge the steps that were started. A ledger that is away does not lose the run: it is said how to do it.
@@ -171,12 +195,8 @@ class Spending:
         for wait in (*_RETRIES, None):
             try:
                 self._charge.settle(steps, reason)
-                self._settled = steps
-                self._read()
-                return True
+                break
             except BudgetError as error:
-                if self._settled == steps:  # only the reading is missing
-                    return True
                 if wait is None:
                     logger.warning(
                         "the ledger could not be told that %d steps were taken (%s): the whole reservation stays "
@@ -186,7 +206,10 @@ class Spending:
                     )
                     return False
                 time.sleep(wait)
-        return False
+        self._settled = steps
+        with suppress(BudgetError, OSError):  # the owner's copy; dptrain budget show has it as well
+            self._write_reading()
+        return True
 
 
 def read_note(folder: Path) -> dict[str, Any]:

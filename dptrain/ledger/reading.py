@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, update
 
 from ..errors import BudgetError
-from ..rounding import shown
 from . import admission, curves, snapshots
 from .store import Store
 from .tables import atom_snapshots, atoms, datasets, entries, mechanisms, runs
@@ -48,13 +47,6 @@ class DatasetReading:
     used: float | None
     runs: int
     open_runs: int
-
-    def line(self) -> str:
-        """One line for the screen."""
-        at = f"RDP, delta {self.delta:.3g}" if self.delta is not None else "RDP"
-        if self.limit is None:
-            return f"{self.name} has spent epsilon {shown(self.epsilon)} ({at}), recorded without a limit"
-        return f"{self.name} has spent epsilon {shown(self.epsilon)} of {self.limit:g} ({at})"
 
 
 @dataclass(frozen=True)

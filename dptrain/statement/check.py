@@ -70,7 +70,6 @@ class Report:
 def report(
     run: str | Path,
     *,
-    dataset_budget: Mapping[str, Any] | None = None,
     tuning: Mapping[str, Any] | None = None,
 ) -> Report:
     """Read a run's statement and hold it against the run.
@@ -82,7 +81,6 @@ def report(
 
     Args:
         run: The folder of a run, a weights file of it, or a folder of weights with their ``statement.json``.
-        dataset_budget: What the ledger says now, see :func:`make_statement`.
         tuning: What choosing this run cost, see :func:`make_statement`.
 
     Raises:
@@ -119,9 +117,8 @@ def report(
             *written["deviations"],
             f"The run broke off: {lost} steps were started after its last checkpoint, and they are counted here.",
         ]
-    for section, value in (("dataset_budget", dataset_budget), ("tuning", tuning)):
-        if value is not None:
-            statement[section] = dict(value)
+    if tuning is not None:
+        statement["tuning"] = dict(tuning)
     _add_audit(statement, folder, checks)
     statement["checks"] = checks
     results = folder / "results.csv"

@@ -42,7 +42,7 @@ ROUNDED = "The noise is Gaussian up to the rounding of floating-point numbers (n
 EXACT = "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."
 SCALED = "The images that the layers' scales were measured on are public and share no unit with the training split."
 NOT_COVERED = (
-    "other runs on the same images, unless the tuning and dataset sections below count them",
+    "other runs on the same images, unless the tuning section below counts them",
     "the images of the validation split, whose metrics carry no noise",
     "what follows about a person from what is true of the whole population",
     "whoever can read the training images, the training machine or its backups",
@@ -57,6 +57,7 @@ NO_PLD = (
     "a stop chosen by looking breaks most."
 )
 FIRST_STEPS = "the outputs of the first t steps and no others, t decided beforehand; not of a run that was stopped"
+SPENT = "told to the data's owner only: owner/dataset_budget.json in the run's folder, and dptrain budget show"
 ONE_RUN = "one training run, every iterate of it"
 WINNER = "the winner of a tuning by random stopping, every iterate of it, and the choice; no other run"
 SINGLE_RUN = {
@@ -103,8 +104,8 @@ def make_statement(
         weights: sha256 of every weights file that this statement covers, by name.
         tuning: ``method``, ``runs``, ``epsilon`` (of all of them together), ``note``; by default one run, uncounted.
             With ``distribution`` and ``mean_runs`` it was random stopping, and the guarantee is all of the tuning's.
-        dataset_budget: What the ledger says of the dataset so far: ``name``, ``unit``, ``delta``, ``spent``,
-            ``spent_pld``, ``limit`` (None: no limit), ``runs``.
+        dataset_budget: What was declared of the dataset's budget: ``name``, ``unit``, and with a budget that the user
+            named its ``limit`` and ``delta``. Nothing that the ledger found by looking at the images.
         audit: An empirical lower bound: ``method``, ``epsilon_lower_bound``, ``confidence``.
     """
     claim = claim_of(plan, steps, tuning)
@@ -161,7 +162,7 @@ def make_statement(
         "training": dict(training or {}),
         "weights": dict(weights or {}),
         "tuning": dict(tuning or SINGLE_RUN),
-        "dataset_budget": None if dataset_budget is None else dict(dataset_budget),
+        "dataset_budget": None if dataset_budget is None else {**dataset_budget, "spent": SPENT},
         "audit": None if audit is None else dict(audit),
         "released": list(RELEASED),
         "assumptions": [

@@ -152,7 +152,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
             assumptions,
         ),
         Section("Tuning", _tuning(statement["tuning"])),
-        Section("The dataset so far", _budget(statement["dataset_budget"])),
+        Section("Budget of the dataset", _budget(statement["dataset_budget"])),
         Section(
             "Data and model",
             [
@@ -221,16 +221,14 @@ def _tuning(tuning: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _budget(budget: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if budget is None:
         return [("Budget", "no ledger was read: what other runs on the same images have cost is not known here")]
-    limit = budget.get("limit")
-    rows = [
-        ("Budget", f"{budget.get('name')}, unit {budget.get('unit')}"),
-        ("Spent by all its runs", f"epsilon {round_up(budget['spent'])} at delta {budget['delta']:.3g} (RDP)"),
+    limit = "none is declared by name"
+    if budget["limit"] is not None:
+        limit = f"epsilon {budget['limit']:g} at delta {budget['delta']:.3g} (RDP), for all runs together"
+    return [
+        ("Budget", f"{budget['name']}, unit {budget['unit']}"),
+        ("Limit", limit),
+        ("Spent by all its runs", budget["spent"]),
     ]
-    if budget.get("spent_pld") is not None:
-        rows.append(("By PLD", f"epsilon {round_up(budget['spent_pld'])}"))
-    if budget.get("runs") is not None:
-        rows.append(("Runs", str(budget["runs"])))
-    return [*rows, ("Limit", "none" if limit is None else f"epsilon {limit:g}")]
 
 
 def _audit(audit: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PrivacyError
+from .facts import SPENT
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "a text": (str,),
@@ -18,15 +19,16 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 _SHAPE = {
     "a text": "date status validation accounting.headline accounting.library mechanism.rng_mode mechanism.noise "
-    "guarantee.ended_early.holds_if guarantee.ended_early.why accounting.epsilon_over_steps_of",
+    "guarantee.ended_early.holds_if guarantee.ended_early.why accounting.epsilon_over_steps_of "
+    "dataset_budget.name dataset_budget.unit",
     "a table": "dataset model public_data training weights tuning versions accounting.rdp_curve",
     "a list": "deviations released assumptions not_covered accounting.assumptions",
     "true or false": "valid",
     "a table or null": "dataset_budget audit guarantee.ended_early",
-    "a number": "dataset_budget.spent dataset_budget.delta audit.epsilon_lower_bound audit.confidence "
-    "guarantee.ended_early.epsilon_of_steps",
-    "a number or null": "guarantee.epsilon_pld tuning.epsilon dataset_budget.spent_pld dataset_budget.limit",
+    "a number": "audit.epsilon_lower_bound audit.confidence guarantee.ended_early.epsilon_of_steps",
+    "a number or null": "guarantee.epsilon_pld tuning.epsilon dataset_budget.limit dataset_budget.delta",
 }
+_OF_THE_BUDGET = {"name", "unit", "limit", "delta", "spent"}
 _TEXTS = ("deviations", "released", "assumptions", "not_covered")
 
 
@@ -46,6 +48,11 @@ def check_shape(statement: Mapping[str, Any], file: Path) -> None:
                 raise PrivacyError(f"{file}: {name} is missing, so dptrain did not write it")
             if not _is(kind, value):
                 raise PrivacyError(f"{file}: {name}={value!r} is not {kind}, so dptrain did not write it")
+    budget = statement["dataset_budget"]
+    if budget is not None and (extra := sorted(budget.keys() ^ _OF_THE_BUDGET)):
+        raise PrivacyError(f"{file}: dataset_budget.{extra[0]} is missing or more than dptrain publishes of a ledger")
+    if budget is not None and budget["spent"] != SPENT:
+        raise PrivacyError(f"{file}: dataset_budget.spent={budget['spent']!r} is for the data's owner only")
     for name in _TEXTS:
         if not all(isinstance(line, str) for line in statement[name]):
             raise PrivacyError(f"{file}: {name} is not a list of texts, so dptrain did not write it")

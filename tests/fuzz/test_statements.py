@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "settings.json").write_text(json.dumps(SETTINGS))
     (folder / "steps.journal").write_text("." * PLAN.steps)
     (folder / "results.csv").write_text(ROWS)
-    budget = {"name": "pets", "unit": "image", "delta": 1e-5, "spent": 7.3, "spent_pld": 7.0, "limit": 8.0, "runs": 5}
+    budget = {"name": "pets", "unit": "image", "delta": 1e-5, "limit": 8.0}
     statement = make_statement(
         PLAN, steps=20, status="finished", secure=True, dataset={"name": "pets", "declared_size": 1000},
         model={"start": "start.pt", "start_sha256": "ab" * 32, "trainable": "all", "trainable_parameters": 7},

@@ -37,14 +37,15 @@ def spent(tmp_path: Path) -> Any:
 def test_a_run_is_charged_and_says_so(
     make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = dptrain.train(data=make_dataset(), **options(tmp_path))
+    dptrain.train(data=make_dataset(), **options(tmp_path))
     reading = spent(tmp_path)
     assert (reading.runs, reading.open_runs, reading.limit) == (1, 0, None)
     assert reading.epsilon == pytest.approx(PLAN.epsilon())
-    budget = result.statement["dataset_budget"]
-    assert budget["spent"] == reading.epsilon
-    assert budget["head"].partition(":")[0] == "3"  # the last entry is this run's settlement
-    assert "recorded without a limit" in capsys.readouterr().out
+    owner = json.loads((tmp_path / "out/owner/dataset_budget.json").read_text())
+    assert (owner["spent"], owner["runs"], owner["name"], owner["notices"]) == (reading.epsilon, 1, reading.name, [])
+    assert owner["head"].partition(":")[0] == "3"  # the last entry is this run's settlement
+    assert (tmp_path / "out/owner").stat().st_mode & 0o077 == 0, "others on the machine can read it"
+    assert "budget: recorded in " in capsys.readouterr().out
 
 
 def test_a_run_that_does_not_fit_leaves_nothing_behind(make_dataset: MakeDataset, tmp_path: Path) -> None:

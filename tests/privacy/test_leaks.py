@@ -30,16 +30,18 @@ from dptrain.detection.data import DetectionDataset
 from dptrain.detection.loss import PerImageLoss
 from dptrain.sampling import PoissonSampler
 from dptrain.schema import keys
+from dptrain.statement.facts import SPENT
 
 from ..conftest import dataset_maker, run_options
 
 PLAN = PrivacyPlan(0.9, 2, 1.0, 1.0, 1e-3, 5)
 TELLING = "patient7431"
+ELSEWHERE = "clinic-9052"  # a dataset of the ledger that shares an image with the run's
 PUBLIC_METRICS = {f"metrics/{name}B" for name in ("precision", "recall", "mAP50", "mAP50-95")}
 BUDGET = {"dp/epsilon", "dp/epsilon_pld", "dp/epsilon_claimed", "dp/delta"}
 WRITTEN = {
     "README.txt", "checkpoint.pt", "config.yaml", "epsilon_vs_map.png", "mlflow_run", "owner/README.txt",
-    "owner/budget.json", "per_class.csv", "results.csv",
+    "owner/budget.json", "owner/dataset_budget.json", "per_class.csv", "results.csv",
     "settings.json", "statement.html", "statement.json", "statement.md", "steps.journal", "weights/last.pt",
     "weights/last_raw.pt", "weights/statement.html", "weights/statement.json",
 }  # fmt: skip
@@ -56,8 +58,7 @@ PRINTED = (
     r"sample rate 0\.9, expected batch 5 \(2 at a time\)",
     r"optimizer\.lr is not set: [\d.e-]+, by the rule of docs/training\.md",
     r"validation=public: the metrics of the val split are released without noise",
-    rf"budget: data has spent epsilon {NUMBER} \(RDP, delta 0\.001\), recorded without a limit in budget\.db; "
-    r"dptrain budget create sets one",
+    r"budget: recorded in budget\.db; what is spent, for the owner: \S+/owner/dataset_budget\.json",
     rf"step +[02]/2  epsilon {NUMBER} of {NUMBER}  mAP50 {NUMBER}  mAP50-95 {NUMBER}",
     rf"done: epsilon {NUMBER} at delta 0\.001; \S+/weights/last\.pt",
 )
@@ -90,6 +91,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
             label.write_text("".join(f"1 .5 .5 .2 {0.1 + box / 1000:.3f}\n" for box in range(350)))
         file.rename(file.with_stem(f"{TELLING}-{file.stem}"))
         label.rename(label.with_stem(f"{TELLING}-{label.stem}"))
+    ledger = dptrain.BudgetLedger(f"sqlite:///{heard.folder / 'budget.db'}")
+    theirs = ledger.manifest([sorted((data.parent / "images/train").iterdir())[0]])  # another run drew from one of them
+    ledger.create(ELSEWHERE, epsilon=77.5, delta=1e-4, manifest=theirs)
+    ledger.reserve(PrivacyPlan(0.3, 9, 1.2, 1.0, 1e-4, 5).event(), theirs, name="theirs").settle(9)
+    ledger._store.engine.dispose()
     public = dataset_maker(heard.folder / "public")(train=2, seed=9).parent / "images"
     (heard.folder / "here").mkdir()
 
@@ -103,6 +109,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
         warnings.simplefilter("always")
         patch.chdir(heard.folder / "here")
         patch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+        for file in heard.folder.glob("budget.db*"):
+            file.rename(heard.folder / "here" / file.name)
         patch.setenv("DPTRAIN_BUDGET_URL", "sqlite:///budget.db")
         _listen_in(patch, heard)
         root.addHandler(listener)
@@ -233,6 +241,25 @@ def test_tables_checkpoint_and_weights_hold_listed_names_only(run: Overheard) ->
         assert payload["train_args"] == {"task": "detect", "data": None} and payload["ema"] is None
         assert ultralytics.YOLO(out / "weights" / name).model.model[-1].max_det == 300  # not the 350 of one image
     assert json.loads((out / "statement.json").read_text())["public_data"]["compared"] is True
+
+
+def test_what_the_ledger_knows_of_the_images_is_in_the_owners_folder_alone(run: Overheard) -> None:
+    told = json.loads((run.folder / "out/owner/dataset_budget.json").read_text())
+    assert told["runs"] == 2 and told["spent"] > PLAN.epsilon()
+    statement = json.loads((run.folder / "out/statement.json").read_text())
+    assert statement["dataset_budget"] == {
+        "name": "data", "unit": "image", "limit": None, "delta": None, "spent": SPENT,
+    }  # fmt: skip
+    numbers = {repr(told["spent"])[:7], repr(told["spent_pld"])[:7], told["head"], ELSEWHERE, "77.5"}
+    said = "\n".join([run.out, run.err, *(r.getMessage() for r in run.records), *run.warned])
+    for number in numbers:
+        assert number not in said
+        for file in (run.folder / "out").rglob("*"):
+            if file.is_file() and file.parent.name != "owner":
+                assert number.encode() not in file.read_bytes(), (number, file)
+        for file in (run.folder / "here").rglob("*"):
+            if file.is_file() and not file.name.startswith("budget.db"):
+                assert number.encode() not in file.read_bytes(), (number, file)
 
 
 def test_no_file_holds_a_name_a_loss_or_a_norm_of_the_training_images(run: Overheard) -> None:

@@ -14,9 +14,14 @@ distance and equality are symmetric.
 from __future__ import annotations
 
 import itertools
+import json
+import logging
 import os
+import shutil
+import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import dptrain
-from dptrain import Clipping, PrivacyPlan, noise
+from dptrain import BudgetLedger, Clipping, PrivacyPlan, noise
 from dptrain.clip_settings import CLIPPINGS
 from dptrain.detection.model import save_weights
 from dptrain.gradients import ENGINES
@@ -194,7 +199,7 @@ def run_on(
     dataset: Path, start: Path, where: Path, patch: pytest.MonkeyPatch, **changes: Any
 ) -> tuple[dptrain.TrainResult, list[dict[str, torch.Tensor]]]:
     """Train as users do, in a folder of its own, with the door recorded and frozen."""
-    where.mkdir()
+    where.mkdir(exist_ok=True)
     (where / "pets.yaml").write_text(dataset.read_text())
     (where / dataset.with_suffix(".txt").name).write_text(dataset.with_suffix(".txt").read_text())
     patch.chdir(where)
@@ -216,28 +221,91 @@ def run_on(
     result = dptrain.train(
         model=str(start), data="pets.yaml", output_dir="out", imgsz=32, workers=0, physical_batch_size=2, seed=5,
         plan=PrivacyPlan(0.7, 4, 1.0, 0.3, 1e-3, 4), evaluate_every=2, validation="off", augment={"fliplr": 0.5},
-        tracking={"enabled": False}, budget={"url": None}, **changes,
+        **{"tracking": {"enabled": False}, "budget": {"url": None}, **changes},
     )  # fmt: skip
     return result, sums
 
 
+# What the ledger knows before either run: the rows of the datasets that another run charged, by the name it gave them,
+# and their limit. Row 3 is the newcomer.
+LEDGERS: dict[str, tuple[dict[str, tuple[Sequence[int], float | None]], dict[str, Any]]] = {
+    "another run was charged for the newcomer, under a limit": ({"clinic": ([3], 90.0)}, {}),
+    "the newcomer has the data's own name": ({"pets": ([3], None)}, {}),
+    "the others are known under another name, with a limit": ({"clinic": ([0, 1, 2], 90.0)}, {}),
+    "a named budget": ({"clinic": ([0, 1], 90.0), "hospital": ([2, 3], None)}, {"name": "clinic"}),
+}
+
+
+def ledger_for(known: dict[str, tuple[Sequence[int], float | None]], images: Sequence[Path], folder: Path) -> None:
+    """Make a ledger in which other runs have been charged for some of the images."""
+    folder.mkdir(exist_ok=True)
+    ledger = BudgetLedger(f"sqlite:///{folder / 'budget.db'}")
+    for name, (rows, limit) in known.items():
+        manifest = ledger.manifest([images[row] for row in rows])
+        if limit is not None:
+            ledger.create(name, epsilon=limit, delta=1e-4, manifest=manifest)
+        event = PrivacyPlan(0.5, 20, 1.1, 1.0, 1e-4, 4).event()
+        ledger.reserve(event, manifest, data_name=name, name="theirs", delta=1e-4).settle(17)
+    ledger._store.engine.dispose()
+
+
+def tracked(store: Path) -> dict[str, Any]:
+    """What MLflow holds of the one run there, but for its identifier and its times."""
+    with closing(sqlite3.connect(store)) as rows:
+        parts = {
+            "tags": "select key, value from tags where key != 'mlflow.runName'",
+            "params": "select key, value from params",
+            "metrics": "select key, value, step from metrics",
+        }
+        return {name: sorted(rows.execute(sql)) for name, sql in parts.items()}
+
+
+@pytest.mark.parametrize("case", [None, *LEDGERS])
 def test_whole_runs_on_neighbours_leave_the_same_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    case: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every file that is written, to the byte, and every word on the screen."""
+    """Every file that is written but the owner's, to the byte, every word on the screen and in the log, and MLflow."""
     start = save_weights(detector("end2end group", tmp_path), tmp_path / "start.pt")
     neighbours = write_neighbours(tmp_path / "data", ["ordinary", "no boxes", "one box"], "300 boxes", 3)
+    known, named = LEDGERS[case] if case else ({}, {})
+    images = [Path(line) for line in neighbours.larger.with_suffix(".txt").read_text().splitlines()]
+    ledger_for(known, images, tmp_path / "ledger")
+    changes: dict[str, Any] = {"budget": {"url": "sqlite:///budget.db", **named}} if case else {}
+    caplog.set_level(logging.DEBUG, "dptrain")
     written: list[dict[str, bytes]] = []
-    sums, screens = [], []
+    sums, screens, logs, stores, owners = [], [], [], [], []
     for name, dataset in (("one", neighbours.smaller), ("other", neighbours.larger)):
+        where = tmp_path / name
+        shutil.copytree(tmp_path / "ledger", where)
+        if case == next(iter(LEDGERS)):  # MLflow in one case: its store takes seconds to make
+            uri = f"sqlite:///{where / 'mlflow.db'}"
+            changes["tracking"] = {"uri": uri}
+        caplog.clear()
         with monkeypatch.context() as patch:
-            result, seen = run_on(dataset, start, tmp_path / name, patch)
+            result, seen = run_on(dataset, start, where, patch, **changes)
         sums.append(seen)
         screens.append(capfd.readouterr())
-        output = tmp_path / name / "out"
-        written.append({str(f.relative_to(output)): f.read_bytes() for f in output.rglob("*") if f.is_file()})
+        logs.append([(record.name, record.levelno, record.getMessage()) for record in caplog.records])
+        output = where / "out"
+        there = [f for f in output.rglob("*") if f.is_file()]
+        files = {str(f.relative_to(output)): f.read_bytes().replace(bytes(where), b"") for f in there}
+        files.pop("mlflow_run", None)
+        owners.append({name: files.pop(name) for name in list(files) if name.startswith("owner/")})
+        written.append(files)
+        if "tracking" in changes:
+            stores.append(tracked(where / "mlflow.db"))
+            artifacts = next((where / "mlruns").rglob("artifacts"))
+            assert {f.relative_to(artifacts) for f in artifacts.rglob("*") if f.is_file()} < {Path(n) for n in files}
         assert result.statement["mechanism"]["steps"] == 4
     assert screens[0] == screens[1] and "done: epsilon" in "".join(screens[0])
+    assert [record for record in logs[0] if record[0].startswith("dptrain")] == [
+        record for record in logs[1] if record[0].startswith("dptrain")
+    ]
+    assert stores == stores[:1] * len(stores)
     one, other = written
     assert set(one) == set(other) and {"checkpoint.pt", "weights/last.pt", "statement.json", "steps.journal"} <= set(
         one
@@ -245,3 +313,6 @@ def test_whole_runs_on_neighbours_leave_the_same_files(
     assert [name for name, content in one.items() if content != other[name]] == []
     distances = [length(difference(value, other_value)) for value, other_value in zip(*sums, strict=True)]
     assert 0.29 < max(distances) <= 0.3 * (1 + ROUNDING)
+    if case:  # the ledger did tell the two apart, or nothing was tried
+        spent = [json.loads(own["owner/dataset_budget.json"]) for own in owners]
+        assert {key: value for key, value in spent[0].items() if value != spent[1][key]}

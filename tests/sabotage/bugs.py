@@ -7,6 +7,7 @@ from .edits import Bug
 from .gradient_bugs import GRADIENT_BUGS
 from .identity_bugs import IDENTITY_BUGS
 from .noise_bugs import NOISE_BUGS
+from .published_bugs import PUBLISHED_BUGS
 from .reading_bugs import READING_BUGS
 from .record_bugs import RECORD_BUGS
 from .unit_bugs import UNIT_BUGS
@@ -17,6 +18,7 @@ BUGS: dict[str, Bug] = {
         GRADIENT_BUGS,
         IDENTITY_BUGS,
         NOISE_BUGS,
+        PUBLISHED_BUGS,
         READING_BUGS,
         RECORD_BUGS,
         UNIT_BUGS,

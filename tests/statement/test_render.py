@@ -33,8 +33,8 @@ def test_every_item_a_report_must_have_is_on_the_page() -> None:
     for item in (
         "trust model", "Privacy unit", "Neighbouring relation", "What is released", "Data accesses covered",
         "DP-SGD", "Poisson, rate 0.05", "Noise multiplier | 1 ", "norm 1.5", "Expected batch size | 50", "20 of 20",
-        "RDP", "PLD", "holds: each unit", "Epsilon of the tuning", "The dataset so far", "start.pt", "Validation split",
-        "Versions", "AES-256", "Audit", "Assumptions", "What is not covered",
+        "RDP", "PLD", "holds: each unit", "Epsilon of the tuning", "Budget of the dataset", "start.pt",
+        "Validation split", "Versions", "AES-256", "Audit", "Assumptions", "What is not covered",
     ):  # fmt: skip
         assert item in text, item
 
@@ -57,7 +57,7 @@ def test_the_page_stands_alone_and_escapes_everything(tmp_path: Path) -> None:
         public_data={"start_weights": NASTY, "sha256": NASTY, "declared": NASTY},
         training={NASTY: NASTY},
         weights={NASTY: NASTY},
-        dataset_budget={"name": NASTY, "unit": NASTY, "delta": 1e-5, "spent": 3.0, "limit": None},
+        dataset_budget={"name": NASTY, "unit": NASTY, "delta": 1e-5, "limit": 3.0},
         tuning={"method": NASTY, "runs": 3, "note": NASTY},
         audit={"method": NASTY, "epsilon_lower_bound": 0.1, "confidence": 0.95},
     )
