@@ -28,14 +28,14 @@ PUBLISHED_BUGS = (
         "The budget line says what all runs on these images have spent.",
         _SPENDING + "_line",
         'return f"budget: {declared}', 'spent = self._ledger.show(self._charge.dataset)[0].epsilon\n'
-        '        return f"budget: {spent} {declared}',
+        '    return f"budget: {spent} {declared}',
         FILES, LEAKS + "test_a_run_prints_public_numbers_only",
     ),
     bug(
         "notices of the ledger in the log",
         "What the ledger noticed of the images, such as one image added, is logged as a warning.",
         _SPENDING + "begin",
-        "self._folder = folder\n", "self._folder = folder\n        logger.warning('%s', self._charge.notes)\n",
+        "self._folder = folder\n", "self._folder = folder\n    logger.warning('%s', self._charge.notes)\n",
         FILES, LEAKS + "test_at_debug_level_nothing_private_is_logged_or_warned_of",
     ),
 )  # fmt: skip
