@@ -14,15 +14,11 @@ from rich.console import Console
 
 from . import config as settings
 from .checkpoint import load_checkpoint, save_checkpoint, scales_of
+from .datasets.identity import pictures_in
+from .datasets.repeats import refuse_repeats
 from .datasets.sources import public_images
-from .detection.data import (
-    DataConfig,
-    DetectionDataset,
-    StepLoader,
-    load_data,
-    refuse_overlap,
-    refuse_public_overlap,
-)
+from .declared_public import DeclaredPublic
+from .detection.data import DataConfig, DetectionDataset, StepLoader, load_data
 from .detection.evaluate import evaluate
 from .detection.from_settings import augmentation_of, loss_settings, model_of, with_rate
 from .detection.groups import groups_of, in_words, refuse_shared_groups
@@ -37,7 +33,7 @@ from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
 from .plan import PrivacyPlan
-from .pretraining.record import declared_start, refuse_private_images
+from .pretraining.record import declared_start
 from .progress import Progress, make_console
 from .publishing import config_text, draw, open_tracker, publish
 from .results import append_rows
@@ -136,10 +132,6 @@ class Run:
         data = load_data(config.data)
         self.data_name = data_name(Path(config.data))
         self.evaluates = config.validation == "public" and bool(data.val)
-        if self.evaluates:
-            refuse_overlap(data)
-        if config.public_images is not None:
-            refuse_public_overlap(data, public_images(config.public_images), "public_images")
         with _seeded(config.seed):
             self.model = model_of(config, data).to(self.device)
         self._rate_by_rule = config.optimizer.lr is None
@@ -148,8 +140,11 @@ class Run:
         self.start_hash = weights_hash(start) if is_weights(start) else None
         self.folder.refuse_inside(data)
         self.groups = self._groups(data)
-        self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config))
-        self.validation = DetectionDataset(data, "val", config.imgsz) if self.evaluates else None
+        self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
+        self.pictures = pictures_in(self.dataset.image_files)  # each decoded once, by which it is also checked
+        refuse_repeats(self.pictures, self.groups)
+        self.validation = DetectionDataset(data, "val", config.imgsz, verify=False) if self.evaluates else None
+        self._refuse_private_images()
         self._scaled_by: dict[str, Any] | None = None
         self.plan = plan = self._with_scales(data)  # from here on the layers are those that train
         self.units = self._units()
@@ -163,12 +158,25 @@ class Run:
         self._describe(data)
         self._pays = spending is None and tuning is None
         self._untold: int | None = None  # steps that the ledger could not be told of
-        images = self.dataset.image_files
         self.spending = spending or Spending(
-            config.budget, plan.event(), plan.delta, plan.unit, images, self.data_name, self.groups
+            config.budget, plan.event(), plan.delta, plan.unit, self.pictures, self.data_name, self.groups
         )
         if self._pays:
             self.spending.prepare()
+
+    def _refuse_private_images(self) -> None:
+        """Refuse training images, and images that the ledger protects, where public ones are declared."""
+        declared: list[DeclaredPublic] = []
+        if self.validation is not None:
+            fix = "take it out of one of the splits, or set validation=off"
+            declared.append(DeclaredPublic("the val images", self.validation.image_files, fix))
+        if self.config.public_images is not None:
+            files = public_images(self.config.public_images)
+            fix = "name other public images, with other start weights if these made them, or take it out"
+            declared.append(DeclaredPublic("public_images", files, fix))
+        for images in declared:
+            images.refuse_training(self.pictures)
+            images.refuse_protected(self.config.budget)
 
     def _groups(self, data: DataConfig) -> list[str] | None:
         """The group of every training image, where groups are protected; none of them is in the val split too."""
@@ -195,13 +203,15 @@ class Run:
         if file is None:
             return self.plan
         public = public_part(file, data)
-        compared = refuse_private_images(public.train, self.config.budget)
+        declared = DeclaredPublic(f"the images of privacy.clip_scales={file}", public.train, "name other public images")
+        declared.refuse_training(self.pictures)
+        compared = declared.refuse_protected(self.config.budget)
         self._scaled_by = {"data": data_name(Path(file)), "images": len(public.train), "compared": compared}
         if self.config.resume and self._checkpoint_file.exists():  # a start that was random is gone
             scales = scales_of(self._checkpoint_file, self.outputs.read(self.output / CHECKPOINT))
         else:
             loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(self.config))
-            images = DetectionDataset(public, "train", self.config.imgsz)
+            images = DetectionDataset(public, "train", self.config.imgsz, verify=False)
             scales = layer_scales(self.model, loss, images)
         return replace(self.plan, clipping=replace(self.plan.clipping, scales=scales))
 

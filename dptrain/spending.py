@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BudgetError
 from .files import read_json, write_json
 from .owner import OWNER, owner_folder
+from .threads import bar
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -36,7 +37,6 @@ _NOTE_NAME, _READING = "budget.json", "dataset_budget.json"
 NOTE, READING = f"{OWNER}/{_NOTE_NAME}", f"{OWNER}/{_READING}"
 NOTE_FORMAT = _READING_FORMAT = 1
 _RETRIES = (0.5, 2.0, 5.0)  # seconds; the ledger itself waits for other writers
-_SHOW_PROGRESS_FROM = 2000  # images
 
 UNRECORDED = "The spending of the dataset was not recorded (budget.url=null): what other runs have cost is not known."
 
@@ -49,7 +49,7 @@ class Spending:
         budget: Its settings.
         event: All that is going to be released.
         delta, unit: Of the run.
-        images: What it can draw from.
+        pictures: What it can draw from: the identity of the picture in every image file.
         data_name: What to call them if the ledger does not know them.
         groups: The group of every image, where groups are protected.
         facts: What the statement says of the dataset's budget, all of it declared; ``None`` without a ledger.
@@ -59,7 +59,7 @@ class Spending:
     event: DpEvent
     delta: float
     unit: str
-    images: Sequence[Path]
+    pictures: Mapping[Path, bytes]
     data_name: str
     groups: Sequence[str] | None = None
     facts: dict[str, Any] | None = None
@@ -89,7 +89,7 @@ class Spending:
         from .ledger import BudgetLedger
 
         self._ledger = BudgetLedger(self.budget.url, self.budget.key)
-        self._manifest = hash_images(self._ledger, self.images, self.groups)
+        self._manifest = hash_images(self._ledger, list(self.pictures), self.groups, self.pictures)
 
     def begin(self, folder: Path, resume: bool = False, steps: int = 0) -> str:
         """Reserve the whole run, or go on with the charge of a resumed one after ``steps`` started steps.
@@ -246,28 +246,17 @@ def _refuse_earlier(folder: Path) -> None:
         )
 
 
-def hash_images(ledger: BudgetLedger, images: Sequence[Path], groups: Sequence[str] | None = None) -> Manifest:
-    """Make the manifest of a training split, with a progress bar where it takes long."""
-    with _progress(len(images)) as progress:
-        return ledger.manifest(images, progress, groups)
+def hash_images(
+    ledger: BudgetLedger,
+    images: Sequence[Path],
+    groups: Sequence[str] | None = None,
+    pictures: Mapping[Path, bytes] | None = None,
+) -> Manifest:
+    """Make the manifest of a training split, with a bar where it takes long."""
+    with bar("images known to the ledger", len(images)) as progress:
+        return ledger.manifest(images, progress, groups, pictures)
 
 
 def data_name(file: Path) -> str:
     """Return what people call the dataset: ``pets`` for pets.yaml, the folder for a plain data.yaml."""
     return file.resolve().parent.name if file.stem in ("data", "dataset") else file.stem
-
-
-@contextmanager
-def _progress(images: int) -> Iterator[Callable[[int, int], None] | None]:
-    """Show how far the hashing of a large dataset is, on a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if images < _SHOW_PROGRESS_FROM or not console.is_terminal:
-        yield None
-        return
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("images known to the ledger", total=images)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

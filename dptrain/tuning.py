@@ -119,11 +119,11 @@ def tune(config: TrainConfig) -> TrainResult:
     output = Path(config.output_dir)
     _refuse(config, output)
     with _silence():
-        data_name, images, groups = _try_candidates(tuning, output)
+        data_name, pictures, groups = _try_candidates(tuning, output)
     console = make_console()
     _announce(tuning, console)
     plan = tuning.plan
-    spending = Spending(config.budget, tuning.event, plan.delta, plan.unit, images, data_name, groups)
+    spending = Spending(config.budget, tuning.event, plan.delta, plan.unit, pictures, data_name, groups)
     spending.prepare()
     if config.tracking.enabled:
         Tracker.check(config.tracking.uri, config.tracking.experiment)
@@ -242,8 +242,8 @@ def _refuse(config: TrainConfig, output: Path) -> None:
     RunFolder(output, False).check()
 
 
-def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], Sequence[str] | None]:
-    """Find out before the first run whether every candidate could start; returns the data's name, images, groups."""
+def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, bytes], Sequence[str] | None]:
+    """Find out before the first run whether every candidate could start; returns the data's name, pictures, groups."""
     from .detection.data import load_data
     from .detection.from_settings import model_of
     from .run import Run
@@ -255,7 +255,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Sequence[Path], 
     for candidate in tuning.candidates[1:]:
         model_of(candidate, data)
     run = Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True), tuning={})
-    return run.data_name, run.dataset.image_files, run.groups
+    return run.data_name, run.pictures, run.groups
 
 
 def _announce(tuning: Tuning, console: Console) -> None:

@@ -40,8 +40,9 @@ def dataset_maker(tmp_path: Path) -> MakeDataset:
     """Return what the fixture gives, for any folder."""
 
     def make(train: int = 6, val: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
-        rng = np.random.default_rng(seed)
         for split, count in (("train", train), ("val", val)):
+            # One's val images must not be another's train images: runs of one worker share a ledger.
+            rng = np.random.default_rng(seed if split == "train" else [seed, 1])
             images, labels = tmp_path / "images" / split, tmp_path / "labels" / split
             images.mkdir(parents=True)
             labels.mkdir(parents=True)

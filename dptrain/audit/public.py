@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import BudgetError
-
 
 def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -> bool:
     """Refuse a train split with pictures that a ledger holds; nothing is charged, registered or remembered.
@@ -20,21 +18,17 @@ def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -
         Whether there was a ledger to ask.
 
     Raises:
-        BudgetError: A dataset of the ledger holds one of the pictures (under any file name), or the ledger cannot be
-            read.
+        PrivacyError: A dataset of the ledger holds one of the pictures (under any file name).
+        BudgetError: The ledger cannot be read.
     """
     from ..datasets.sources import load_data
+    from ..declared_public import DeclaredPublic
     from ..ledger import BudgetLedger
-    from ..spending import hash_images
 
     address = url or os.environ.get("DPTRAIN_BUDGET_URL") or "sqlite:///budget.db"
     ledger = BudgetLedger.existing(address, key) if url is None else BudgetLedger(url, key, create=False)
     if ledger is None:
         return False
-    holders = sorted(ledger.shared_images(hash_images(ledger, load_data(data).train)))
-    if holders:
-        raise BudgetError(
-            f"data={str(data)!r} was declared public, and the ledger {ledger.name} has images of it as private, in "
-            f"{', '.join(holders)}: an audit charges no budget, so take other images, or none for synthetic scenes"
-        )
+    fix = "an audit charges no budget, so take other images, or none for synthetic scenes"
+    DeclaredPublic(f"the images of data={str(data)!r}", load_data(data).train, fix).refuse_held(ledger)
     return True

@@ -115,7 +115,7 @@ def audit_training(
 
     Raises:
         ConfigError, DataError, ModelError: Before training; data that were not declared public among them.
-        BudgetError: Before training; data declared public that the ledger has as private among them.
+        PrivacyError: Before training; data declared public that the ledger has as private.
     """
     _check(threat, model, data, public, canaries, confidence, imgsz)
     words = "synthetic scenes"

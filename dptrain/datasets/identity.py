@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..threads import bar, in_threads
 from .images import read_image
+
+
+def pictures_in(files: Iterable[Path]) -> dict[Path, bytes]:
+    """Decode image files, each once and strictly, and return the identity of the picture in each.
+
+    Raises:
+        DataError: About the first file, in their order, that cannot be read or is damaged.
+    """
+    files = list(files)
+    found: dict[Path, bytes] = {}
+    with bar("images read", len(files)) as progress:
+        for file, picture in zip(files, in_threads(picture_in, files), strict=True):
+            found[file] = picture
+            progress(len(found), len(files))
+    return found
 
 
 def picture_in(file: Path) -> bytes:

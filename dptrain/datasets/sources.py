@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import MOST_TEXT, file_size, label_path, read_file
+from ..files import MOST_TEXT, label_path, read_file
 from ..sealing.archive import is_sealed_dataset, open_dataset
 from .data_yaml import class_names, read_yaml, shown
 
@@ -119,33 +117,6 @@ def _load_sealed(file: Path) -> DataConfig:
         raise DataError(missing["train"])
     found = {split: splits.get(split, ()) for split in SPLITS}
     return DataConfig(inside.parent, class_names(inside, read_yaml(inside)), file=inside, missing=missing, **found)
-
-
-def refuse_overlap(data: DataConfig) -> None:
-    """Refuse a validation image that is also a training image, by resolved path or by content.
-
-    The metrics of such an image would leave the run without noise. Near copies (resized, re-encoded) are not found.
-
-    Raises:
-        DataError: It names both files.
-    """
-    train = {image.resolve(): image for image in data.train}
-    for image in data.val:
-        if image.resolve() in train:
-            raise DataError(f"{image}: is in train and in val: its metrics would be released without noise; keep one")
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for image in data.train:
-        by_size[_size(image)].append(image)
-    digests: dict[int, dict[bytes, Path]] = {}
-    for image in data.val:
-        size = _size(image)
-        if size not in by_size:
-            continue
-        if size not in digests:
-            digests[size] = {_digest(other): other for other in by_size[size]}
-        other = digests[size].get(_digest(image))
-        if other is not None:
-            raise DataError(f"{image}: val image with the same content as train image {other}; remove one of them")
 
 
 def public_images(place: str | Path) -> list[Path]:
@@ -292,17 +263,3 @@ def _each_once(file: Path, split: str, images: Iterable[Path]) -> tuple[Path, ..
                 f"{file}: {split}: {image} is listed twice (also as {other}); a photo counts as one record, so keep one"
             )
     return tuple(first.values())
-
-
-def _size(image: Path) -> int:
-    try:
-        return file_size(image)
-    except OSError as error:
-        raise DataError(f"{image}: cannot read the image ({error.strerror}); check path and permission") from None
-
-
-def _digest(image: Path) -> bytes:
-    try:
-        return hashlib.sha256(read_file(image)).digest()
-    except OSError as error:
-        raise DataError(f"{image}: cannot read the image ({error.strerror}); check path and permission") from None

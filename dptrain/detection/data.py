@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +11,9 @@ from torch.utils.data import Dataset
 
 from ..datasets.images import Letterbox, read_image
 from ..datasets.labels import label_path, read_labels
-from ..datasets.sources import DataConfig, load_data, refuse_overlap
+from ..datasets.sources import DataConfig, load_data
 from ..errors import DataError
+from ..threads import in_threads
 from .augment import Augmentation
 from .loader import StepLoader, collate, to_device
 
@@ -26,12 +24,8 @@ __all__ = [
     "StepLoader",
     "collate",
     "load_data",
-    "refuse_overlap",
-    "refuse_public_overlap",
     "to_device",
 ]
-
-T = TypeVar("T")
 
 
 class DetectionDataset(Dataset):
@@ -62,7 +56,7 @@ class DetectionDataset(Dataset):
         self.imgsz = imgsz
         self.augmentation = augmentation if augmentation is not None and augmentation.active else None
         self.image_files = data.files(split)
-        labels = list(_in_threads(lambda image: read_labels(label_path(image), data.num_classes), self.image_files))
+        labels = list(in_threads(lambda image: read_labels(label_path(image), data.num_classes), self.image_files))
         if all(rows is None for rows in labels):
             raise DataError(
                 f"{data.file}: none of the {split} images has a label file (looked for "
@@ -73,7 +67,7 @@ class DetectionDataset(Dataset):
         self._labels = np.concatenate(filled)
         self._starts = np.concatenate([[0], np.cumsum([len(rows) for rows in filled])])
         if verify:
-            for _ in _in_threads(_check_image, self.image_files):
+            for _ in in_threads(_check_image, self.image_files):
                 pass
 
     def __len__(self) -> int:
@@ -132,32 +126,6 @@ class DetectionDataset(Dataset):
         return self.sample(index)
 
 
-def refuse_public_overlap(data: DataConfig, files: Sequence[Path], what: str) -> None:
-    """Refuse a training image that is one of the images declared public, by its decoded pixels.
-
-    The run would then use that image without noise. So a copy under another name, in another folder, saved again
-    without loss or stripped of its EXIF data is found; one that was resized or compressed again with loss is not.
-
-    Args:
-        data: The dataset; its training split is compared.
-        files: The public images.
-        what: What they are called in the message.
-
-    Raises:
-        DataError: It names both files; or an image cannot be read.
-    """
-    from ..ledger.manifest import unit_hash
-
-    key = os.urandom(32)
-    public = dict(zip(_in_threads(lambda image: unit_hash(key, image), files), files, strict=True))
-    for image, unit in zip(data.train, _in_threads(lambda image: unit_hash(key, image), data.train), strict=True):
-        if unit in public:
-            raise DataError(
-                f"{image}: is a training image and one of {what} ({public[unit]}), which are used without noise; take "
-                "it out of the training split, or name other public images, with other start weights if it made them"
-            )
-
-
 def to_rgb_planes(canvas: np.ndarray) -> np.ndarray:
     """BGR pixels (h, w, 3) to RGB planes (3, h, w), contiguous."""
     return np.ascontiguousarray(canvas.transpose(2, 0, 1)[::-1])
@@ -165,12 +133,3 @@ def to_rgb_planes(canvas: np.ndarray) -> np.ndarray:
 
 def _check_image(image: Path) -> None:
     read_image(image, strict=True)
-
-
-def _in_threads(function: Callable[[Path], T], items: Iterable[Path]) -> Iterator[T]:
-    """Map in order; the first failure, in that order, ends it."""
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        yield from pool.map(function, items)
-    finally:
-        pool.shutdown(cancel_futures=True)

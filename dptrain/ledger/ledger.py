@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from ..errors import BudgetError
 from . import admission, charging, curves, keys, naming, roles, sealing, snapshots
 from .admission import Request
-from .manifest import Manifest, make_manifest
+from .manifest import Manifest, find_units, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
 from .store import Store, sqlite_file
 from .tables import datasets, runs
@@ -105,36 +105,43 @@ class BudgetLedger:
         image_files: Sequence[str | Path],
         progress: Callable[[int, int], None] | None = None,
         groups: Sequence[str] | None = None,
+        pictures: Mapping[Path, bytes] | None = None,
     ) -> Manifest:
         """Hash the pictures and labels of a training split; files that the ledger knows need no decoding.
 
-        ``groups`` has the group of every image, for runs and budgets that protect groups.
+        ``groups`` has the group of every image, for runs and budgets that protect groups; ``pictures`` the identities
+        of the images, where they have been decoded already (:func:`dptrain.datasets.identity.pictures_in`).
 
         Raises:
-            DataError: An image or a label file cannot be read, or the same picture is in two groups.
+            DataError: An image or a label file cannot be read, or the same picture is there twice, turned and mirrored
+                copies included, but for copies that are in one group.
         """
+        files = [Path(file) for file in image_files]
+        return make_manifest(self._store.key, files, self._known_files, progress, groups, pictures)
 
-        def known(hashes: Sequence[bytes]) -> dict[bytes, bytes]:
-            with self._store.read() as connection:
-                return snapshots.find_files(self._store, connection, hashes)
+    def holders(
+        self, image_files: Sequence[Path], pictures: Mapping[Path, bytes] | None = None
+    ) -> dict[Path, list[str]]:
+        """Return those of some images that datasets hold, or have ever held, each with the names of these datasets.
 
-        return make_manifest(self._store.key, [Path(file) for file in image_files], known, progress, groups)
-
-    def shared_images(self, manifest: Manifest) -> dict[str, int]:
-        """Return how many pictures of the manifest each dataset holds, or has ever held; by its name.
-
-        Nothing is written.
+        Nothing is written. ``pictures`` is as for :meth:`manifest`.
 
         Raises:
+            DataError: An image cannot be read.
             BudgetError: The database was changed by other ways.
         """
-        self._own(manifest)
+        units: list[bytes] = []
+        for _, hashes in find_units(self._store.key, image_files, self._known_files, pictures):
+            units += (unit for _, unit in hashes)
         with self._store.read() as connection:
             sealing.check(self._store, connection)
             sealing.check_units(self._store, connection)
-            counts = snapshots.shared_units(connection, manifest)
-            rows = connection.execute(select(datasets.c.id, datasets.c.name).where(datasets.c.id.in_(list(counts))))
-            return {name: counts[number] for number, name in rows}
+            found = snapshots.holders(connection, sorted(set(units)))
+        return {file: found[unit] for file, unit in zip(image_files, units, strict=True) if unit in found}
+
+    def _known_files(self, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
+        with self._store.read() as connection:
+            return snapshots.find_files(self._store, connection, hashes)
 
     def create(
         self, name: str, *, epsilon: float, delta: float, unit: str = "image", manifest: Manifest
@@ -222,8 +229,6 @@ class BudgetLedger:
             connection.execute(insert(runs).values(sealing.sealed(self._store, runs, row)))
             charging.charge(self._store, connection, totals, curve, steps, delta)
         manifest.files.clear()  # remembered now
-        if manifest.repeated:
-            notes = (*notes, "the same picture is there more than once: one photo then counts as several records")
         return Charge(self, run, found, steps, attempt, notes)
 
     def resume(

@@ -11,18 +11,19 @@ spent. The third thing that is remembered is which picture was in which group.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Container, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ..datasets.repeats import refuse_repeats
 from ..errors import BudgetError, DataError
 from ..files import read_file
+from ..threads import in_threads
 from ..wording import counted
 from .keys import mac
 
+KnownFiles = Callable[[Sequence[bytes]], dict[bytes, bytes]]
 _CHUNK = 256
 # In the place of the labels' hash, of what is charged beside the pictures.
 GROUP, MEMBERSHIP = b"\x00" * 32, b"\x01" * 32
@@ -69,14 +70,12 @@ class Manifest:
         units: Keyed hash of every picture, and that of its labels. Where groups are protected, also of every group,
             with ``GROUP``, and of every picture in its group, with ``MEMBERSHIP``.
         files: Of the files that the ledger did not know: the keyed hash of the bytes, and the unit they decode to.
-        repeated: Whether a picture is there more than once: one photo then counts as several records.
         digest: Keyed hash of all of it; equal for equal content in any order and under any names but the groups'.
         memberships: Where groups are protected, of every picture what says which group it is in; else empty.
     """
 
     units: dict[bytes, bytes]
     files: dict[bytes, bytes]
-    repeated: bool
     key: bytes
     memberships: dict[bytes, bytes] = field(default_factory=dict)
 
@@ -112,9 +111,10 @@ def digest_of(key: bytes, units: dict[bytes, bytes]) -> str:
 def make_manifest(
     key: bytes,
     image_files: Sequence[Path],
-    known_files: Callable[[Sequence[bytes]], dict[bytes, bytes]],
+    known_files: KnownFiles,
     progress: Callable[[int, int], None] | None = None,
     groups: Sequence[str] | None = None,
+    pictures: Mapping[Path, bytes] | None = None,
 ) -> Manifest:
     """Hash the pictures and labels of a training split, and where groups are protected, the groups.
 
@@ -124,45 +124,54 @@ def make_manifest(
         known_files: Returns, for some of the file hashes it is given, the unit: those are not decoded again.
         progress: Called with the number of files done and their total.
         groups: The group of every image, where groups are protected.
+        pictures: The identities of the images, where they have been decoded already.
 
     Raises:
-        DataError: An image or a label file cannot be read, or the same picture is in two groups.
+        DataError: An image or a label file cannot be read, or the same picture is there twice, but for copies that are
+            in one group.
         BudgetError: There are no images.
     """
     if not image_files:
         raise BudgetError("no images: a dataset without units has no budget")
-    pictures: list[Picture] = []
     known: dict[bytes, bytes] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        try:
-            for start in range(0, len(image_files), _CHUNK):
-                part = [Path(file) for file in image_files[start : start + _CHUNK]]
-                hashes = list(pool.map(lambda file: file_hash(key, file), part))
-                known |= known_files(hashes)
-                decode = [file for file, known_as in zip(part, hashes, strict=True) if known_as not in known]
-                decoded = iter(pool.map(lambda file: unit_hash(key, file), decode))
-                units = [known[known_as] if known_as in known else next(decoded) for known_as in hashes]
-                labels = list(pool.map(lambda file: label_hash(key, file), part))
-                pictures += map(Picture, hashes, units, labels)
-                if progress is not None:
-                    progress(len(pictures), len(image_files))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    if groups is not None:
-        _refuse_two_groups(pictures, groups, image_files)
-    return from_pictures(key, pictures, known, groups)
+    hashed: list[tuple[bytes, bytes]] = []
+    labels: list[bytes] = []
+    for part, hashes in find_units(key, image_files, known_files, pictures, known):
+        hashed += hashes
+        labels += in_threads(lambda file: label_hash(key, file), part)
+        if progress is not None:
+            progress(len(hashed), len(image_files))
+    units = [unit for _, unit in hashed]
+    refuse_repeats(dict(zip(image_files, units, strict=True)), groups)
+    found = [Picture(file, unit, boxes) for (file, unit), boxes in zip(hashed, labels, strict=True)]
+    return from_pictures(key, found, known, groups)
 
 
-def _refuse_two_groups(pictures: Sequence[Picture], groups: Sequence[str], image_files: Sequence[Path]) -> None:
-    first: dict[bytes, int] = {}
-    for number, (picture, group) in enumerate(zip(pictures, groups, strict=True)):
-        other = first.setdefault(picture.unit, number)
-        if groups[other] != group:
-            raise DataError(
-                f"{image_files[number]}: is the same picture as {image_files[other]}, and they are in groups {group!r} "
-                f"and {groups[other]!r}: a person would be in both; keep one of them"
-            )
+def find_units(
+    key: bytes,
+    image_files: Sequence[Path],
+    known_files: KnownFiles,
+    pictures: Mapping[Path, bytes] | None = None,
+    known: dict[bytes, bytes] | None = None,
+) -> Iterator[tuple[Sequence[Path], list[tuple[bytes, bytes]]]]:
+    """Yield some of the images at a time, with the hash of each one's file and its unit.
+
+    A file that is known keeps its unit, also where another version of a decoder gives other pixels by now. What is
+    known is added to ``known``.
+    """
+    from ..datasets.identity import picture_in
+
+    known = {} if known is None else known
+    for start in range(0, len(image_files), _CHUNK):
+        part = image_files[start : start + _CHUNK]
+        hashes = list(in_threads(lambda file: file_hash(key, file), part))
+        known |= known_files(hashes)
+        unknown = [file for file, hashed in zip(part, hashes, strict=True) if hashed not in known]
+        if pictures is None:
+            fresh = in_threads(lambda file: unit_of(key, picture_in(file)), unknown)
+        else:
+            fresh = (unit_of(key, pictures[file]) for file in unknown)
+        yield part, [(hashed, known[hashed] if hashed in known else next(fresh)) for hashed in hashes]
 
 
 def from_pictures(
@@ -176,7 +185,6 @@ def from_pictures(
         labels.setdefault(picture.unit, []).append(picture.labels)
         if picture.file not in known:
             files[picture.file] = picture.unit
-    repeated = any(len(copies) > 1 for copies in labels.values())
     units = {
         unit: copies[0] if len(copies) == 1 else mac(key, "copies", *sorted(copies)) for unit, copies in labels.items()
     }
@@ -185,7 +193,7 @@ def from_pictures(
         name = mac(key, "group", group.encode())
         memberships[picture.unit] = mac(key, "picture in group", picture.unit, name)
         units |= {name: GROUP, memberships[picture.unit]: MEMBERSHIP}
-    return Manifest(units, files, repeated, key, memberships)
+    return Manifest(units, files, key, memberships)
 
 
 def file_hash(key: bytes, file: Path) -> bytes:
@@ -198,11 +206,9 @@ def file_hash(key: bytes, file: Path) -> bytes:
         raise DataError(f"{file}: cannot read the image ({error.strerror}); check path and permission") from None
 
 
-def unit_hash(key: bytes, file: Path) -> bytes:
-    """Return the keyed hash of the picture in a file."""
-    from ..datasets.identity import picture_in
-
-    return mac(key, "picture", picture_in(file))
+def unit_of(key: bytes, picture: bytes) -> bytes:
+    """Return the keyed hash of a picture's identity."""
+    return mac(key, "picture", picture)
 
 
 def label_hash(key: bytes, file: Path) -> bytes:

@@ -63,6 +63,19 @@ def shared_units(connection: Connection, manifest: Manifest) -> dict[int, int]:
     return counts
 
 
+def holders(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, list[str]]:
+    """Return those of some units that any dataset holds in any of its snapshots, with the names of these datasets."""
+    atom_of: dict[bytes, int] = {}
+    for part in _parts(hashes):
+        query = select(units.c.hash, units.c.atom_id).where(units.c.hash.in_(part))
+        atom_of |= {bytes(unit): atom for unit, atom in connection.execute(query)}
+    names: dict[int, list[str]] = {}
+    known = dict(connection.execute(select(datasets.c.id, datasets.c.name)).all())
+    for dataset, atom in connection.execute(dataset_atom_pairs()):
+        names.setdefault(atom, []).append(known[dataset])
+    return {unit: sorted(names[atom]) for unit, atom in atom_of.items() if atom in names}
+
+
 def known_units(connection: Connection, hashes: Sequence[bytes]) -> set[bytes]:
     """Return those of some units that any snapshot holds."""
     return set(_unit_ids(connection, hashes))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import PrivacyError
 from ..files import file_hash, read_json, write_json
-from ..schema import BudgetConfig
 from ..sealing.weights import is_weights, weights_hash
-from .schema import LookConfig
 
 RECORD = "pretraining.json"
 RECORD_FORMAT = 1
@@ -51,33 +49,3 @@ def refuse_private_start(start: Path) -> None:
             f"model={start} comes from a private run (statement.json lies beside it), so what it makes would be no "
             "public start: go on with dptrain train, or start from public weights"
         )
-
-
-def refuse_private_images(images: Sequence[Path], budget: LookConfig | BudgetConfig) -> str:
-    """Refuse images that a ledger knows: they are somebody's private data, whatever folder they are in now.
-
-    A picture is known by its pixels; one that was resized or compressed again with loss is not recognised.
-
-    Returns:
-        What was compared with, in words.
-
-    Raises:
-        PrivacyError: One of them is in a dataset of the ledger.
-        BudgetError: The ledger is there and cannot be opened.
-    """
-    if budget.url is None:
-        return "no ledger (budget.url=null)"
-    from ..ledger import BudgetLedger
-    from ..spending import hash_images
-
-    ledger = BudgetLedger.existing(budget.url, budget.key)
-    if ledger is None:
-        return f"no ledger: there is none at {budget.url}"
-    shared = ledger.shared_images(hash_images(ledger, images))
-    if shared:
-        name, count = max(shared.items(), key=lambda item: item[1])
-        raise PrivacyError(
-            f"{count} of the images belong to {name}, which the ledger {ledger.name} protects: they are private, and "
-            "what is made of them without noise would tell them; take them out"
-        )
-    return f"the ledger {ledger.name}: none of its images"

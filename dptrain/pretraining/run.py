@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..declared_public import DeclaredPublic
 from ..detection.data import DetectionDataset, load_data
 from ..detection.evaluate import evaluate
 from ..detection.model import save_weights
@@ -27,7 +28,7 @@ from ..progress import make_console
 from ..results import MAP, MAP50
 from ..spending import data_name
 from ..statement.facts import package_version
-from .record import RECORD, declared_start, refuse_private_images, refuse_private_start, write_record
+from .record import RECORD, declared_start, refuse_private_start, write_record
 from .scenes import Generator, load_generator, write_scenes
 from .schema import FREE_TO_CHANGE, PretrainConfig, from_kwargs, resolve
 
@@ -124,7 +125,8 @@ class PublicRun:
 
     def _compare_with_ledger(self) -> None:
         images = [*self.data.files("train"), *self.data.files("val")]
-        self.compared = refuse_private_images(images, self.config.budget)
+        declared = DeclaredPublic("the images to pre-train on", images, "take it out")
+        self.compared = declared.refuse_protected(self.config.budget)
 
     def execute(self) -> PretrainResult:
         self.output.mkdir(parents=True, exist_ok=True)

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from dptrain.datasets.identity import canonical, identity
 
-
-def views(picture: np.ndarray) -> Iterator[np.ndarray]:
-    """The four turns and their mirror images, by numpy."""
-    for quarter in range(4):
-        turned = np.rot90(picture, quarter)
-        yield turned
-        yield turned[:, ::-1]
+from .turned import views
 
 
 def drawn(kind: str, shape: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dptrain.datasets.sources import load_data, refuse_overlap
+from dptrain.datasets.sources import load_data
 from dptrain.errors import DataError
 
 
@@ -126,24 +126,6 @@ def test_test_split_and_undeclared_val_only_matter_to_those_who_ask(make_dataset
         data.files("val")
     with pytest.raises(DataError, match="none of train, val, test"):
         data.files("trian")
-
-
-def test_an_image_in_train_and_val_is_refused(make_dataset):
-    file = make_dataset()
-    root = file.parent
-    refuse_overlap(load_data(file))
-    copy = root / "images" / "val" / "copy.png"
-    shutil.copy(root / "images" / "train" / "002.png", copy)
-    with pytest.raises(DataError, match=r"copy\.png: val image with the same content as train image .*002\.png"):
-        refuse_overlap(load_data(file))
-    copy.unlink()
-    copy.symlink_to(root / "images" / "train" / "002.png")
-    with pytest.raises(DataError, match="in train and in val"):
-        refuse_overlap(load_data(file))
-    copy.unlink()
-    file.write_text("train: images/train\nval: [images/val, images/train/001.png]\nnames: [green, blue]\n")
-    with pytest.raises(DataError, match=r"001\.png: is in train and in val"):
-        refuse_overlap(load_data(file))
 
 
 def test_many_yaml_aliases_that_stand_for_gigabytes_are_not_written_out(make_dataset):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 from pathlib import Path
 
 import cv2
@@ -13,8 +12,7 @@ import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 
-from dptrain.datasets.sources import public_images
-from dptrain.detection.data import Augmentation, DetectionDataset, load_data, refuse_public_overlap
+from dptrain.detection.data import Augmentation, DetectionDataset, load_data
 from dptrain.errors import DataError
 
 AUGMENTATION = Augmentation(
@@ -113,28 +111,6 @@ def test_a_bad_label_or_image_stops_it_at_the_door(make_dataset):
     assert str(image) in refusal(file)
     with pytest.raises(DataError, match=r"003\.png"):
         DetectionDataset(load_data(file), "train", 64, verify=False).sample(3, 0)
-
-
-def test_a_training_image_that_made_the_start_is_refused_under_any_name(make_dataset, tmp_path):
-    file = make_dataset()
-    data, photo = load_data(file), tmp_path / "images" / "train" / "002.png"
-    public = tmp_path / "public" / "deep"
-    public.mkdir(parents=True)
-    shutil.copy(tmp_path / "images" / "val" / "001.png", public / "a.png")
-    listed = tmp_path / "public.txt"
-    listed.write_text("./public/deep/a.png\n")
-    for place in (tmp_path / "public", listed):
-        refuse_public_overlap(data, public_images(place), "public_images")
-    assert cv2.imwrite(str(public / "b.bmp"), cv2.imread(str(photo)))  # other bytes, the same pixels
-    with listed.open("a") as lines:
-        lines.write("./public/deep/b.bmp\n")
-    for place in (str(tmp_path / "public"), listed):
-        with pytest.raises(DataError, match=r"002\.png: is a training image and one of public_images \(.*b\.bmp\)"):
-            refuse_public_overlap(data, public_images(place), "public_images")
-    (tmp_path / "empty").mkdir()
-    for place, words in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "holds no images")):
-        with pytest.raises(DataError, match=words):
-            public_images(place)
 
 
 def test_splits_that_hold_nothing(make_dataset):

@@ -121,12 +121,15 @@ def test_one_changed_pixel_is_another_picture(ledger: BudgetLedger, tmp_path: Pa
     assert (changes.added, changes.removed, changes.relabelled) == (1, 1, 0)
 
 
-def test_the_same_photo_twice_is_one_unit_and_is_noticed(ledger: BudgetLedger, folder: Path) -> None:
-    assert not manifest(ledger, folder).repeated
+def test_the_same_photo_twice_is_refused_and_one_unit_where_one_group_has_both(
+    ledger: BudgetLedger, folder: Path
+) -> None:
     shutil.copy(folder / "images" / "0.jpg", folder / "images" / "again.jpg")
-    found = manifest(ledger, folder)
-    assert found.repeated
-    assert len(found.units) == 4
+    with pytest.raises(DataError, match=r"again\.jpg: is the same picture as .*0\.jpg"):
+        manifest(ledger, folder)
+    files = sorted((folder / "images").iterdir())
+    found = ledger.manifest(files, groups=["p", "q", "r", "s", "p"])
+    assert len(found.memberships) == 4
 
 
 def test_hashes_of_one_ledger_say_nothing_under_anothers_key(folder: Path, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ GRADIENT_BUGS = (
     bug(
         "scales of private images",
         "Nobody looks whether a private image is among those that the scales were measured on.",
-        "dptrain.detection.scales:public_part",
-        'refuse_public_overlap(private, public.train, f"the images of privacy.clip_scales={file}")', "pass",
+        "dptrain.run:Run._with_scales",
+        "declared.refuse_training(self.pictures)", "pass",
         "tests/test_run.py::"
         "test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written",
     ),
@@ -278,8 +278,8 @@ GRADIENT_BUGS = (
     bug(
         "shared images let through",
         "Nobody looks whether a validation image is a training image.",
-        "dptrain.datasets.sources:refuse_overlap",
-        "train = {image.resolve(): image for image in data.train}", "return",
-        "tests/datasets/test_sources.py::test_an_image_in_train_and_val_is_refused",
+        "dptrain.declared_public:DeclaredPublic.refuse_training",
+        "if shared:", "if False:",
+        "tests/test_declared_public.py::test_a_training_image_among_public_ones_is_refused_under_any_name",
     ),
 )  # fmt: skip

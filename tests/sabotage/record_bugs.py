@@ -94,8 +94,8 @@ RECORD_BUGS = (
     bug(
         "budget by path",
         "A dataset is known by where its files are: a copy has a fresh budget.",
-        "dptrain.ledger.manifest:unit_hash", 'return mac(key, "picture", picture_in(file))',
-        "return mac(key, 'picture', str(file).encode())",
+        "dptrain.datasets.identity:picture_in", "identity(read_image(file, strict=True))",
+        "hashlib.sha256(str(file).encode()).digest()",
         "tests/ledger/test_manifest.py::test_renamed_copied_and_moved_files_are_the_same_dataset",
     ),
     bug(
@@ -149,7 +149,7 @@ RECORD_BUGS = (
     bug(
         "private images in the public start",
         "Pre-training looks at the ledger, and goes on whatever it finds there.",
-        "dptrain.pretraining.record:refuse_private_images", "if shared:", "if shared and not images:",
+        "dptrain.declared_public:DeclaredPublic.refuse_held", "if held:", "if held and not self.files:",
         PRETRAINING + "test_images_that_a_ledger_protects_are_refused_under_any_name",
     ),
     bug(

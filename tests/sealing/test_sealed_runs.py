@@ -45,7 +45,9 @@ def options(tmp_path: Path, out: str, **changes: Any) -> dict[str, Any]:
 def test_a_sealed_dataset_is_the_same_to_training_as_a_plain_one(
     make_dataset: MakeDataset, pair: tuple[Path, str]
 ) -> None:
-    from dptrain.detection.data import DetectionDataset, load_data, refuse_overlap
+    from dptrain.datasets.identity import pictures_in
+    from dptrain.declared_public import DeclaredPublic
+    from dptrain.detection.data import DetectionDataset, load_data
     from dptrain.schema import SealConfig
     from dptrain.sealing.outputs import keys_of, open_dataset
 
@@ -61,12 +63,13 @@ def test_a_sealed_dataset_is_the_same_to_training_as_a_plain_one(
         for index in range(len(one)):
             a, b = one.sample(index), two.sample(index)
             assert all(torch.equal(a[key], b[key]) for key in a)
-    refuse_overlap(found)
+    DeclaredPublic("the val images", found.val, "...").refuse_training(pictures_in(found.train))
     (sealed.parent / "images" / "val" / "twin.png").write_bytes(plain.train[0].read_bytes())
     twin = seal(yaml, yaml.parent / "twin.seal", recipients=[pair[1]])
     open_dataset(twin, find_keys(pair[0]))
-    with pytest.raises(ValueError, match="same content"):
-        refuse_overlap(load_data(twin))
+    found = load_data(twin)
+    with pytest.raises(ValueError, match=r"is a training image and one of the val images .*twin\.png"):
+        DeclaredPublic("the val images", found.val, "...").refuse_training(pictures_in(found.train))
 
 
 def opened(weights: Path, key: Path) -> dict[str, torch.Tensor]:
