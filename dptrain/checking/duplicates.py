@@ -1,8 +1,8 @@
-"""Near-duplicate images by a perceptual hash, confirmed on a small copy."""
+"""Equal images, and near-duplicates by a perceptual hash, confirmed on a small copy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -57,6 +57,14 @@ def pairs(small: np.ndarray) -> Iterator[tuple[int, int]]:
             first, second = first[first < second], second[first < second]
             alike = np.einsum("ij,ij->i", copies[first], flat[second]) >= _ALIKE
             yield from zip(first[alike].tolist(), second[alike].tolist(), strict=True)
+
+
+def equal(pictures: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
+    """Yield what joins the equal ones: the first of a picture, and each later one."""
+    first: dict[bytes, int] = {}
+    for item, picture in enumerate(pictures):
+        if picture is not None and first.setdefault(picture, item) != item:
+            yield first[picture], item
 
 
 def _centred(small: np.ndarray) -> np.ndarray:

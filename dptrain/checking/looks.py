@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..datasets.identity import identity
 from ..datasets.images import read_image
 from ..errors import DataError
 from ..files import read_file
@@ -33,6 +34,7 @@ class Look:
         error: Why it cannot be read; the rest is then empty.
         told: What its metadata would give away.
         size: Width and height in pixels.
+        picture: The picture's identity, however it is turned.
         small: uint8 (SIDE, SIDE), grey.
         windows: uint8 (n, 10, 10): the pixels around its n sharpest corners.
         corners: float32 (n, 2): where they are, in parts of the image.
@@ -42,6 +44,7 @@ class Look:
     error: str | None = None
     told: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)
+    picture: bytes | None = None
     small: np.ndarray | None = None
     windows: np.ndarray | None = None
     corners: np.ndarray | None = None
@@ -68,7 +71,7 @@ def look(image: Path) -> Look:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     windows, corners = _corners(grey)
-    return Look(image, None, _told(image), (width, height), small, windows, corners)
+    return Look(image, None, _told(image), (width, height), identity(pixels), small, windows, corners)
 
 
 def _told(image: Path) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..datasets.sources import IMAGE_SUFFIXES, SPLITS, folder_images, load_data
 from ..errors import ConfigError, DataError
 from ..sealing.archive import is_sealed_dataset
 from ..wording import counted
-from .duplicates import groups, pairs
+from .duplicates import equal, groups, pairs
 from .findings import FOLDER, KINDS, CheckReport, Finding
 from .labels import doubtful, orphans, read_all
 from .looks import Look, look_at
@@ -107,7 +108,8 @@ def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, st
 def _duplicates(looks: Sequence[Look]) -> list[list[int]]:
     seen = [number for number, look in enumerate(looks) if look.small is not None]
     small = np.stack([look.small for look in looks if look.small is not None]) if seen else np.zeros((0, 32, 32))
-    return [[seen[item] for item in group] for group in groups(len(seen), pairs(small))]
+    linked = chain(equal([looks[number].picture for number in seen]), pairs(small))
+    return [[seen[item] for item in group] for group in groups(len(seen), linked)]
 
 
 def _duplicate_findings(alike: Sequence[Sequence[int]], looks: Sequence[Look], split: Sequence[str]) -> list[Finding]:
@@ -116,17 +118,26 @@ def _duplicate_findings(alike: Sequence[Sequence[int]], looks: Sequence[Look], s
         images = tuple(looks[item].image for item in group)
         there = sorted({split[item] for item in group}, key=(*SPLITS, FOLDER).index)
         names = ", ".join(map(str, images[:4])) + (f" and {len(images) - 4} more" if len(images) > 4 else "")
+        alike_as = _how_alike([looks[item].picture for item in group])
         if len(there) > 1:
-            found.append(Finding("train and val", f"in {' and '.join(there)}, and nearly the same: {names}", images))
+            found.append(Finding("train and val", f"in {' and '.join(there)}, and {alike_as}: {names}", images))
         else:
             found.append(
                 Finding(
                     "duplicates",
-                    f"{len(images)} images of {_THE.get(there[0], there[0])} are nearly the same: {names}",
+                    f"{len(images)} images of {_THE.get(there[0], there[0])} are {alike_as}: {names}",
                     images,
                 )
             )
     return found
+
+
+def _how_alike(pictures: Sequence[bytes | None]) -> str:
+    """Say how many of some near-duplicates are equal; training refuses those within train, or in train and val."""
+    copies = len(pictures) - len(set(pictures))
+    if copies == len(pictures) - 1:
+        return "the same picture, perhaps turned"
+    return "nearly the same" + (f" ({counted(copies, 'exact copy')}, perhaps turned)" if copies else "")
 
 
 def _metadata(looks: Iterable[Look]) -> list[Finding]:

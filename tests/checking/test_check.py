@@ -16,6 +16,7 @@ from dptrain.checking import KINDS, CheckReport
 from dptrain.cli import main
 from dptrain.datasets.labels import label_path
 
+from ..datasets.turned import views
 from ..scrubbing.pictures import exif, jpeg, segment
 
 SIZE = (120, 160)  # height, width
@@ -103,7 +104,20 @@ def test_copies_inside_a_split_are_one_finding(pets: Path) -> None:
         cv2.imwrite(str(image(pets, number)), _smaller(scene(5)))
     report = check(pets)
     assert kinds(report) == {"duplicates": 1} and len(report.findings[0].images) == 4
-    assert "4 images of train" in report.findings[0].text
+    assert "4 images of train are nearly the same (2 exact copies, perhaps turned): " in report.findings[0].text
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_what_training_refuses_as_the_same_picture_is_listed_however_it_is_turned(pets: Path, number: int) -> None:
+    """Also pictures without contrast, which are near-duplicates of nothing."""
+    for original, copy, picture in ((5, 6, scene(5)), (7, 30, np.full((*SIZE, 3), 90, np.uint8))):
+        cv2.imwrite(str(image(pets, original)), picture)
+        cv2.imwrite(str(image(pets, copy)), list(views(picture))[number])
+    texts = {finding.kind: finding.text for finding in check(pets).findings}
+    assert texts.keys() == {"duplicates", "train and val"}
+    assert texts["duplicates"].startswith("2 images of train are the same picture, perhaps turned: ")
+    assert texts["train and val"].startswith("in train and val, and the same picture, perhaps turned: ")
+    assert f"{image(pets, 5)}, {image(pets, 6)}" in texts["duplicates"]
 
 
 def test_pictures_of_one_grey_are_not_alike(pets: Path) -> None:

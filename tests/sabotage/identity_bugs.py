@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from .edits import bug
+from .edits import bug, bugs
 
 MANIFEST = "tests/ledger/test_manifest.py::"
+REPEATS = "tests/datasets/test_repeats.py::"
+PUBLIC = "tests/test_declared_public.py::"
+
+_TRAINING = "dptrain.declared_public:DeclaredPublic.refuse_training"
 
 IDENTITY_BUGS = (
     bug(
@@ -14,5 +18,35 @@ IDENTITY_BUGS = (
         "canonical(image)", "np.ascontiguousarray(image)",
         "tests/datasets/test_identity.py::test_the_eight_turns_and_mirror_images_are_one_picture",
         MANIFEST + "test_a_photo_whose_orientation_was_cut_out_is_the_same",
+    ),
+    bug(
+        "the same picture twice",
+        "Nobody looks whether two training images are one picture: k copies of a photo move the sum by k clip norms.",
+        "dptrain.datasets.repeats:refuse_repeats",
+        "if copies:", "if False:",
+        REPEATS + "test_the_first_two_files_are_named_and_the_others_counted",
+        REPEATS + "test_one_photo_twice_starts_no_run",
+    ),
+    bug(
+        "val not compared with the ledger",
+        "Images that are private in another project are validated on: their metrics are released without noise.",
+        "dptrain.run:Run._refuse_private_images",
+        "images.refuse_protected(self.config.budget)", "pass",
+        PUBLIC + "test_an_image_that_a_ledger_protects_is_no_public_one",
+    ),
+    bugs(
+        "val compared by bytes",
+        "A training image that was saved as BMP, or turned, is another image to the check of the val split.",
+        [
+            (_TRAINING, "{picture: file for file, picture in train.items()}", "{f.read_bytes(): f for f in train}"),
+            (
+                _TRAINING,
+                "[file for file, picture in self.pictures.items() if picture in private]",
+                "[f for f in self.files if f.read_bytes() in private]",
+            ),
+            (_TRAINING, "private[self.pictures[first]]", "private[first.read_bytes()]"),
+        ],
+        PUBLIC + "test_a_training_image_among_public_ones_is_refused_under_any_name",
+        PUBLIC + "test_a_val_image_that_is_a_training_image_in_another_format_starts_no_run",
     ),
 )  # fmt: skip
