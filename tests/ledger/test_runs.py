@@ -11,6 +11,7 @@ import pytest
 import dptrain
 from dptrain import BudgetError, BudgetLedger, PrivacyPlan
 from dptrain import run as run_module
+from dptrain.datasets.identity import pictures_in
 from dptrain.detection.data import load_data
 from dptrain.schema import BudgetConfig
 from dptrain.spending import UNRECORDED, Spending, read_note
@@ -120,7 +121,7 @@ def spending(tmp_path: Path, images: tuple[Path, ...], **budget: Any) -> Spendin
         PLAN.event(),
         1e-3,
         "image",
-        images,
+        pictures_in(images),
         "d",
     )
     found.prepare()
