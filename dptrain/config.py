@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .clip_settings import clipping_of
 from .devices import parse_device
+from .environment import experiment_name, ledger_address, tracking_address
 from .errors import ConfigError
 from .files import flatten
 from .limits import LARGEST, check_seal, check_together, check_tuning, check_values
@@ -156,6 +157,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config.optimizer.name = config.optimizer.name.lower()
     config.device = parse_device(config.device)
     config.output_dir = config.output_dir or default_output_dir()
+    config.tracking.uri = tracking_address(config.tracking.uri)
+    config.tracking.experiment = experiment_name(config.tracking.experiment)
+    if config.budget.url == "":  # the variable is set and empty
+        config.budget.url = ledger_address()
     if chosen := apply_preset(config):
         logger.info("%s", chosen)
     config.trainable = _names("trainable", config.trainable)

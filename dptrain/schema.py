@@ -17,6 +17,7 @@ from omegaconf import MISSING
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from .clip_settings import CLIPPINGS
+from .environment import EXPERIMENT, LEDGER, STORE
 from .errors import ConfigError
 
 DEFAULT_STEPS = 1000
@@ -24,7 +25,10 @@ DEFAULT_EXPECTED_BATCH_SIZE = 256
 EVALUATIONS_PER_RUN = 10
 CHECKPOINTS_PER_RUN = 50
 DEFAULT_ROWS_PER_UNIT = 8
-DEFAULT_LEDGER = "${oc.env:DPTRAIN_BUDGET_URL,'sqlite:///budget.db'}"  # a team sets the variable once
+# A team sets these variables once; dptrain.environment has the same order for the commands that take no schema.
+DEFAULT_LEDGER = f"${{oc.env:DPTRAIN_BUDGET_URL,'{LEDGER}'}}"
+DEFAULT_STORE = f"${{oc.env:MLFLOW_TRACKING_URI,'{STORE}'}}"
+DEFAULT_EXPERIMENT = f"${{oc.env:MLFLOW_EXPERIMENT_NAME,'{EXPERIMENT}'}}"
 
 UNITS = ("image", "group")  # what one more or less of is protected
 NORMS = ("auto", "group", "frozen_bn")
@@ -190,8 +194,8 @@ class AugmentConfig:
 class TrackingConfig:
     """Where MLflow writes."""
 
-    uri: str = _key("sqlite:///mlflow.db", "MLflow tracking URI")
-    experiment: str = _key("dptrain", "MLflow experiment name")
+    uri: str = _key(DEFAULT_STORE, "MLflow tracking URI")
+    experiment: str = _key(DEFAULT_EXPERIMENT, "MLflow experiment name")
     run_name: str | None = _key(None, "MLflow run name; default chosen by MLflow")
     enabled: bool = _key(True, "false: no MLflow at all")
 

@@ -23,7 +23,8 @@ def _ledger_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("ledger")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{folder / 'budget.db'}")
-        patch.delenv("DPTRAIN_BUDGET_KEY", raising=False)
+        for name in ("DPTRAIN_BUDGET_KEY", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+            patch.delenv(name, raising=False)
         yield
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from ..environment import ledger_address
 
 
 def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -> bool:
@@ -25,7 +26,7 @@ def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -
     from ..declared_public import DeclaredPublic
     from ..ledger import BudgetLedger
 
-    address = url or os.environ.get("DPTRAIN_BUDGET_URL") or "sqlite:///budget.db"
+    address = ledger_address(url)
     ledger = BudgetLedger.existing(address, key) if url is None else BudgetLedger(url, key, create=False)
     if ledger is None:
         return False

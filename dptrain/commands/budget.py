@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..environment import ledger_address
 from ..errors import BudgetError, ConfigError
 from ..files import JOURNAL, write_text
 from ..schema import UNITS, GroupsConfig
@@ -88,8 +88,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _open(options: argparse.Namespace, create: bool = False) -> BudgetLedger:
     from ..ledger import BudgetLedger
 
-    url = options.url or os.environ.get("DPTRAIN_BUDGET_URL") or "sqlite:///budget.db"
-    return BudgetLedger(url, options.key, create=create)
+    return BudgetLedger(ledger_address(options.url), options.key, create=create)
 
 
 def _create(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..environment import experiment_name, tracking_address
 from ..errors import ConfigError
 from .evaluate import run_imgsz
 from .options import Commands
@@ -43,8 +44,8 @@ def register(commands: Commands) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="decides the noise; default %(default)s")
     evaluate.add_argument("--delta", type=float, default=1e-5, help="for the epsilon of the noise; default %(default)s")
     evaluate.add_argument("-o", "--output", type=Path, help="folder; default perturb/<date>_<time>")
-    evaluate.add_argument("--tracking-uri", default="sqlite:///mlflow.db", help="MLflow store; default %(default)s")
-    evaluate.add_argument("--experiment", default="dptrain-perturb", help="of MLflow; default %(default)s")
+    evaluate.add_argument("--tracking-uri", help="MLflow store; default $MLFLOW_TRACKING_URI or sqlite:///mlflow.db")
+    evaluate.add_argument("--experiment", help="of MLflow; default $MLFLOW_EXPERIMENT_NAME or dptrain-perturb")
     evaluate.add_argument("--no-tracking", action="store_true", help="log nothing to MLflow")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(command=_evaluate)
@@ -103,8 +104,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             seed=options.seed,
             delta=options.delta,
             output=options.output or Path(datetime.now().strftime("perturb/%Y-%m-%d_%H-%M-%S")),
-            tracking_uri=None if options.no_tracking else options.tracking_uri,
-            experiment=options.experiment,
+            tracking_uri=None if options.no_tracking else tracking_address(options.tracking_uri),
+            experiment=experiment_name(options.experiment, "dptrain-perturb"),
             on_row=_say,
         )
     if options.json:

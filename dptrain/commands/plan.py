@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..environment import ledger_address
 from ..errors import ConfigError
 from ..rounding import round_up
 from .options import Commands, number
@@ -29,8 +30,8 @@ def register(commands: Commands) -> None:
     plan.add_argument("--batch-sizes", type=_whole_numbers, metavar="N,N", help="expected batch sizes")
     plan.add_argument("--steps", type=_whole_numbers, metavar="N,N", help="numbers of steps")
     plan.add_argument("--budget", metavar="NAME", help="plan for what is left of this budget in the ledger")
-    plan.add_argument("--url", default="sqlite:///budget.db", help="the ledger; default %(default)s")
-    plan.add_argument("--key", help="file with the ledger's key")
+    plan.add_argument("--url", help="the ledger (default $DPTRAIN_BUDGET_URL or sqlite:///budget.db)")
+    plan.add_argument("--key", metavar="FILE", help="its key (default $DPTRAIN_BUDGET_KEY or beside an SQLite file)")
     plan.add_argument("--seconds-per-image", type=float, metavar="S", help="for the expected time")
     plan.add_argument("--measure", action="store_true", help="measure it here: --model, on random images")
     plan.add_argument("--model", help="model to measure, such as yolo26n.yaml")
@@ -111,7 +112,7 @@ def _budget(options: argparse.Namespace) -> Remaining | None:
     from ..ledger import BudgetLedger
     from ..planning import remaining
 
-    return remaining(BudgetLedger(options.url, options.key, create=False).show(options.budget)[0])
+    return remaining(BudgetLedger(ledger_address(options.url), options.key, create=False).show(options.budget)[0])
 
 
 def _title(grid: PlanGrid) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..environment import tracking_address
 from ..errors import ConfigError
 from .options import Commands
 
@@ -26,7 +27,7 @@ def register(commands: Commands) -> None:
         "-o", "--output", type=Path, help="file, or the folder for --format all; default: print (all: RUN/report)"
     )
     report.add_argument(
-        "--tracking-uri", default="sqlite:///mlflow.db", help="MLflow store of a run id; default %(default)s"
+        "--tracking-uri", help="MLflow store of a run id; default $MLFLOW_TRACKING_URI or sqlite:///mlflow.db"
     )
     report.set_defaults(command=_report)
 
@@ -43,7 +44,7 @@ def _report(options: argparse.Namespace) -> int:
         return _write(report(options.run), kind, output)
     if kind == "all" and output is None:
         raise ConfigError("--format all of an MLflow run needs a folder to write to: give -o FOLDER")
-    with fetched(options.run, options.tracking_uri) as folder:
+    with fetched(options.run, tracking_address(options.tracking_uri)) as folder:
         return _write(report(folder), kind, output)
 
 

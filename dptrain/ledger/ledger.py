@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from ..environment import ledger_address
 from ..errors import BudgetError
 from . import admission, charging, curves, keys, naming, roles, sealing, snapshots
 from .admission import Request
@@ -63,7 +64,8 @@ class BudgetLedger:
     reserves here before its first step and releases nothing beyond the event it reserved.
 
     Args:
-        url: ``sqlite:///budget.db`` (made if it is not there) or ``postgresql://user@host/name``.
+        url: ``sqlite:///budget.db`` (made if it is not there) or ``postgresql://user@host/name``. By default the
+            environment's ``DPTRAIN_BUDGET_URL``, else the former.
         key: 32 bytes, their hexadecimal digits, or a file with those. By default the environment's
             ``DPTRAIN_BUDGET_KEY``, else the file ``<database>.key`` beside an SQLite ledger, made with it.
         create: Whether an SQLite ledger that is not there is made.
@@ -73,9 +75,9 @@ class BudgetLedger:
     """
 
     def __init__(
-        self, url: str = "sqlite:///budget.db", key: bytes | str | Path | None = None, *, create: bool = True
+        self, url: str | None = None, key: bytes | str | Path | None = None, *, create: bool = True
     ) -> None:
-        self._store = Store(url, key, create)
+        self._store = Store(ledger_address(url), key, create)
 
     @classmethod
     def existing(cls, url: str, key: bytes | str | Path | None = None) -> BudgetLedger | None:

@@ -229,7 +229,7 @@ def run_on(
 # What the ledger knows before either run: the rows of the datasets that another run charged, by the name it gave them,
 # and their limit. Row 3 is the newcomer.
 LEDGERS: dict[str, tuple[dict[str, tuple[Sequence[int], float | None]], dict[str, Any]]] = {
-    "another run was charged for the newcomer, under a limit": ({"clinic": ([3], 90.0)}, {}),
+    "with the newcomer half of the images are under a limit": ({"clinic": ([2, 3], 90.0)}, {}),
     "the newcomer has the data's own name": ({"pets": ([3], None)}, {}),
     "the others are known under another name, with a limit": ({"clinic": ([0, 1, 2], 90.0)}, {}),
     "a named budget": ({"clinic": ([0, 1], 90.0), "hospital": ([2, 3], None)}, {"name": "clinic"}),
