@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,8 +82,46 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """:func:`write_atomically` of plain values."""
-    write_text(file, json.dumps(values, indent=1))
+    """:func:`write_atomically` of plain values, by :func:`to_json`."""
+    write_text(file, to_json(values, indent=1))
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """Return plain values as JSON, which has no infinity: the text ``"inf"`` stands for it, and null for no number."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+_DAY = 24 * 60 * 60
+
+
+def start_of_day() -> int:
+    """Return the second at which this day began, UTC: the finest time that leaves a run."""
+    return int(time.time()) // _DAY * _DAY
+
+
+def even_times(folder: Path, deep: bool = True) -> None:
+    """Give a folder and what is in it one time, the start of the day.
+
+    When a file was written tells how long the steps before it took, and that depends on the images they drew.
+
+    Args:
+        folder: Nothing happens where there is none.
+        deep: Whether also in the folders that are in it.
+    """
+    if not folder.is_dir():
+        return
+    at = start_of_day()
+    for place in (*(folder.rglob("*") if deep else folder.glob("*")), folder):
+        with suppress(OSError):  # one that is gone by now, or that somebody else owns
+            os.utime(place, (at, at), follow_symlinks=False)
 
 
 _archives: dict[str, Mapping[str, memoryview]] = {}  # opened archives, by their path

@@ -37,11 +37,18 @@ the training split.
 """
 
 
-def owner_folder(run: Path) -> Path:
+OF_A_SWEEP = """\
+For the data's owner only. Do not publish, do not hand on with the sweep's tables.
+
+  job_N_error.txt   why a job failed: it may name private files. What its state is stands in jobs/N.json
+"""
+
+
+def owner_folder(run: Path, readme: str = OF_THE_OWNER) -> Path:
     """Return the owner's folder in a run's, made where it is missing; other users of the machine cannot read it."""
     folder = run / OWNER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     if not (folder / README).exists():
-        write_text(folder / README, OF_THE_OWNER)
+        write_text(folder / README, readme)
     return folder

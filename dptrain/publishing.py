@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from .files import flatten, write_text
+from .files import even_times, flatten, write_text
 from .plan import PrivacyPlan
 from .results import TABLES, draw_curve, read_rows
 from .schema import TrainConfig
@@ -58,6 +58,7 @@ def draw(config: TrainConfig, output: Path, data_name: str) -> None:
 
 def publish(output: Path, tracker: Tracker) -> dict[str, float]:
     """Hand the files of the run in ``output`` to the tracker; return the metrics of the last evaluation."""
+    even_times(output)  # the tracker's copies keep them
     metrics: dict[str, float] = {}
     names = [*STATEMENT_FILES, "config.yaml"]
     if (output / "results.csv").exists():

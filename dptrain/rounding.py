@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+
+_ALL_DIGITS = Context(prec=400)  # the largest number has 309 before the point
 
 
 def shown(epsilon: float) -> str:
     """Return an epsilon with three decimals, rounded up."""
     if not math.isfinite(epsilon):
         return "infinity"
-    return str(Decimal(epsilon).quantize(Decimal("0.001"), ROUND_CEILING))
+    return str(Decimal(epsilon).quantize(Decimal("0.001"), ROUND_CEILING, _ALL_DIGITS))
 
 
 def round_up(value: float, digits: int = 4) -> str:
@@ -24,4 +26,6 @@ def round_up(value: float, digits: int = 4) -> str:
 
 def shown_below(bound: float) -> str:
     """Return a lower bound on an epsilon with three decimals, rounded down."""
-    return str(Decimal(bound).quantize(Decimal("0.001"), ROUND_FLOOR)) if math.isfinite(bound) else "infinity"
+    return (
+        str(Decimal(bound).quantize(Decimal("0.001"), ROUND_FLOOR, _ALL_DIGITS)) if math.isfinite(bound) else "infinity"
+    )

@@ -29,6 +29,7 @@ from .detection.probe import refuse_coupled_images
 from .detection.scales import layer_scales, public_part
 from .devices import usable_device
 from .errors import PrivacyError
+from .files import even_times
 from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
 from .optimizers import make_optimizer
@@ -286,6 +287,13 @@ class Run:
         self.console.print(text, soft_wrap=True, markup=False)
 
     def execute(self) -> TrainResult:
+        """Train, and leave a folder whose files all have one time, however it ends."""
+        try:
+            return self._execute()
+        finally:
+            even_times(self.output)
+
+    def _execute(self) -> TrainResult:
         with ExitStack() as stack:
             stack.enter_context(self.folder.opened(config_text(self.config), self._settings()))
             stack.enter_context(self._charged())

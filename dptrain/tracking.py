@@ -2,6 +2,9 @@
 
 What is logged is noised, public, or computed on a validation split that was declared public. A run whose tracker cannot
 be reached does not start; one whose tracker goes away later goes on, says so once, and keeps everything in its folder.
+
+Every time that is stored of a run is the start of the day on which it began: the milliseconds at which metrics come in
+would tell how long the steps between them took, and so which of them drew an image that is slow to read.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
 from .errors import TrackingError
+from .files import even_times, start_of_day, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +49,9 @@ TRAINING = Work()
 class Tracker:
     """One MLflow run. ``Tracker.start`` raises ``TrackingError``; after that nothing here does."""
 
-    def __init__(self, client: Any, run_id: str, uri: str, work: Work = TRAINING) -> None:
+    def __init__(self, client: Any, run_id: str, uri: str, work: Work = TRAINING, at: int = 0) -> None:
         self._client, self.run_id, self.uri, self._work = client, run_id, uri, work
+        self._at = at  # milliseconds; of all that is stored of the run
         self._lost = False
 
     @classmethod
@@ -68,10 +74,12 @@ class Tracker:
         with _reaching(uri, work):
             client = _client(uri)
             if run_id is None:
-                run_id = client.create_run(_experiment_id(client, experiment), run_name=run_name, tags=tags).info.run_id
+                number, at = _experiment_id(client, experiment), 1000 * start_of_day()
+                run_id = client.create_run(number, start_time=at, run_name=run_name, tags=tags).info.run_id
             else:
+                at = int(client.get_run(run_id).info.start_time)
                 client.update_run(run_id, status="RUNNING")
-        return cls(client, run_id, uri, work)
+        return cls(client, run_id, uri, work, at)
 
     @staticmethod
     def check(uri: str, experiment: str) -> None:
@@ -92,12 +100,9 @@ class Tracker:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics at a whole-number step."""
-        import time
-
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, int(step)) for key, value in values.items()]
+        metrics = [Metric(key, float(value), self._at, int(step)) for key, value in values.items()]
         self._try(lambda: self._client.log_batch(self.run_id, metrics=metrics))
 
     def file(self, file: Path, folder: str | None = None) -> None:
@@ -111,7 +116,10 @@ class Tracker:
         """
         table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
         known = json.dumps([{"path": name, "type": "table"}])
-        self._try(lambda: self._client.log_text(self.run_id, json.dumps(table), name))
+        with TemporaryDirectory() as folder:
+            (Path(folder) / name).write_text(to_json(table))
+            even_times(Path(folder))
+            self.file(Path(folder) / name)
         self._try(lambda: self._client.set_tag(self.run_id, "mlflow.loggedArtifacts", known))
 
     def logged_steps(self, key: str) -> set[int]:
@@ -122,7 +130,7 @@ class Tracker:
 
     def end(self, status: str) -> None:
         """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        self._try(lambda: self._client.set_terminated(self.run_id, status))
+        self._try(lambda: self._client.set_terminated(self.run_id, status, self._at))
 
     def _try(self, call: Any) -> None:
         if self._lost:

@@ -29,7 +29,7 @@ from . import accounting
 from . import config as settings
 from .clip_settings import clipping_of
 from .errors import ConfigError, PrivacyError
-from .files import write_text
+from .files import even_times, write_text
 from .folder import RunFolder
 from .progress import make_console
 from .random_stopping import draw_runs
@@ -163,6 +163,7 @@ def tune(config: TrainConfig) -> TrainResult:
         tracker.metrics({"dp/epsilon_tuning": tuning.epsilon}, int(rows[-1]["step"]))
         draw(revealed, output, data_name)
         publish(output, tracker)
+    even_times(output)
     chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(revealed), key)}" for key in config.tuning.search)
     console.print(
         f"done: the winner has {chosen}, mAP50-95 {result.metrics[MAP]:.3f}; epsilon {shown(tuning.epsilon)} at delta "
@@ -312,11 +313,10 @@ def _score(result: TrainResult) -> float:
 
 
 def _reveal(output: Path, best: Path) -> None:
-    """Move the winner to where it is looked for, with times that do not tell when it ran."""
+    """Move the winner to where it is looked for, with a time that does not tell when it ran."""
     for file in sorted(best.iterdir()):
         file.rename(output / file.name)
-    for file in (output, *output.rglob("*")):
-        os.utime(file)
+    even_times(output)
 
 
 @contextmanager

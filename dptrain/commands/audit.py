@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import ExitStack, redirect_stdout
 from datetime import datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..files import to_json
 from .options import Commands
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _audit(options: argparse.Namespace) -> int:
         result = _result(options)
         result.write(folder)
     if options.json:
-        print(json.dumps({**result.as_dict(), "output_dir": str(folder)}))
+        print(to_json({**result.as_dict(), "output_dir": str(folder)}))
     else:
         for line in (*result.lines(), f"written    {folder}"):
             print(line)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..environment import ledger_address
 from ..errors import BudgetError, ConfigError
-from ..files import JOURNAL, write_text
+from ..files import JOURNAL, to_json, write_text
 from ..schema import UNITS, GroupsConfig
 from ..wording import counted
 from .options import Commands, number
@@ -131,7 +130,7 @@ def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as
     from ..rounding import shown
 
     if as_json:
-        print(json.dumps({"ledger": ledger.address, "datasets": [_plain(reading) for reading in readings]}))
+        print(to_json({"ledger": ledger.address, "datasets": [asdict(reading) for reading in readings]}))
         return 0
     columns = ("dataset", "spent", "limit", "used", "delta", "PLD", "runs", "open", "unit")
     table = _table(f"privacy budget: {ledger.name}", columns)
@@ -165,7 +164,7 @@ def _history(options: argparse.Namespace) -> int:
     if options.plot:
         _plot(ledger, movements, options)
     if options.json:
-        print(json.dumps({"ledger": ledger.address, "runs": [_plain(movement) for movement in movements]}))
+        print(to_json({"ledger": ledger.address, "runs": [asdict(movement) for movement in movements]}))
         return 0
     table = _table("", ("reserved (UTC)", "dataset", "run", "steps", "noise", "rate", "status", "epsilon so far", "id"))
     for movement in movements:
@@ -199,7 +198,7 @@ def _plot(ledger: BudgetLedger, movements: Sequence[Movement], options: argparse
 def _verify(options: argparse.Namespace) -> int:
     found = _open(options).verify(options.expect)
     if options.json:
-        print(json.dumps(asdict(found) | {"sound": found.sound}))
+        print(to_json(asdict(found) | {"sound": found.sound}))
     else:
         for finding in found.findings:
             print(f"NOT SOUND: {finding}")
@@ -209,7 +208,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    text = json.dumps(_open(options).export(), indent=1)
+    text = to_json(_open(options).export(), indent=1)
     if options.output is None:
         print(text)
         return 0
@@ -222,7 +221,7 @@ def _roles(options: argparse.Namespace) -> int:
 
     commands = _open(options).grant_roles() if options.apply else roles.statements()
     if options.json:
-        print(json.dumps({"applied": options.apply, "statements": commands}))
+        print(to_json({"applied": options.apply, "statements": commands}))
     elif options.apply:
         print(f"the server now has {', '.join(roles.ROLES)}; give one to a user: GRANT {roles.SPENDER} TO anna")
     else:
@@ -259,15 +258,10 @@ def _settle(options: argparse.Namespace) -> int:
     row = ledger.find_run(run)
     assert row is not None
     if options.json:
-        print(json.dumps({"run": run, "planned": row.planned, "charged": row.charged}))
+        print(to_json({"run": run, "planned": row.planned, "charged": row.charged}))
     else:
         print(f"run {run}: {row.charged} of {row.planned} steps are charged")
     return 0
-
-
-def _plain(item: Any) -> dict[str, Any]:
-    """A dataclass for JSON, which has no infinity."""
-    return {name: str(value) if value == float("inf") else value for name, value in asdict(item).items()}
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
+from ..files import to_json
 from .options import Commands, number
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _print_plan(plan: PrivacyPlan, as_json: bool) -> int:
         "steps": plan.steps,
     }
     if as_json:
-        print(json.dumps(values))
+        print(to_json(values))
         return 0
     notes = {"epsilon_rdp": "  (the headline)", "epsilon_pld": "  (tighter, of the same run)"}
     for name, value in values.items():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
-from ..files import JOURNAL, refuse_unwritable
+from ..files import JOURNAL, refuse_unwritable, to_json
 from ..wording import counted
 from .options import Commands
 
@@ -62,7 +61,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.output is not None:
         _write(options.output, report)
     if options.json:
-        print(json.dumps(report.as_dict()))
+        print(to_json(report.as_dict()))
     else:
         _print(report, options.output)
     return EXIT_FOUND if any(count and kind not in allowed for kind, count in report.counts().items()) else 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..files import to_json
 from .options import Commands
 
 
@@ -54,7 +54,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     metrics = evaluate(model.to(device), dataset, batch_size=options.batch_size, device=device, workers=options.workers)
     if options.json:
         report = {"metrics": metrics.values, "per_class": metrics.per_class, "images": len(dataset), "imgsz": imgsz}
-        print(json.dumps(report))
+        print(to_json(report))
         return 0
     names = ("precision", "recall", "mAP50", "mAP50-95")
     width = max([len("all"), *(len(name) for name in metrics.per_class)])

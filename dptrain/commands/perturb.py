@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..environment import experiment_name, tracking_address
 from ..errors import ConfigError
+from ..files import to_json
 from .evaluate import run_imgsz
 from .options import Commands
 
@@ -109,7 +109,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             on_row=_say,
         )
     if options.json:
-        print(json.dumps({**result.as_dict(), "output_dir": str(result.folder)}))
+        print(to_json({**result.as_dict(), "output_dir": str(result.folder)}))
         return 0
     for line in (*_table(result), f"written    {result.folder}"):
         print(line)
@@ -148,7 +148,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.json:
         epsilon = worth[0].epsilon if worth else None
         report = {"data": str(done.data), "images": done.images, "labels": done.labels, "local_epsilon": epsilon}
-        print(json.dumps({**report, "delta": options.delta}))
+        print(to_json({**report, "delta": options.delta}))
         return 0
     print(f"{done.images} images, {done.labels} label files: {done.data}")
     for line in _worth(worth, options):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..environment import ledger_address
 from ..errors import ConfigError
+from ..files import to_json
 from ..rounding import round_up
 from .options import Commands, number
 
@@ -67,7 +67,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.output is not None:
         _draw(grid, options.output)
     if options.json:
-        print(json.dumps(grid.as_dict()))
+        print(to_json(grid.as_dict()))
         return 0
     from rich.console import Console
 

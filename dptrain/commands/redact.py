@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
+from ..files import to_json
 from ..wording import counted
 from .options import Commands
 
@@ -101,7 +101,7 @@ def _redact(options: argparse.Namespace) -> int:
             **settings,
         )
     if options.json:
-        print(json.dumps({**report.summary(), "conf": report.settings["conf"], "report": str(report.folder)}))
+        print(to_json({**report.summary(), "conf": report.settings["conf"], "report": str(report.folder)}))
     else:
         for line in _lines(report):
             print(line)

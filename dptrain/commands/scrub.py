@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..files import to_json
 from ..wording import counted
 from .options import Commands
 
@@ -71,7 +71,7 @@ def _scrub(options: argparse.Namespace) -> int:
             keep_burned_in=options.keep_burned_in,
         )
     if options.json:
-        print(json.dumps(report.as_dict()))
+        print(to_json(report.as_dict()))
     else:
         _print(report)
     return EXIT_FOUND if (options.check and (report.leaking or report.flagged)) or report.withheld else 0

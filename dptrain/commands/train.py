@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+from ..files import to_json
 from .console import EXIT_FAILED, EXIT_REFUSED, described, fail, own_messages
 from .options import Commands
 
@@ -43,8 +43,8 @@ def train(arguments: list[str], debug: bool) -> int:
             with _same_generators(), redirect_stdout(sys.stderr if as_json else sys.stdout):
                 result = train_from_config(config)
         if as_json:
-            names = ("output_dir", "weights", "epsilon", "metrics")
-            print(json.dumps({name: getattr(result, name) for name in names}, default=str), flush=True)
+            places = {"output_dir": str(result.output_dir), "weights": str(result.weights)}
+            print(to_json({**places, "epsilon": result.epsilon, "metrics": result.metrics}), flush=True)
 
     def report(run: str, error: Exception) -> None:
         if debug:
@@ -72,7 +72,7 @@ def _end(sweep: Sweep, as_json: bool, interrupted: bool = False) -> int:
     console.print(f"\n{table.price()}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"table, curve and costs: {sweep.record.folder}", soft_wrap=True, markup=False, highlight=False)
     if as_json:
-        print(json.dumps({"output_dir": str(sweep.record.folder), **summary(table)}), flush=True)
+        print(to_json({"output_dir": str(sweep.record.folder), **summary(table)}), flush=True)
     failures = sweep.failures()
     if not failures or interrupted:
         return 0

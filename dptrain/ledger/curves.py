@@ -26,6 +26,9 @@ SCALE = 1 << 96
 # order); a filter, whose order is fixed before anyone knows what runs will come, goes on with it.
 INFINITE = 1 << 420
 UNBOUNDED = 1 << 300
+# JSON has no infinity, and an event may have one: the shape of a Poisson number of runs.
+_ENDLESS = "infinity"
+_MAY_BE_ENDLESS = ("RepeatAndSelectDpEvent", "shape")
 
 # Room for the rounding of floating-point sums, in dp-accounting's as in ours: what is shown is never the lower one.
 ROUNDING = 1e-12
@@ -54,7 +57,7 @@ def event_from_json(text: str) -> DpEvent:
         BudgetError: It is not such a text, or of a later version.
     """
     try:
-        payload = json.loads(text)
+        payload = json.loads(text, parse_constant=_refuse_constant)
         if payload["version"] != EVENT_FORMAT:
             raise BudgetError(f"an event of format {payload['version']} is newer than this dptrain: upgrade it")
         return _event(payload["event"])
@@ -69,8 +72,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dp_event.DpEvent):
         if getattr(dp_event, type(value).__name__, None) is not type(value):
             raise TypeError("only dp-accounting's own events have a known meaning")
-        fields = {field.name: _plain(getattr(value, field.name)) for field in attr.fields(type(value))}
-        return {"class": type(value).__name__, **fields}
+        kind = type(value).__name__
+        fields = {field.name: getattr(value, field.name) for field in attr.fields(type(value))}
+        return {"class": kind, **{name: _field(kind, name, item) for name, item in fields.items()}}
     if isinstance(value, str):
         raise TypeError("events hold numbers only")
     if isinstance(value, Sequence) or hasattr(value, "tolist"):
@@ -81,17 +85,32 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not a number or an event")
 
 
+def _field(kind: str, name: str, value: Any) -> Any:
+    endless = (kind, name) == _MAY_BE_ENDLESS and value == math.inf
+    return _ENDLESS if endless else _plain(value)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def _event(value: Any) -> Any:
     from dp_accounting import dp_event
 
     if isinstance(value, list):
         return [_event(item) for item in value]
+    if isinstance(value, str):
+        raise ValueError("events hold numbers only")
     if not isinstance(value, dict):
         return value
     kind = getattr(dp_event, value["class"])
     if not (isinstance(kind, type) and issubclass(kind, dp_event.DpEvent)):
         raise ValueError(f"{value['class']} is no event")
-    return kind(**{name: _event(item) for name, item in value.items() if name != "class"})
+    fields = {name: item for name, item in value.items() if name != "class"}
+    for name, item in fields.items():
+        endless = (kind.__name__, name) == _MAY_BE_ENDLESS and item == _ENDLESS
+        fields[name] = math.inf if endless else _event(item)
+    return kind(**fields)
 
 
 def split_steps(event: DpEvent) -> tuple[DpEvent, int]:
@@ -126,11 +145,14 @@ def step_curve(event_json: str, orders: tuple[float, ...]) -> Curve:
 
 
 def to_fixed(values: Sequence[float]) -> Curve:
-    """Round divergences at growing orders up to whole multiples of 2^-96; what is not a finite number is no bound."""
+    """Round divergences at growing orders up to whole multiples of 2^-96.
+
+    What is not a finite number is no bound, and so is what is too large to be told from none once it is added up.
+    """
     found: list[int] = []
     above = UNBOUNDED
     for value in reversed([float(value) for value in values]):
-        if math.isfinite(value):
+        if math.isfinite(value) and value * SCALE < UNBOUNDED:
             numerator, denominator = max(value, 0.0).as_integer_ratio()
             above = -(-numerator * SCALE // denominator)
             found.append(above)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import BudgetError, ConfigError
 from .curves import ROUNDING, UNBOUNDED, Curve, add, best_order, bound, to_fixed, to_floats, zero
 
 if TYPE_CHECKING:
@@ -44,10 +44,15 @@ class Filter:
         """Choose the order for a budget whose first run has the curve ``first``.
 
         With m the largest number of such runs that composed RDP lets into the budget, it is the best order of m runs:
-        m equal runs fit, exactly as composed RDP says.
+        m equal runs fit, exactly as composed RDP says. An order without a bound is never the best.
+
+        Raises:
+            BudgetError: No order has a bound.
         """
         copies = most(lambda m: best_order(add(zero(orders), first, m), orders, delta)[0] <= _limit(epsilon))
-        _, order = best_order(add(zero(orders), first, max(1, copies)), orders, delta)
+        spent, order = best_order(add(zero(orders), first, max(1, copies)), orders, delta)
+        if not math.isfinite(spent):
+            raise BudgetError("the first run has no RDP bound at any order, so no budget can be kept of it: add noise")
         return cls.at(order, orders, epsilon, delta)
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import tempfile
 from collections import Counter
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically, write_text
+from ..files import to_json, write_atomically, write_text
 from .settings import Box
 
 REPORT, BOXES, SHEET = "report.json", "boxes.csv", "contact_sheet.jpg"
@@ -148,4 +147,4 @@ class BoxTable:
 def write_report(report: RedactionReport, table: BoxTable) -> None:
     """Write ``report.json`` and ``boxes.csv`` into the report's folder."""
     table.write(report.folder / BOXES)
-    write_text(report.folder / REPORT, json.dumps(report.as_dict(), indent=1))
+    write_text(report.folder / REPORT, to_json(report.as_dict(), indent=1))

@@ -11,15 +11,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..files import flatten, is_changed, steps_started, write_json
+from ..errors import ConfigError, DptrainError
+from ..files import flatten, is_changed, steps_started, to_json, write_json, write_text
+from ..owner import OF_A_SWEEP, OWNER, owner_folder
 from ..schema import FREE_TO_CHANGE
 
 RECORD = "sweep.json"
-_FORMAT = 1
-_OUTCOMES = "jobs"
+_FORMAT = 2
+OUTCOMES = "jobs"
 
 FINISHED, BEGUN, FAILED, NOT_STARTED = "finished", "begun", "failed", "not started"
+REFUSED, UNFORESEEN = "refused", "unforeseen"  # kinds of failure
+_ERROR = "job_{}_error.txt"  # in the owner's folder
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,13 @@ class SweepRecord:
             return None
         try:
             values = json.loads(file.read_text())
-            jobs = tuple(Job(**job) for job in values["jobs"])
-            return cls(folder, jobs, values["parent_run"])
+            form, jobs = values["format"], tuple(Job(**job) for job in values["jobs"])
+            record = cls(folder, jobs, values["parent_run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{file} cannot be read ({type(error).__name__}): start a new sweep elsewhere") from error
+        if form != _FORMAT:
+            raise ConfigError(f"{file}: format={form!r} is not {_FORMAT}: start a new sweep elsewhere")
+        return record
 
     def write(self) -> None:
         """Write it, whole or not at all."""
@@ -105,7 +111,7 @@ class SweepRecord:
         """The jobs there are: those planned, or else those that left a trace."""
         if self.jobs:
             return [job.number for job in self.jobs]
-        outcomes = (self.folder / _OUTCOMES).glob("*.json")
+        outcomes = (self.folder / OUTCOMES).glob("*.json")
         return sorted(int(file.stem) for file in outcomes if file.stem.isdecimal())
 
     def state(self, number: int) -> str:
@@ -118,19 +124,25 @@ class SweepRecord:
         return FAILED if self.outcome(number).get("state") == FAILED else NOT_STARTED
 
     def outcome(self, number: int) -> dict[str, Any]:
-        """What the job told when it last ran: ``state``, ``refused`` and, of a failure, ``error``."""
-        file = self.folder / _OUTCOMES / f"{number}.json"
+        """What the job told when it last ran: ``state``, ``label`` and, of a failure, ``failure``."""
+        file = self.folder / OUTCOMES / f"{number}.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
     def tell(self, number: int, state: str, **more: Any) -> None:
         """Note how a job ended; called where the job runs."""
-        write_json(self.folder / _OUTCOMES / f"{number}.json", {"state": state, **more})
+        write_json(self.folder / OUTCOMES / f"{number}.json", {"state": state, **more})
+        (self.folder / OWNER / _ERROR.format(number)).unlink(missing_ok=True)
+
+    def tell_failure(self, number: int, label: str, error: Exception) -> None:
+        """Note that a job failed: of which kind here, and why, which may name private files, for the data's owner."""
+        self.tell(number, FAILED, label=label, failure=REFUSED if isinstance(error, DptrainError) else UNFORESEEN)
+        write_text(owner_folder(self.folder, OF_A_SWEEP) / _ERROR.format(number), f"{error}\n")
 
 
 def comparable(settings: Any) -> dict[str, Any]:
     """The settings of a job that must be the same when its sweep goes on, flat, as JSON has them."""
     values = {key: value for key, value in asdict(settings).items() if key not in FREE_TO_CHANGE}
-    return flatten(json.loads(json.dumps(values)))
+    return flatten(json.loads(to_json(values)))
 
 
 def _status(statement: Path) -> str | None:

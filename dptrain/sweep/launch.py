@@ -14,10 +14,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict
 
 from ..config import from_omegaconf
-from ..errors import ConfigError, DptrainError
+from ..errors import ConfigError
 from ..schema import TrainConfig
 from ..tracking import PARENT_RUN
-from .jobs import BEGUN, FAILED, FINISHED, Job, SweepRecord, comparable
+from .jobs import BEGUN, FINISHED, Job, SweepRecord, comparable
 
 if TYPE_CHECKING:
     from .session import Sweep
@@ -167,7 +167,7 @@ def run_job(
     except Exception as error:
         if not any(folder.iterdir()):  # Hydra made it; a job that never began leaves nothing behind
             folder.rmdir()
-        record.tell(number, FAILED, label=label, refused=isinstance(error, DptrainError), error=str(error))
+        record.tell_failure(number, label, error)
         report(f"job {number} ({label})", error)
     except SystemExit as stopped:
         record.tell(number, BEGUN, label=label)

@@ -11,9 +11,11 @@ from typing import Any
 from omegaconf import MISSING
 
 from ..errors import ConfigError
+from ..files import even_times
+from ..owner import OWNER
 from ..schema import TrainConfig
 from ..tracking import NoTracker, Tracker
-from .jobs import FAILED, FINISHED, Job, SweepRecord
+from .jobs import FAILED, FINISHED, OUTCOMES, REFUSED, Job, SweepRecord
 from .pictures import draw
 from .table import METRICS, SweepTable, mlflow_table, read_table, summary, write_table
 
@@ -64,7 +66,7 @@ class Sweep:
     def failures(self) -> list[bool]:
         """For each job that failed when it last ran, whether dptrain refused it (or did not foresee the failure)."""
         outcomes = [self.record.outcome(n) for n in self.record.numbers() if self.record.state(n) != FINISHED]
-        return [bool(outcome.get("refused")) for outcome in outcomes if outcome.get("state") == FAILED]
+        return [outcome.get("failure") == REFUSED for outcome in outcomes if outcome.get("state") == FAILED]
 
     def end(self, interrupted: bool = False) -> SweepTable:
         """Write the table, the pictures and the composed cost, here and in MLflow, whatever became of the jobs."""
@@ -72,6 +74,9 @@ class Sweep:
         table = read_table(self.record)
         write_table(table, folder)
         pictures = draw(table, folder, self.title)
+        even_times(folder / OUTCOMES)
+        even_times(folder / OWNER)
+        even_times(folder, deep=False)
         for file in (folder / "sweep.csv", folder / "summary.json", *pictures):
             self.tracker.file(file)
         if table.rows:

@@ -205,6 +205,8 @@ def test_a_run_writes_what_is_announced_and_nothing_elsewhere(run: Overheard) ->
         "budget.db", "budget.db.key", "mlflow.db",
     }  # fmt: skip
     assert {f.name for f in run.folder.iterdir()} == {"data", "here", "out", "public"}
+    assert {f.stat().st_mtime % 86_400 for f in (out, *out.rglob("*"))} == {0}
+    assert {(run.folder / "here" / name).stat().st_mtime % 86_400 for name in artifacts} == {0}
     assert {f.suffix for f in (run.folder / "data").rglob("*") if f.is_file()} == {".png", ".txt", ".yaml"}
 
 
@@ -223,6 +225,9 @@ def test_mlflow_holds_listed_names_only(run: Overheard) -> None:
         assert {key.partition("[")[0] for key in column("select key from params")} <= known
         assert column("select step from metrics") == {0, 2}
         assert all(count == 1 for count in column("select count(*) from runs"))
+        times = column("select timestamp from metrics") | column("select timestamp from latest_metrics")
+        times |= column("select start_time from runs") | column("select end_time from runs")
+        assert len(times) == 1 and times.pop() % 86_400_000 == 0
 
 
 def test_tables_checkpoint_and_weights_hold_listed_names_only(run: Overheard) -> None:

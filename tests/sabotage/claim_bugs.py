@@ -5,6 +5,7 @@ from __future__ import annotations
 from .edits import bug
 
 STATEMENT = "tests/statement/test_check.py::"
+INFINITIES = "tests/ledger/test_infinities.py::"
 SWEEP = "tests/sweep/test_sweep_record.py::"
 _CLAIM = "dptrain.statement.facts:claim_of"
 
@@ -28,5 +29,40 @@ CLAIM_BUGS = (
         "The statement of the best of many runs draws a curve that ends at what one run costs.",
         "dptrain.statement.facts:make_statement", "if is_tuned(tuning)", "if False",
         "tests/statement/test_render.py::test_no_picture_shows_a_winner_at_less_than_the_tuning_that_chose_it",
+    ),
+    bug(
+        "infinite order counted as zero",
+        "Where the accountant has no bound at an order, the ledger takes it for one that costs nothing.",
+        "dptrain.ledger.curves:to_fixed", "found.append(INFINITE + above)", "found.append(0)",
+        INFINITIES + "test_an_order_without_a_bound_stays_without_one_and_is_never_free",
+        INFINITIES + "test_a_tuning_of_runs_with_orders_without_a_bound_is_charged_at_the_others",
+    ),
+    bug(
+        "huge order counted as small",
+        "A bound that is larger than what stands for none is kept as it is, and read back without its front.",
+        "dptrain.ledger.curves:to_fixed", " and value * SCALE < UNBOUNDED", "",
+        INFINITIES + "test_a_bound_too_large_to_add_up_is_no_bound_and_not_a_small_one",
+    ),
+    # what tells of a run beside its numbers
+    bug(
+        "milliseconds in MLflow",
+        "Every metric is stored with the time at which it came in, which tells how long the steps before it took.",
+        "dptrain.tracking:Tracker.metrics", "float(value), self._at, int(step)",
+        "float(value), int(__import__('time').time() * 1000), int(step)",
+        "tests/test_tracking.py::"
+        "test_two_runs_that_took_their_time_at_different_steps_leave_the_same_rows_and_file_times",
+    ),
+    bug(
+        "end of a run in MLflow",
+        "A run is closed at the time it ended, which tells how long all of it took.",
+        "dptrain.tracking:Tracker.end", "status, self._at", "status",
+        "tests/test_tracking.py::"
+        "test_two_runs_that_took_their_time_at_different_steps_leave_the_same_rows_and_file_times",
+    ),
+    bug(
+        "error texts in the sweep",
+        "Why a job failed stands in the sweep's folder, with the names of private files.",
+        "dptrain.sweep.jobs:SweepRecord.tell_failure", "label=label,", "label=label, error=str(error),",
+        SWEEP + "test_why_a_job_failed_stays_in_the_owners_folder",
     ),
 )  # fmt: skip

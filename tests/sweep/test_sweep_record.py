@@ -52,7 +52,7 @@ def record(tmp_path: Path) -> SweepRecord:
     record.write()
     run_folder(tmp_path / "0", 10, 4.0)
     run_folder(tmp_path / "1", 4, 5.0, finished=False)
-    record.tell(2, FAILED, refused=True, error="no such data")
+    record.tell_failure(2, "noise_multiplier=6.0", ConfigError("no such data"))
     return record
 
 
@@ -189,3 +189,23 @@ def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(ConfigError, match=r"sweep\.json cannot be read"):
         SweepRecord.read(tmp_path)
+    (tmp_path / "sweep.json").write_text('{"format": 1, "parent_run": null, "jobs": []}')
+    with pytest.raises(ConfigError, match=r"sweep\.json: format=1 is not 2"):
+        SweepRecord.read(tmp_path)
+
+
+def test_why_a_job_failed_stays_in_the_owners_folder(tmp_path: Path) -> None:
+    """An error names private files, and jobs/ lies among the tables that are published."""
+    record = SweepRecord(tmp_path, (job(0, 4.0),))
+    record.tell_failure(0, "noise_multiplier=4.0", ConfigError("images/anna_b.png cannot be decoded"))
+    public = [file for file in tmp_path.rglob("*") if file.is_file() and file.parent.name != "owner"]
+    assert [file.name for file in public] == ["0.json"]
+    assert json.loads(public[0].read_text()) == {
+        "state": FAILED, "label": "noise_multiplier=4.0", "failure": "refused",
+    }  # fmt: skip
+    assert "anna_b" in (tmp_path / "owner" / "job_0_error.txt").read_text()
+    assert (tmp_path / "owner").stat().st_mode & 0o077 == 0
+    record.tell_failure(0, "noise_multiplier=4.0", RuntimeError("x"))
+    assert record.outcome(0)["failure"] == "unforeseen"
+    record.tell(0, FINISHED, label="noise_multiplier=4.0")
+    assert not (tmp_path / "owner" / "job_0_error.txt").exists()

@@ -102,7 +102,7 @@ def test_the_joblib_launcher_reports_the_same(
     )
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.info.status == "FAILED"
-    assert sorted(file.name for file in (place / "j").iterdir() if file.is_dir()) == ["0", "jobs"]
+    assert sorted(file.name for file in (place / "j").iterdir() if file.is_dir()) == ["0", "jobs", "owner"]
 
 
 # With a stand-in for the training
@@ -205,12 +205,15 @@ def test_a_failed_job_is_tried_again(runs: list[TrainConfig], monkeypatch: pytes
 
     def fails(config: TrainConfig) -> SimpleNamespace:
         if config.privacy.noise_multiplier == 5:
-            raise ConfigError("no disk")
+            raise ConfigError("no disk for images/anna_b.png")
         return real(config)
 
     with monkeypatch.context() as context:
         context.setattr(module, "train_from_config", fails)
         assert main(THREE) == 2
+    told = {file for file in Path("s").rglob("*") if file.is_file() and b"anna_b" in file.read_bytes()}
+    assert told == {Path("s/owner/job_1_error.txt")}
+    assert {file.stat().st_mtime % 86400 for file in Path("s").iterdir() if not file.name.isdecimal()} == {0}
     runs.clear()
     assert main([*THREE, "resume=true"]) == 0
     assert [config.privacy.noise_multiplier for config in runs] == [5]
