@@ -14,6 +14,7 @@ from rich.console import Console
 
 from . import config as settings
 from .checkpoint import load_checkpoint, save_checkpoint, scales_of
+from .datasets.contents import files_held
 from .datasets.identity import pictures_in
 from .datasets.repeats import refuse_repeats
 from .datasets.sources import public_images
@@ -96,6 +97,11 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
 
 def train_from_config(config: TrainConfig) -> TrainResult:
     """Do what :func:`train` does, from the typed configuration that Hydra fills."""
+    with files_held():
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> TrainResult:
     config = unlock(settings.resolve(config))
     if config.public_data is None:
         config = replace(config, public_data=declared_start(config.model))

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ..errors import DataError, is_control
-from ..files import MOST_TEXT, read_file
+from ..files import MOST_TEXT
+from .contents import read_data
 
 #: Suffixes by which a file is taken for a data.yaml; in small letters.
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -42,7 +43,7 @@ def read_yaml(file: Path) -> Mapping[Any, Any]:
         DataError: It cannot be read, is not YAML, gives a key twice, or holds something else than keys and values.
     """
     try:
-        text = read_file(file, MOST_TEXT).decode("utf-8-sig")
+        text = read_data(file, MOST_TEXT).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{file}: no such data.yaml; nothing is downloaded, so give the path of a local file") from None
     except IsADirectoryError:

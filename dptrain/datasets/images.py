@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from ..errors import DataError
-from ..files import read_file
 from . import MOST_PIXELS
+from .contents import content_hash, read_data
 from .silence import codecs_silenced, pillow_silenced
 
 PADDING = 114
@@ -23,7 +23,7 @@ _TOO_LARGE = f"the image claims more than {MOST_PIXELS:,} pixels; cut it into ti
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
+def read_image(path: Path, *, strict: bool = False, wanted: bytes | None = None) -> np.ndarray:
     """Decode an image file as stock Ultralytics does, without its downloads and its repairs on disk.
 
     EXIF rotation is applied, grey is repeated over three channels, alpha is dropped, 16-bit keeps its high byte; of
@@ -33,18 +33,33 @@ def read_image(path: Path, *, strict: bool = False) -> np.ndarray:
         path: The file.
         strict: Also refuse a JPEG whose end is missing, which older OpenCV versions fill with grey in silence, and a
             PNG that does not fit its checksums, which newer ones fill with whatever lay in memory.
+        wanted: What :func:`check_image` returned of the file as it must be.
 
     Returns:
         uint8 array of shape (height, width, 3), BGR.
 
     Raises:
-        DataError: The file cannot be read, is damaged or too large, or has a pixel type other than 8- or 16-bit
-            integers.
+        DataError: The file cannot be read, is damaged or too large, has a pixel type other than 8- or 16-bit integers,
+            or is not what is wanted.
     """
+    return _pixels(path, _read(path, wanted), strict)
+
+
+def check_image(path: Path) -> bytes:
+    """Refuse what :func:`read_image` refuses with ``strict``; return the hash of the file's bytes."""
+    data = _read(path, None)
+    _pixels(path, data, strict=True)
+    return content_hash(data)
+
+
+def _read(path: Path, wanted: bytes | None) -> bytes:
     try:
-        data = read_file(path)
+        return read_data(path, wanted=wanted)
     except OSError as error:
         raise DataError(f"{path}: cannot read the image ({error.strerror}); check path and permission") from None
+
+
+def _pixels(path: Path, data: bytes, strict: bool) -> np.ndarray:
     if not data:
         raise DataError(f"{path}: the image file is empty (0 bytes); {_MEND}")
     suffix = path.suffix.lower()

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..files import MOST_TEXT, label_path, read_file
+from ..files import MOST_TEXT, label_path
+from .contents import read_data
 
 __all__ = ["ANY_CLASS", "TOLERANCE", "label_path", "plain_labels", "read_labels"]
 
@@ -57,7 +58,7 @@ def plain_labels(path: Path) -> str:
 def _text(path: Path) -> str | None:
     """What a label file says, read once; None where there is none."""
     try:
-        return read_file(path, MOST_TEXT).decode("utf-8-sig")
+        return read_data(path, MOST_TEXT).decode("utf-8-sig")
     except FileNotFoundError:
         if path.is_symlink():  # boxes that were not fetched are not an image without objects
             raise DataError(f"{path}: links to a file that is not there; fetch it, or take the link out") from None

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import MOST_TEXT, label_path, read_file
+from ..files import MOST_TEXT, label_path
 from ..sealing.archive import is_sealed_dataset, open_dataset
+from .contents import read_data
 from .data_yaml import class_names, read_yaml, shown
 
 SPLITS = ("train", "val", "test")
@@ -231,7 +232,7 @@ def _images_under(folder: Path) -> Iterator[Path]:
 
 def _images_listed(file: Path) -> list[Path]:
     try:
-        lines = read_file(file, MOST_TEXT).decode("utf-8-sig").splitlines()
+        lines = read_data(file, MOST_TEXT).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as a list of image files ({_reason(error)})") from None
     images = []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..datasets.images import Letterbox, read_image
+from ..datasets.images import Letterbox, check_image, read_image
 from ..datasets.labels import label_path, read_labels
 from ..datasets.sources import DataConfig, load_data
 from ..errors import DataError
@@ -39,7 +38,8 @@ class DetectionDataset(Dataset):
         split: train, val or test.
         imgsz: Side of the square canvas in pixels.
         augmentation: What to do to each image; ``None`` is the plain letterbox, as in validation.
-        verify: Also decode every image once, now, so that a damaged file stops the run before step one.
+        verify: Also decode every image once, now, so that a damaged file stops the run before step one, and one that
+            changes later stops it then.
 
     Raises:
         DataError: One line about the first image or label, in path order, that is not as it should be; or no image of
@@ -66,9 +66,8 @@ class DetectionDataset(Dataset):
         filled = [np.zeros((0, 5), np.float32) if rows is None else rows for rows in labels]
         self._labels = np.concatenate(filled)
         self._starts = np.concatenate([[0], np.cumsum([len(rows) for rows in filled])])
-        if verify:
-            for _ in in_threads(_check_image, self.image_files):
-                pass
+        # Of every file, the bytes that were checked: no other ones are trained on.
+        self._contents = np.frombuffer(b"".join(in_threads(check_image, self.image_files)), "V32") if verify else None
 
     def __len__(self) -> int:
         return len(self.image_files)
@@ -84,7 +83,8 @@ class DetectionDataset(Dataset):
 
     def read(self, index: int) -> np.ndarray:
         """Decode one image: uint8 BGR pixels (height, width, 3)."""
-        return read_image(self.image_files[index])
+        wanted = None if self._contents is None else self._contents[index].tobytes()
+        return read_image(self.image_files[index], wanted=wanted)
 
     def sample(self, index: int, seed: int = 0) -> dict[str, torch.Tensor]:
         """Read, augment and letterbox one image; the first of what :meth:`samples` returns."""
@@ -103,7 +103,7 @@ class DetectionDataset(Dataset):
             in parts of the canvas.
 
         Raises:
-            DataError: The image cannot be read any more.
+            DataError: The image cannot be read any more, or is not the one that was checked.
         """
         image = self.read(index)
         return [self._sample(image, self.labels(index), [seed, index, copy]) for copy in range(copies)]
@@ -129,7 +129,3 @@ class DetectionDataset(Dataset):
 def to_rgb_planes(canvas: np.ndarray) -> np.ndarray:
     """BGR pixels (h, w, 3) to RGB planes (3, h, w), contiguous."""
     return np.ascontiguousarray(canvas.transpose(2, 0, 1)[::-1])
-
-
-def _check_image(image: Path) -> None:
-    read_image(image, strict=True)

@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from ..datasets.contents import read_data
 from ..errors import DataError
-from ..files import MOST_TEXT, read_file
+from ..files import MOST_TEXT
 from ..schema import GroupsConfig
 
 FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
@@ -126,7 +127,7 @@ def _place(name: str) -> Path:
 def _rows(file: Path, column: str) -> Iterator[tuple[int, str, str]]:
     """Yield line number, image name and group of every row."""
     try:
-        text = read_file(file, MOST_TEXT).decode("utf-8-sig")
+        text = read_data(file, MOST_TEXT).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{file}: no such table of groups; correct privacy.groups.csv") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ..datasets.contents import read_data
 from ..datasets.repeats import refuse_repeats
 from ..errors import BudgetError, DataError
-from ..files import read_file
 from ..threads import in_threads
 from ..wording import counted
 from .keys import mac
@@ -201,7 +201,7 @@ def file_hash(key: bytes, file: Path) -> bytes:
     suffix = file.suffix.lower()
     decoder = suffix if suffix in (".tif", ".tiff", ".avif") else ""
     try:
-        return mac(key, "file", decoder.replace("tiff", "tif").encode(), read_file(file))
+        return mac(key, "file", decoder.replace("tiff", "tif").encode(), read_data(file))
     except OSError as error:
         raise DataError(f"{file}: cannot read the image ({error.strerror}); check path and permission") from None
 

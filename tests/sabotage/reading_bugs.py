@@ -5,6 +5,7 @@ from __future__ import annotations
 from .edits import bug
 
 SILENCE = "tests/privacy/test_silence.py::"
+REPLACED = "tests/detection/test_replaced_files.py::"
 
 READING_BUGS = (
     bug(
@@ -28,5 +29,20 @@ READING_BUGS = (
         "dptrain.detection.loader:_start_worker",
         "silence_process()", "pass",
         SILENCE + "test_what_a_worker_writes_itself_is_not_heard",
+    ),
+    bug(
+        "a replaced file is read",
+        "A file is known by its name: what lies there at the draw is trained on.",
+        "dptrain.detection.data:DetectionDataset.read",
+        "wanted=wanted", "wanted=None",
+        REPLACED + "test_a_replaced_file_is_never_trained_on",
+    ),
+    bug(
+        "another file is charged",
+        "The ledger hashes what lies there when its turn comes, not what the run has read.",
+        "dptrain.datasets.contents:read_data",
+        "_first.setdefault(str(file), found) != found", "False",
+        REPLACED + "test_what_the_ledger_hashes_is_what_is_trained_on",
+        REPLACED + "test_a_split_looked_at_twice_in_one_run_is_the_same_both_times",
     ),
 )  # fmt: skip
