@@ -109,7 +109,7 @@ def test_a_link_to_labels_that_are_not_there_is_no_background(tmp_path):
 
 def test_the_lines_that_are_carried_along_are_those_that_were_checked(tmp_path, monkeypatch):
     texts = iter([b"7 0.5  0.5 .2 .1\n\n", b"0 0.5 0.5 0.2 0.1 name of a patient\n"])
-    monkeypatch.setattr("dptrain.datasets.labels.read_file", lambda *_: next(texts))
+    monkeypatch.setattr("dptrain.datasets.labels.read_data", lambda *_: next(texts))
     assert plain_labels(tmp_path / "x.txt") == "7 0.5 0.5 .2 .1\n"
 
 
