@@ -42,7 +42,10 @@ def validation_words(evaluates: bool, chose: bool) -> str:
         return "not evaluated in the run"
     if chose:
         return "treated as public (validation=public): metrics released without noise; they chose the run"
-    return "treated as public (validation=public): metrics released without noise; no stopping or selection by them"
+    return (
+        "treated as public (validation=public): metrics released without noise; the run itself neither stops nor "
+        "selects by them"
+    )
 
 
 def of_an_earlier_run(start: Path) -> Iterator[str]:

@@ -73,7 +73,7 @@ def test_a_tracked_run_is_fetched_and_held_against_what_it_logged(
     arguments = ["report", tracked, "--tracking-uri", uri, "--format", "json"]
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["guarantee"]["epsilon"] == PLAN.epsilon()
-    client.log_metric(tracked, "dp/epsilon", 99.0, step=1)
+    client.log_metric(tracked, "dp/epsilon_claimed", 99.0, step=1)
     assert main(arguments) == 2
     assert "is below 99" in capsys.readouterr().err
 
