@@ -35,11 +35,13 @@ class DeclaredPublic:
         what: What they are called in a message, in the plural.
         files: Where they are.
         fix: What their owner can do about a private one.
+        groups: The group of every image, where groups are protected.
     """
 
     what: str
     files: Sequence[Path]
     fix: str
+    groups: Sequence[str] | None = None
 
     @cached_property
     def pictures(self) -> dict[Path, bytes]:
@@ -74,7 +76,7 @@ class DeclaredPublic:
             What was compared with, in words.
 
         Raises:
-            PrivacyError: A dataset of the ledger holds one of them, or has ever held it.
+            PrivacyError: A dataset of the ledger holds one of them, or has ever held it; or it protects their group.
             BudgetError: The ledger is there and cannot be opened.
         """
         if budget.url is None:
@@ -93,12 +95,12 @@ class DeclaredPublic:
         Raises:
             PrivacyError: A dataset of the ledger holds one of them, or has ever held it.
         """
-        held = ledger.holders(list(self.pictures), self.pictures)
+        held = ledger.holders(self.files, self.pictures, self.groups)
         if held:
             first, names = next(iter(held.items()))
             raise PrivacyError(
                 f"{first}: is one of {self.what}, which are used without noise, and the ledger {ledger.name} protects "
-                f"it, in {names[0]}{_more(len(held))}; {self.fix}"
+                f"it{'' if self.groups is None else ' or its group'}, in {names[0]}{_more(len(held))}; {self.fix}"
             )
 
 

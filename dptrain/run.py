@@ -146,7 +146,7 @@ class Run:
         start = Path(config.model)
         self.start_hash = weights_hash(start) if is_weights(start) else None
         self.folder.refuse_inside(data)
-        self.groups = self._groups(data)
+        self.groups, self._val_groups = self._groups(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
         self.pictures = pictures_in(self.dataset.image_files)  # each decoded once, by which it is also checked
         refuse_repeats(self.pictures, self.groups)
@@ -175,27 +175,27 @@ class Run:
         """Refuse training images, and images that the ledger protects, where public ones are declared."""
         declared: list[DeclaredPublic] = []
         if self.validation is not None:
-            fix = "take it out of one of the splits, or set validation=off"
-            declared.append(DeclaredPublic("the val images", self.validation.image_files, fix))
+            fix = "take it out of val, or set validation=off"
+            declared.append(DeclaredPublic("the val images", self.validation.image_files, fix, self._val_groups))
         if self.config.public_images is not None:
             files = public_images(self.config.public_images)
-            fix = "name other public images, with other start weights if these made them, or take it out"
+            fix = "start from weights that other images made, or train without it"
             declared.append(DeclaredPublic("public_images", files, fix))
         for images in declared:
             images.refuse_training(self.pictures)
             images.refuse_protected(self.config.budget)
 
-    def _groups(self, data: DataConfig) -> list[str] | None:
-        """The group of every training image, where groups are protected; none of them is in the val split too."""
+    def _groups(self, data: DataConfig) -> tuple[list[str] | None, list[str] | None]:
+        """The group of every train and val image, where groups are protected; none of them is in both splits."""
         if self.plan.unit != "group":
-            return None
+            return None, None
         val = data.val if self.evaluates else ()
         found = groups_of(self.config.privacy.groups, (*data.train, *val))
         count = len(data.train)
         refuse_shared_groups(
             dict(zip(data.train, found[:count], strict=True)), dict(zip(val, found[count:], strict=True))
         )
-        return found[:count]
+        return found[:count], found[count:]
 
     def _units(self) -> UnitRows | None:
         """The rows of every unit; None where each image, seen once, is one."""

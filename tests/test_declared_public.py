@@ -86,6 +86,29 @@ def test_an_image_that_a_ledger_protects_is_no_public_one(
     assert ledger.export() == before and not (tmp_path / "out").exists()
 
 
+def test_a_new_image_of_a_group_that_a_ledger_protects_is_no_val_image(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    """The patient of val/000.png is in another project, with other images."""
+    data = make_dataset(val=1)
+    theirs = load_data(dataset_maker(tmp_path / "theirs")(seed=5)).train
+    url = f"sqlite:///{tmp_path / 'budget.db'}"
+    ledger = BudgetLedger(url)
+    known = ledger.manifest(theirs, groups=["p1", "p1", "p2", "p2", "p3", "p3"])
+    ledger.create("theirs", epsilon=8.0, delta=1e-3, unit="group", manifest=known)
+    plan = PrivacyPlan(0.5, 2, 1.0, 1.0, 1e-3, 3, unit="group")
+    for patient in ("p2", "p4"):
+        rows = [f"train/{number:03}.png,q{number}" for number in range(6)] + [f"val/000.png,{patient}"]
+        (tmp_path / "groups.csv").write_text("file,group\n" + "\n".join(rows) + "\n")
+        groups = {"groups": {"csv": str(tmp_path / "groups.csv"), "column": "group"}}
+        given = run_options(tmp_path, plan=plan, tracking={"enabled": False}, privacy=groups, budget={"url": url})
+        if patient == "p2":
+            with pytest.raises(PrivacyError, match=r"val/000\.png: .* protects it or its group, in theirs;"):
+                dptrain.train(data=data, **given)
+        else:
+            assert dptrain.train(data=data, **given).metrics
+
+
 def test_without_validation_a_private_val_split_is_left_alone(make_dataset: MakeDataset, tmp_path: Path) -> None:
     data = make_dataset()
     url = f"sqlite:///{tmp_path / 'budget.db'}"

@@ -15,7 +15,7 @@ from ..environment import ledger_address
 from ..errors import BudgetError
 from . import admission, charging, curves, keys, naming, roles, sealing, snapshots
 from .admission import Request
-from .manifest import Manifest, find_units, make_manifest
+from .manifest import Manifest, find_units, group_of, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
 from .store import Store, sqlite_file
 from .tables import datasets, runs
@@ -122,11 +122,15 @@ class BudgetLedger:
         return make_manifest(self._store.key, files, self._known_files, progress, groups, pictures)
 
     def holders(
-        self, image_files: Sequence[Path], pictures: Mapping[Path, bytes] | None = None
+        self,
+        image_files: Sequence[Path],
+        pictures: Mapping[Path, bytes] | None = None,
+        groups: Sequence[str] | None = None,
     ) -> dict[Path, list[str]]:
         """Return those of some images that datasets hold, or have ever held, each with the names of these datasets.
 
-        Nothing is written. ``pictures`` is as for :meth:`manifest`.
+        With ``groups`` also those whose group a dataset protects. Nothing is written. The arguments are as for
+        :meth:`manifest`.
 
         Raises:
             DataError: An image cannot be read.
@@ -138,8 +142,13 @@ class BudgetLedger:
         with self._store.read() as connection:
             sealing.check(self._store, connection)
             sealing.check_units(self._store, connection)
-            found = snapshots.holders(connection, sorted(set(units)))
-        return {file: found[unit] for file, unit in zip(image_files, units, strict=True) if unit in found}
+            named = [group_of(self._store.key, group) for group in groups] if groups is not None else units
+            found = snapshots.holders(connection, sorted({*units, *named}))
+        held = {
+            file: found.get(unit) or found.get(group)
+            for file, unit, group in zip(image_files, units, named, strict=True)
+        }
+        return {file: names for file, names in held.items() if names}
 
     def _known_files(self, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
         with self._store.read() as connection:

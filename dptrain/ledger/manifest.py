@@ -190,7 +190,7 @@ def from_pictures(
     }
     memberships: dict[bytes, bytes] = {}
     for picture, group in zip(pictures, groups or (), strict=groups is not None):
-        name = mac(key, "group", group.encode())
+        name = group_of(key, group)
         memberships[picture.unit] = mac(key, "picture in group", picture.unit, name)
         units |= {name: GROUP, memberships[picture.unit]: MEMBERSHIP}
     return Manifest(units, files, key, memberships)
@@ -209,6 +209,11 @@ def file_hash(key: bytes, file: Path) -> bytes:
 def unit_of(key: bytes, picture: bytes) -> bytes:
     """Return the keyed hash of a picture's identity."""
     return mac(key, "picture", picture)
+
+
+def group_of(key: bytes, group: str) -> bytes:
+    """Return the keyed hash of a group's name."""
+    return mac(key, "group", group.encode())
 
 
 def label_hash(key: bytes, file: Path) -> bytes:

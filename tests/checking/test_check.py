@@ -270,7 +270,7 @@ def test_a_folder_of_images_is_checked_without_labels(
     page = tmp_path / "page.html"
     assert main(["check", str(pets.parent / "images"), "-o", str(page)]) == 3
     text = capsys.readouterr().out
-    assert text.startswith("32 images\n") and "2 images of the folder are nearly the same" in text
+    assert text.startswith("32 images\n") and "2 images of the folder are the same picture" in text
     assert "not looked for: labels, classes and splits: give a data.yaml" in text
     html = page.read_text()
     assert html.count("not looked for") == 4 and "<h2>Boxes</h2>" not in html
