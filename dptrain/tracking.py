@@ -3,8 +3,9 @@
 What is logged is noised, public, or computed on a validation split that was declared public. A run whose tracker cannot
 be reached does not start; one whose tracker goes away later goes on, says so once, and keeps everything in its folder.
 
-Every time that is stored of a run is the start of the day on which it began: the milliseconds at which metrics come in
-would tell how long the steps between them took, and so which of them drew an image that is slow to read.
+Every time that is stored of a run is one and the same, the start of the day on which it began (or a millisecond after
+the run before it, so that lists keep their order): the milliseconds at which metrics come in would tell how long the
+steps between them took, and so which of them drew an image that is slow to read.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Tracker:
         with _reaching(uri, work):
             client = _client(uri)
             if run_id is None:
-                number, at = _experiment_id(client, experiment), 1000 * start_of_day()
+                number = _experiment_id(client, experiment)
+                at = _next_time(client, number)
                 run_id = client.create_run(number, start_time=at, run_name=run_name, tags=tags).info.run_id
             else:
                 at = int(client.get_run(run_id).info.start_time)
@@ -188,6 +190,12 @@ def _reaching(uri: str, work: Work = TRAINING) -> Iterator[None]:
         raise TrackingError(
             f"{work.setting}{uri} cannot be used ({type(error).__name__}: {reason}): mend it, or {work.without}"
         ) from error
+
+
+def _next_time(client: Any, experiment: str) -> int:
+    """The time of a new run, in milliseconds: it tells the day, and the order of the runs."""
+    last = client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)
+    return max([1000 * start_of_day(), *(run.info.start_time + 1 for run in last)])
 
 
 def _experiment_id(client: Any, name: str) -> str:

@@ -60,6 +60,18 @@ def test_two_runs_that_took_their_time_at_different_steps_leave_the_same_rows_an
     assert times == {(10**9 // 86400) * 86400 * 10**9}
 
 
+def test_runs_of_one_day_keep_their_order_and_tell_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 3600.0)
+    runs = [Tracker.start("sqlite:///mlflow.db", "e", name, {}) for name in ("one", "two", "three")]
+    for tracker in runs:
+        tracker.end("FINISHED")
+    with sqlite3.connect("mlflow.db") as connection:
+        found = list(connection.execute("select name, start_time, end_time from runs order by start_time"))
+    day = (10**9 // 86400) * 86400 * 1000
+    assert found == [("one", day, day), ("two", day + 1, day + 1), ("three", day + 2, day + 2)]
+
+
 def test_a_folders_files_all_get_the_start_of_the_day(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     for number, name in zip(itertools.count(), ("results.csv", "weights/last.pt", "steps.journal")):
