@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from dp_accounting import dp_event
@@ -17,6 +18,7 @@ from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from .errors import ConfigError
 from .loss_distribution import loss_distribution, sampled_gaussians
 from .renyi import ORDERS, RELATION, beside, descend, nearest_order, noise_for_order, quiet, rdp_at
+from .trade_off import FALSE_POSITIVE_RATES, TradeOff, trade_off_of_curve, trade_off_of_steps
 
 ACCOUNTANTS = ("rdp", "pld")
 
@@ -114,6 +116,29 @@ def attack_accuracy(sample_rate: float, steps: int, noise_multiplier: float, del
 def accuracy_within(epsilon: float, delta: float) -> float:
     """Return the bound of :func:`attack_accuracy` that follows from (epsilon, delta) alone."""
     return 1.0 - (1.0 - delta) / (1.0 + math.exp(min(epsilon, 700.0)))
+
+
+def true_positive_rates(sample_rate: float, steps: int, noise_multiplier: float, delta: float) -> dict[str, float]:
+    """Return the best true-positive rate of any test for one given unit, at each of ``FALSE_POSITIVE_RATES``.
+
+    Guarantee: an upper bound for whoever sees every iterate and all other units, by PLD; by RDP where PLD would take
+    minutes (see :func:`dp_sgd_epsilon`; ``delta`` decides that and nothing else). A coin has the two rates equal.
+    """
+    sampled = sampled_gaussians(dp_sgd_event(sample_rate, steps, noise_multiplier)) if steps else None
+    if sampled is None:  # no step, or none that draws anyone
+        return dict(FALSE_POSITIVE_RATES)
+    if dp_sgd_epsilon(sample_rate, steps, noise_multiplier, delta) > PLD_UP_TO_EPSILON or steps > PLD_UP_TO_STEPS:
+        return true_positive_rates_within(dp_sgd_rdp_curve(sample_rate, steps, noise_multiplier))
+    return _true_positive_rates(trade_off_of_steps(sampled))
+
+
+def true_positive_rates_within(curve: Mapping[float, float]) -> dict[str, float]:
+    """Return the bounds of :func:`true_positive_rates` that follow from a Rényi divergence at every order alone."""
+    return _true_positive_rates(trade_off_of_curve(curve))
+
+
+def _true_positive_rates(bound: TradeOff) -> dict[str, float]:
+    return {name: bound.most(rate) for name, rate in FALSE_POSITIVE_RATES.items()}
 
 
 RANDOM_STOPPING = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}  # the shape of each distribution

@@ -33,7 +33,11 @@ def sampled_gaussians(event: dp_event.DpEvent, count: int = 1) -> Steps | None:
 @functools.lru_cache(maxsize=8)
 def loss_distribution(steps: Steps) -> pld.PrivacyLossDistribution:
     """The composed loss distribution, as ``PLDAccountant`` makes it; it serves epsilon and the bound on attacks."""
-    interval = max((interval_for(noise_multiplier) for _, noise_multiplier, _ in steps), default=_FINEST)
+    return compose_losses(steps, max((interval_for(noise) for _, noise, _ in steps), default=_FINEST))
+
+
+def compose_losses(steps: Steps, interval: float) -> pld.PrivacyLossDistribution:
+    """The composed loss distribution with losses told apart by ``interval``."""
     composed = pld.identity(value_discretization_interval=interval)
     for sample_rate, noise_multiplier, count in steps:
         composed = composed.compose(_of_one_step(sample_rate, noise_multiplier, interval).self_compose(count))

@@ -33,7 +33,7 @@ from torch import Tensor
 import dptrain
 from dptrain import PrivacyPlan
 from dptrain.accounting import rdp_curve
-from dptrain.audit.bound import best_guesses
+from dptrain.audit import all_bounds
 from dptrain.audit.canaries import DiracLoss, choose_sites, read_sites
 from dptrain.audit.scenes import draw_scene
 from dptrain.audit.small import SceneRows, SmallNet, class_losses
@@ -103,7 +103,7 @@ def attack(unit: str, images: int) -> dict[str, Any]:
         ratios = chances + (2.0 * counts * x - counts**2) / (2.0 * plan.noise_multiplier**2)
         scores += special.logsumexp(ratios, axis=1)  # of "in" to "out": no test beats it
         before = after
-    found = best_guesses(scores, included, [GUESSES], delta=DELTA)
+    found = all_bounds(scores, included, [GUESSES], delta=DELTA)[0]
     return {
         "unit": unit, "images": images, "claimed": plan.epsilon(), "noise_multiplier": plan.noise_multiplier,
         "bound": found.epsilon_lower_bound, "correct": found.correct, "guesses": found.guesses,

@@ -8,8 +8,6 @@ for one canary more or less, right guesses can hardly be more frequent than e^ep
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,23 +15,6 @@ from ..errors import ConfigError
 
 _MOST = 100.0  # an epsilon that no number of canaries can tell from infinity
 _HALVINGS = 60
-
-
-@dataclass(frozen=True)
-class Guesses:
-    """What one number of guesses came to.
-
-    Attributes:
-        guesses: r, the canaries guessed for; the others are abstentions.
-        correct: v of them were right.
-        epsilon_lower_bound: What they prove.
-        confidence: At which the bound holds; higher than that of the audit where several numbers were tried.
-    """
-
-    guesses: int
-    correct: int
-    epsilon_lower_bound: float
-    confidence: float
 
 
 def p_value(*, canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
@@ -66,7 +47,7 @@ def epsilon_lower_bound(*, canaries: int, guesses: int, correct: int, delta: flo
 
     Guarantee: for training that is (epsilon, delta)-private the result is above epsilon with chance at most
     ``1 - confidence``, provided that the number of guesses was chosen before their outcome was known. Where several
-    are tried, use :func:`best_guesses`.
+    are tried, use :func:`~dptrain.audit.all_bounds`.
 
     Raises:
         ConfigError: Not 0 <= correct <= guesses <= canaries, delta is not in [0, 1), or confidence not in (0, 1).
@@ -88,53 +69,6 @@ def epsilon_lower_bound(*, canaries: int, guesses: int, correct: int, delta: flo
         middle = (low + high) / 2.0
         low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
-
-
-def best_guesses(
-    scores: np.ndarray,
-    included: np.ndarray,
-    counts: Sequence[int],
-    *,
-    delta: float,
-    confidence: float = 0.95,
-) -> Guesses:
-    """Guess by rank, for each number of guesses in ``counts``, and return the highest bound.
-
-    Half of the guesses (the odd one too) say that the canaries of the highest scores are in, the others that those of
-    the lowest are out. With k numbers tried, each bound is taken at confidence 1 - (1 - confidence) / k, so that all
-    of them hold together (union bound) and the highest may be reported.
-
-    Args:
-        scores: Shape (m,); higher means more likely in. They must not depend on ``included`` but through the output.
-        included: Whether each canary was in, bool of shape (m,).
-        counts: Numbers of guesses, chosen before the scores were seen.
-        delta, confidence: See :func:`epsilon_lower_bound`.
-    """
-    check_counts(counts, len(scores))
-    if scores.shape != included.shape or scores.ndim != 1:
-        raise ConfigError(
-            f"{scores.shape} scores for {included.shape} canaries: they must be two vectors of one length"
-        )
-    if not np.isfinite(scores).all():
-        raise ConfigError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")
-    each = 1.0 - (1.0 - confidence) / len(counts)
-    order = included[np.argsort(scores, kind="stable")]
-    found = []
-    for count in counts:
-        top, bottom = order[len(order) - (count + 1) // 2 :], order[: count // 2]
-        correct = int(top.sum() + (~bottom).sum())
-        bound = epsilon_lower_bound(canaries=len(scores), guesses=count, correct=correct, delta=delta, confidence=each)
-        found.append(Guesses(count, correct, bound, each))
-    return max(found, key=lambda guess: guess.epsilon_lower_bound)
-
-
-def check_counts(counts: Sequence[int], canaries: int) -> None:
-    """Refuse numbers of guesses that cannot be made."""
-    if not len(counts):
-        raise ConfigError("guesses=[] holds no number of guesses: give one, such as 100")
-    for count in counts:
-        if not 1 <= count <= canaries:
-            raise ConfigError(f"guesses={count} must be from 1 to the number of canaries, {canaries}")
 
 
 def _check(canaries: int, guesses: int, correct: int, delta: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import numpy as np
 from ..errors import ConfigError
 from ..files import write_json
 from ..plan import PrivacyPlan
-from ..rounding import shown, shown_below
+from ..rounding import round_up, shown, shown_below
 from ..statement.audit import AUDIT_FORMAT, FILE
+from .guesses import CURVE, PAIR
 from .white_box import Measured
 
 PICTURE = "audit.png"
@@ -29,7 +30,8 @@ THREAT_MODELS = {
         "and inserts images of noise with a random box"
     ),
 }
-_METHOD = "one training run (Steinke, Nasr and Jagielski 2023), {threat}, {canaries} canaries; {model} on {data}"
+_METHOD = "one training run, {test} test ({paper}), {threat}, {canaries} canaries; {model} on {data}"
+_PAPERS = {PAIR: "Steinke, Nasr and Jagielski 2023", CURVE: "Mahloujifar, Melis and Chaudhuri 2024"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +43,15 @@ class AuditResult:
         plan: By which it trained.
         claimed_epsilon: What the plan claims, by RDP, at ``plan.delta``.
         epsilon_lower_bound: Training is not (epsilon, delta)-private for any epsilon below it, at ``confidence``.
-        confidence: Of the bound; the audit of a correct run exceeds the truth at most that rarely.
+        test: From which it comes, ``(epsilon, delta)`` or ``f-DP``.
+        bounds: The highest bound of every test, at the same confidence all together.
+        confidence: Of the bounds; the audit of a correct run exceeds the truth at most that rarely.
         canaries: m, each in by a fair coin.
         guesses: r that the bound comes from; ``correct`` of them were right.
         correct: v.
         numbers_tried: How many numbers of guesses were tried; the bound is corrected for them (union bound).
+        allowed_rates: The true-positive rate that the claim allows, by false-positive rate.
+        reached_rates: The one that this attack reached; no bound.
         measured: White-box only: noise and one unit's share, as seen at the canaries' coordinates.
         model: What was trained.
         data: On what, besides the canaries.
@@ -57,11 +63,15 @@ class AuditResult:
     plan: PrivacyPlan
     claimed_epsilon: float
     epsilon_lower_bound: float
+    test: str
+    bounds: Mapping[str, float]
     confidence: float
     canaries: int
     guesses: int
     correct: int
     numbers_tried: int
+    allowed_rates: Mapping[str, float]
+    reached_rates: Mapping[str, float]
     measured: Measured | None
     model: str
     data: str
@@ -93,7 +103,14 @@ class AuditResult:
         """Return the facts, as in ``audit.json``; the privacy statement reads the first four."""
         return {
             "format": AUDIT_FORMAT,
-            "method": _METHOD.format(threat=self.threat, canaries=self.canaries, model=self.model, data=self.data),
+            "method": _METHOD.format(
+                test=self.test,
+                paper=_PAPERS[self.test],
+                threat=self.threat,
+                canaries=self.canaries,
+                model=self.model,
+                data=self.data,
+            ),
             "epsilon_lower_bound": self.epsilon_lower_bound,
             "confidence": self.confidence,
             "verdict": "violation" if self.violation else "no violation found",
@@ -107,6 +124,12 @@ class AuditResult:
             "guesses": self.guesses,
             "correct": self.correct,
             "numbers_of_guesses_tried": self.numbers_tried,
+            "test": self.test,
+            "bounds": dict(self.bounds),
+            "true_positive_rates": {
+                name: {"allowed": self.allowed_rates[name], "reached": self.reached_rates[name]}
+                for name in self.allowed_rates
+            },
             "measured": None if self.measured is None else asdict(self.measured),
             "plan": asdict(self.plan),
             "model": self.model,
@@ -125,8 +148,15 @@ class AuditResult:
         yield f"guesses    {self.correct} of {self.guesses} right, {self.canaries} canaries{tried}"
         yield (
             f"bound      epsilon is at least {shown_below(self.epsilon_lower_bound)} at confidence "
-            f"{self.confidence:g}, {self.epsilon_lower_bound / claim:.0%} of the claim"
+            f"{self.confidence:g}, {self.epsilon_lower_bound / claim:.0%} of the claim; by test: "
+            f"{', '.join(f'{test} {shown_below(bound)}' for test, bound in sorted(self.bounds.items()))}"
         )
+        rates = (
+            f"with {name} false, {self.reached_rates[name]:.1%} of the canaries in were told, and the claim allows "
+            f"{round_up(100 * rate, 3)}%"
+            for name, rate in self.allowed_rates.items()
+        )
+        yield f"positives  {'; '.join(rates)}"
         if self.measured is not None:
             seen = self.measured
             yield (

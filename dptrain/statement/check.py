@@ -239,6 +239,7 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
     fresh = {
         "guarantee.epsilon": claim.epsilon,
         "guarantee.attack_accuracy": claim.attack_accuracy,
+        **{f"guarantee.true_positive_rates.{name}": rate for name, rate in claim.true_positive_rates.items()},
     }
     if claim.epsilon_pld is not None:
         fresh["guarantee.epsilon_pld"] = claim.epsilon_pld
@@ -283,10 +284,10 @@ def _made_again(statement: Mapping[str, Any], plan: PrivacyPlan, steps: int, fil
         said, fact = get(statement, name), get(complete, name)
         if said != fact:
             raise PrivacyError(f"{file}: {name}={said!r} is not what dptrain does: {fact!r}")
-    guarantee = complete["guarantee"]
     for name in fresh:  # a claim above the fresh value is safe, and stays
-        key = name.rpartition(".")[2]
-        guarantee[key] = max(guarantee[key], _number(statement, name, file))
+        section, _, key = name.rpartition(".")
+        found = get(complete, section)
+        found[key] = max(found[key], _number(statement, name, file))
     return complete
 
 

@@ -124,6 +124,7 @@ def make_statement(
             "adversary": "sees every iterate, all that is released, and every other unit of the dataset",
             "covers": claim.covers,
             "attack_accuracy": claim.attack_accuracy,
+            "true_positive_rates": dict(claim.true_positive_rates),
             "ended_early": claim.ended_early,
         },
         "mechanism": {
@@ -186,6 +187,7 @@ class Claim:
         epsilon_pld: PLD; the RDP figure where the loss distribution has no bound, as for the best of several runs. None
             for a run that ended early.
         attack_accuracy: See :func:`dptrain.accounting.attack_accuracy`.
+        true_positive_rates: See :func:`dptrain.accounting.true_positive_rates`.
         curve: The Rényi divergence bound by order.
         covers: In words.
         ended_early: None where all planned steps were taken. Else ``steps``, the ``epsilon_of_steps`` taken, and under
@@ -195,6 +197,7 @@ class Claim:
     epsilon: float
     epsilon_pld: float | None
     attack_accuracy: float
+    true_positive_rates: Mapping[str, float]
     curve: Mapping[float, float]
     covers: str
     ended_early: dict[str, Any] | None = None
@@ -219,6 +222,7 @@ def claim_of(plan: PrivacyPlan, steps: int, tuning: Mapping[str, Any] | None = N
             plan.epsilon(steps=planned),
             None if early else plan.epsilon("pld", steps=planned),
             accounting.attack_accuracy(plan.sample_rate, planned, plan.noise_multiplier, plan.delta),
+            accounting.true_positive_rates(plan.sample_rate, planned, plan.noise_multiplier, plan.delta),
             accounting.dp_sgd_rdp_curve(plan.sample_rate, planned, plan.noise_multiplier),
             ONE_RUN,
             _ended_early(plan, steps) if early else None,
@@ -227,7 +231,9 @@ def claim_of(plan: PrivacyPlan, steps: int, tuning: Mapping[str, Any] | None = N
     event = accounting.random_stopping_event(plan.event(), float(tuning["mean_runs"]), str(tuning["distribution"]))
     epsilon = accounting.epsilon(event, plan.delta)
     accuracy = accounting.accuracy_within(epsilon, plan.delta)
-    return Claim(epsilon, None if early else epsilon, accuracy, accounting.rdp_curve(event), WINNER)
+    curve = accounting.rdp_curve(event)
+    rates = accounting.true_positive_rates_within(curve)
+    return Claim(epsilon, None if early else epsilon, accuracy, rates, curve, WINNER)
 
 
 def _ended_early(plan: PrivacyPlan, steps: int) -> dict[str, Any]:

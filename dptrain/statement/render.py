@@ -89,7 +89,7 @@ def summary(statement: Mapping[str, Any]) -> list[str]:
         f"The training limits what anyone can learn about a single {unit} of its data. Suppose someone is given these "
         f"weights, every earlier state of them and all the other {unit}s, and asks whether one particular {unit} was "
         f"used. With even odds beforehand, no method whatever is right in more than {_percent(accuracy)} of cases: "
-        "50 % is the toss of a coin, 100 % is certainty.",
+        f"50 % is the toss of a coin, 100 % is certainty. {_rates(guarantee['true_positive_rates'], unit)}",
         f"Epsilon says the same of every question one could ask of the model: one {unit} more or less changes the "
         f"probability of any answer by a factor of at most e^{round_up(epsilon)} = {_factor(factor)}, but for a "
         f"probability of {guarantee['delta']:.3g} (delta). Smaller is safer. In the words of Ponomareva et al. (2023, "
@@ -98,6 +98,14 @@ def summary(statement: Mapping[str, Any]) -> list[str]:
         "run on the same images.",
         *_early(guarantee.get("ended_early"), statement["mechanism"]["planned_steps"]),
     ]
+
+
+def _rates(rates: Mapping[str, float], unit: str) -> str:
+    """The best true-positive rate at each false-positive rate, in a sentence."""
+    found = [
+        f"that wrongly names {false} of the others finds at most {_percent(rate)}" for false, rate in rates.items()
+    ]
+    return f"Of the {unit}s that were used, one {', one '.join(found)}."
 
 
 def _early(early: Mapping[str, Any] | None, planned: int) -> list[str]:
@@ -130,6 +138,10 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
                 ("Adversary", guarantee["adversary"]),
                 ("Data accesses covered", guarantee["covers"]),
                 ("Best possible membership guess", f"right in at most {_percent(guarantee['attack_accuracy'])}"),
+                *(
+                    (f"Best true-positive rate at {false} false positives", f"at most {_percent(rate)}")
+                    for false, rate in guarantee["true_positive_rates"].items()
+                ),
             ],
         ),
         Section("What is released", items=statement["released"]),

@@ -21,7 +21,8 @@ _SHAPE = {
     "a text": "date status validation accounting.headline accounting.library mechanism.rng_mode mechanism.noise "
     "guarantee.ended_early.holds_if guarantee.ended_early.why accounting.epsilon_over_steps_of "
     "dataset_budget.name dataset_budget.unit",
-    "a table": "dataset model public_data training weights tuning versions accounting.rdp_curve",
+    "a table": "dataset model public_data training weights tuning versions accounting.rdp_curve "
+    "guarantee.true_positive_rates",
     "a list": "deviations released assumptions not_covered accounting.assumptions",
     "true or false": "valid",
     "a table or null": "dataset_budget audit guarantee.ended_early",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .audit_bugs import AUDIT_BUGS
 from .claim_bugs import CLAIM_BUGS
 from .edits import Bug
 from .gradient_bugs import GRADIENT_BUGS
@@ -23,6 +24,7 @@ BUGS: dict[str, Bug] = {
         RECORD_BUGS,
         UNIT_BUGS,
         CLAIM_BUGS,
+        AUDIT_BUGS,
     )
     for bug in bugs
 }

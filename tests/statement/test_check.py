@@ -14,7 +14,7 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 
 from dptrain import ConfigError, PrivacyError
-from dptrain.accounting import attack_accuracy
+from dptrain.accounting import attack_accuracy, rdp_curve, true_positive_rates, true_positive_rates_within
 from dptrain.statement import report, to_html
 from dptrain.statement.facts import SPENT
 
@@ -42,6 +42,9 @@ def test_an_untouched_run_reports_what_it_wrote(run: Path) -> None:
 TUNING = {"method": "random stopping", "runs": "secret", "distribution": "geometric", "mean_runs": 5.0}
 
 
+OF_ONE_RUN = true_positive_rates(PLAN.sample_rate, PLAN.steps, PLAN.noise_multiplier, PLAN.delta)
+
+
 def test_the_winner_of_a_tuning_claims_what_the_tuning_costs(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tuning=TUNING)
     edit(run / "settings.json", "tuning", {"method": "random_stopping", "distribution": "geometric", "mean_runs": 5.0})
@@ -50,6 +53,9 @@ def test_the_winner_of_a_tuning_claims_what_the_tuning_costs(tmp_path: Path) -> 
     price = account.compose(RepeatAndSelectDpEvent(PLAN.event(), 5.0, 1.0)).get_epsilon(PLAN.delta)
     assert guarantee["epsilon"] == guarantee["epsilon_pld"] == pytest.approx(price, rel=1e-9)
     assert guarantee["ended_early"] is None
+    event = RepeatAndSelectDpEvent(PLAN.event(), 5.0, 1.0)
+    assert guarantee["true_positive_rates"] == true_positive_rates_within(rdp_curve(event))
+    assert all(guarantee["true_positive_rates"][name] > rate for name, rate in OF_ONE_RUN.items())
     assert price > 1.2 * PLAN.epsilon()
     assert "winner" in guarantee["covers"]
 
@@ -58,6 +64,7 @@ def test_the_winner_of_a_tuning_claims_what_the_tuning_costs(tmp_path: Path) -> 
     ("name", "value"),
     [
         ("guarantee/epsilon", PLAN.epsilon()),
+        ("guarantee/true_positive_rates", OF_ONE_RUN),
         ("guarantee/covers", "one training run, every iterate of it"),
         ("accounting/epsilon_over_steps", {"0": 0.0, "20": PLAN.epsilon()}),
         ("accounting/epsilon_over_steps", {"0": 0.0, "20": 99.0}),
@@ -87,6 +94,9 @@ def test_a_winner_cannot_pass_for_a_run_that_nobody_chose(tmp_path: Path, name: 
         ("guarantee/epsilon", ...),
         ("guarantee/epsilon_pld", PLAN.epsilon("pld") * 0.999),
         ("guarantee/attack_accuracy", 0.5),
+        ("guarantee/true_positive_rates/1 in 100", 0.01),
+        ("guarantee/true_positive_rates/1 in 1000", ...),
+        ("guarantee/true_positive_rates", ...),
         ("guarantee/delta", 1e-3),
         ("guarantee/unit", "patient"),
         ("guarantee/neighbouring_relation", "replace one unit"),
@@ -171,6 +181,7 @@ def test_a_run_that_ended_early_claims_the_epsilon_of_its_plan(tmp_path: Path, s
     assert "decided before the run" in guarantee["ended_early"]["holds_if"]
     whole = report(make_run(tmp_path / "whole")).statement
     assert guarantee["attack_accuracy"] == whole["guarantee"]["attack_accuracy"]
+    assert guarantee["true_positive_rates"] == whole["guarantee"]["true_positive_rates"]
     assert accounting["rdp_curve"] == whole["accounting"]["rdp_curve"]
     assert accounting["epsilon_over_steps"] == whole["accounting"]["epsilon_over_steps"]
     assert whole["guarantee"]["ended_early"] is None and whole["guarantee"]["epsilon_pld"] == PLAN.epsilon("pld")
@@ -183,6 +194,7 @@ def test_a_run_that_ended_early_claims_the_epsilon_of_its_plan(tmp_path: Path, s
         ("guarantee/epsilon_pld", PLAN.epsilon("pld", steps=10)),
         ("guarantee/epsilon_pld", 99.0),
         ("guarantee/attack_accuracy", attack_accuracy(PLAN.sample_rate, 10, PLAN.noise_multiplier, PLAN.delta)),
+        ("guarantee/true_positive_rates", true_positive_rates(PLAN.sample_rate, 10, PLAN.noise_multiplier, PLAN.delta)),
         ("guarantee/ended_early", None),
         ("guarantee/ended_early", ...),
         ("guarantee/ended_early/steps", 9),

@@ -94,6 +94,11 @@ def test_numbers_on_the_page_are_not_below_dp_accounting() -> None:
     rows = dict(sections(facts())[0].facts)
     assert float(rows["Epsilon (RDP, the headline)"]) >= PLAN.epsilon()
     assert float(rows["Epsilon (PLD, a tighter reading of the same run)"]) >= PLAN.epsilon("pld")
+    rates = accounting.true_positive_rates(PLAN.sample_rate, PLAN.steps, PLAN.noise_multiplier, PLAN.delta)
+    for name, rate in rates.items():
+        shown = rows[f"Best true-positive rate at {name} false positives"]
+        assert 100 * rate <= float(shown.removeprefix("at most ").removesuffix(" %")) <= 100 * rate + 0.1
+        assert f"that wrongly names {name} of the others finds {shown}" in to_markdown(facts())
 
 
 def test_the_page_of_a_run_that_ended_early_says_when_the_smaller_figure_holds() -> None:
