@@ -1,12 +1,17 @@
-"""Running out of memory: how it shows, and what gives it back."""
+"""Running out of memory: how it shows, and what is said of it.
+
+Nothing goes on in smaller batches by itself. What does not fit depends on the images, and the size of a batch shows in
+the last digits of all that is computed from it: the image that did not fit would change the gradients of others.
+"""
 
 from __future__ import annotations
 
-import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from .errors import DptrainError
+from .errors import DptrainError, ModelError
 
 # What torch, CUDA's libraries and oneDNN say where they raise nothing more telling than RuntimeError.
 _SIGNS = ("out of memory", "can't allocate memory", "alloc_failed", "bad_alloc", "could not create a ")
@@ -21,8 +26,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
-def give_back() -> None:
-    """Return what nobody holds any more to the device. Call it when the error is gone: its traceback holds tensors."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+@contextmanager
+def in_memory(device: torch.device, rows: int) -> Iterator[None]:
+    """Turn an error of the block that says that ``rows`` examples do not fit into one that says what to do.
+
+    Raises:
+        ModelError: There was no memory for them.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what, fix = f"{rows} examples at a time", f"take physical_batch_size={max(1, rows // 2)}"
+        if rows == 1:
+            what, fix = "a single example", "free memory, or use a device that has more"
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"out of memory on {device} with {what} ({reason}): {fix}") from error

@@ -157,7 +157,8 @@ class PrivacyPlan:
         """Return the sum of the units' gradients, each clipped by this plan's rule; see :meth:`clip_rule`.
 
         Every example of ``batch`` is a unit, unless it is a ``dptrain.UnitBatch``: then the gradients of a unit's rows
-        are averaged first, and one unit of more than ``rows_at_once`` rows goes through in pieces.
+        are averaged first. ``rows_at_once`` is the number of rows in every forward pass, see
+        :func:`~dptrain.clipped_gradient_sum`.
         """
         from .gradients import clipped_gradient_sum, trainable_parameters
         from .gradients.batches import UnitBatch
@@ -179,10 +180,13 @@ class PrivacyPlan:
         Sums of them change by at most ``exact.SENSITIVITY`` with one unit more or less, exactly.
         """
         from .exact import to_grid
-        from .gradients.batches import batch_size
+        from .gradients.batches import UnitBatch, batch_size
 
         if batch_size(unit) > 1:
             raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
+        rows = len(unit.units) if isinstance(unit, UnitBatch) else 1
+        if rows_at_once is not None and rows <= rows_at_once:
+            rows_at_once = None  # alone in its pass, whose shape is then a function of the unit: nothing to fill up
         clipped = self.clipped_sum(module, loss_function, unit, method, rows_at_once)
         return to_grid(clipped, self.clip_rule(clipped).sensitivity())
 

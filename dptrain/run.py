@@ -157,7 +157,14 @@ class Run:
         self.units = self._units()
         rows = 1 if self.units is None else self.units.most_at_once
         self.physical_batch_size = (
-            physical_batch_size(self.model, config.imgsz, rows * plan.expected_batch_size, self.device)
+            physical_batch_size(
+                self.model,
+                config.imgsz,
+                plan.expected_batch_size,
+                self.device,
+                sample_rate=plan.sample_rate,
+                rows=rows,
+            )
             if config.physical_batch_size == "auto"
             else int(config.physical_batch_size)
         )
@@ -258,7 +265,6 @@ class Run:
             len(self.dataset) if self.units is None else len(self.units),
             seed=config.seed,
             engine=config.engine,
-            rows_at_once=self.physical_batch_size,
             exact=config.noise.exact,
             ema_decay=config.ema.decay,
             set_rate=rate,

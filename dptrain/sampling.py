@@ -83,6 +83,10 @@ class UnitRows:
         """Most rows that one unit can be in a step, copies included; a public constant."""
         return self.most * self.copies
 
+    def count(self, unit: int) -> int:
+        """Return the number of rows that a step takes of a unit, copies included."""
+        return int(min(self._starts[unit + 1] - self._starts[unit], self.most)) * self.copies
+
     def chosen(self, unit: int, seed: int) -> np.ndarray:
         """Return the rows that a step takes of a unit, in their order: all, or ``most`` of them drawn at random.
 

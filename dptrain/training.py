@@ -8,7 +8,6 @@ gradients only.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
@@ -17,19 +16,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, ModelError, PrivacyError
+from .errors import ConfigError, PrivacyError
 from .gradients import LossFunction, check_independence
 from .gradients.batches import UnitBatch, batch_size, in_pieces
 from .gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .gradients.tuning import by_rule
 from .noise import NoiseStream
-from .out_of_memory import give_back, is_out_of_memory
+from .out_of_memory import in_memory
 from .plan import PrivacyPlan
 from .sampling import Draw
 
 
 class Loader(Protocol):
-    """Turns draws into batches; an empty draw is a step without batches."""
+    """Turns draws into batches; an empty draw is a step without batches.
+
+    Of one with an attribute ``rows_at_once`` every forward pass has that number of rows: a batch of fewer is filled up
+    with blank ones that weigh nothing, one of more comes apart, and a unit of more goes through in pieces that are
+    clipped as one. Without it the passes are your batches. If the loss then decides anything by the last digits of a
+    prediction, as every detector's does, one unit more can change the gradients of others: set it, see
+    :func:`~dptrain.clipped_gradient_sum`.
+    """
 
     def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
         """Yield, for every draw, its physical batches: each unit drawn exactly once.
@@ -126,8 +132,6 @@ class PrivateTrainer:
         seed: For tests only: repeats sampling and noise, and voids the guarantee.
         engine: ``fused``, ``opacus`` or ``microbatch``.
         ema_decay: Decay of the moving average; 0 leaves it equal to the iterate.
-        rows_at_once: Where a unit has several rows: most of them in one pass. A unit of more goes through in pieces,
-            whose gradients are added up and clipped once.
         exact: Take the units one at a time, in whole numbers, and add noise that no rounding weakens
             (:mod:`dptrain.exact`).
         set_rate: Learning rate of a step, from the step's number alone.
@@ -153,7 +157,6 @@ class PrivateTrainer:
         seed: int | None = None,
         engine: str = "fused",
         ema_decay: float = 0.0,
-        rows_at_once: int | None = None,
         exact: bool = False,
         set_rate: Callable[[int], float] | None = None,
         before_step: Callable[[int], None] | None = None,
@@ -175,8 +178,7 @@ class PrivateTrainer:
         plan.clip_rule(self.parameters)
         if exact and any(p.device.type == "mps" for p in self.parameters.values()):
             raise ConfigError("noise.exact=true needs double precision, which Apple's GPUs have not: take device=cpu")
-        self._most_at_once = 1 if exact else None  # units; set where more of them have not fit in memory
-        self._rows_at_once = rows_at_once  # of one unit; less where they have not fit
+        self._rows_at_once: int | None = getattr(loader, "rows_at_once", None)
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
         self._tried = probe is False or (probe is not None and self._try(probe))
         self._agreed = self._terms()
@@ -267,8 +269,8 @@ class PrivateTrainer:
         with by_rule() if self._exact or not self.secure else nullcontext():
             for batch in batches:
                 self._tried = self._tried or self._try(batch)
-                for part in self._parts(batch):
-                    torch._foreach_add_(list(total.values()), list(part.values()))
+                for some in self._passes(batch):
+                    torch._foreach_add_(list(total.values()), list(self._part(some).values()))
         if before != self._buffer_versions():
             raise PrivacyError(
                 "a buffer of the module changed while it looked at private images, and nothing noises it: "
@@ -276,47 +278,19 @@ class PrivateTrainer:
             )
         return total
 
-    def _parts(self, batch: Any) -> Iterator[dict[str, Tensor]]:
-        """Yield clipped sums that add up to the batch's, each unit in one of them, whole.
+    def _passes(self, batch: Any) -> list[Any]:
+        """Return the batch as batches that go through the model at once, each unit whole in one of them."""
+        most = self._rows_at_once
+        if self._exact or (isinstance(batch, UnitBatch) and most is not None and _rows(batch) > most):
+            return in_pieces(batch, 1)
+        return [batch] if most is None or isinstance(batch, UnitBatch) else in_pieces(batch, most)
 
-        Out of memory, the same units are taken in halves, now and later, and at last the rows of a single one, which
-        are clipped together all the same. Nothing says so: that a draw did not fit tells of the images in it.
-        """
-        waiting = deque([batch])
-        rows_at_once = self._rows_at_once
-        while waiting:
-            piece = waiting.popleft()
-            if self._most_at_once is not None and batch_size(piece) > self._most_at_once:
-                waiting.extendleft(reversed(in_pieces(piece, self._most_at_once)))
-                continue
-            part = self._part(piece, rows_at_once)
-            if part is not None:
-                yield part
-                rows_at_once = self._rows_at_once
-                continue
-            if batch_size(piece) > 1:
-                self._most_at_once = batch_size(piece) // 2
-            else:
-                rows_at_once = min(rows_at_once or _rows(piece), _rows(piece)) // 2
-                if not self._exact:  # how one unit is rounded must not show in another's whole numbers
-                    self._rows_at_once = rows_at_once
-            waiting.appendleft(piece)
-
-    def _part(self, batch: Any, rows_at_once: int | None) -> dict[str, Tensor] | None:
-        """Return the clipped sum of a batch, all of it, or ``None`` where it does not fit in memory."""
-        try:
-            clipped = self.plan.clipped_on_grid if self._exact else self.plan.clipped_sum
-            return clipped(self.module, self.loss_function, batch, self.engine, rows_at_once)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if batch_size(batch) <= 1 and min(rows_at_once or _rows(batch), _rows(batch)) <= 1:
-                reason = " ".join(str(error).split())[:120]
-                raise ModelError(
-                    f"out of memory with a single example ({reason}): free memory, or use a device that has more"
-                ) from error
-        give_back()
-        return None
+    def _part(self, batch: Any) -> dict[str, Tensor]:
+        """Return the clipped sum of what goes through the model at once."""
+        clipped = self.plan.clipped_on_grid if self._exact else self.plan.clipped_sum
+        rows = _rows(batch) if self._exact else max(self._rows_at_once or 0, _rows(batch))
+        with in_memory(next(iter(self.parameters.values())).device, rows):
+            return clipped(self.module, self.loss_function, batch, self.engine, self._rows_at_once)
 
     def _buffer_versions(self) -> dict[str, tuple[int, int]]:
         return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}

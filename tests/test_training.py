@@ -24,8 +24,8 @@ Y = (X[:, 0] > 0).long()
 class Batches:
     """Serves rows of X and Y in physical batches of a given size."""
 
-    def __init__(self, size: int = 4) -> None:
-        self.size = size
+    def __init__(self, size: int = 4, rows_at_once: int | None = None) -> None:
+        self.size, self.rows_at_once = size, rows_at_once
         self.served: list[list[int]] = []
 
     def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
@@ -113,14 +113,16 @@ class Groups(Batches):
             )
 
 
-def grouped(plan: PrivacyPlan, size: int = 3, loss: Any = None, **options: Any) -> PrivateTrainer:
+def grouped(
+    plan: PrivacyPlan, size: int = 3, loss: Any = None, rows_at_once: int | None = None, **options: Any
+) -> PrivateTrainer:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return PrivateTrainer(module, loss or losses, plan, optimizer, Groups(size), 10, **options)
+    return PrivateTrainer(module, loss or losses, plan, optimizer, Groups(size, rows_at_once), 10, **options)
 
 
-@pytest.mark.parametrize("rows_at_once", [None, 1])
+@pytest.mark.parametrize("rows_at_once", [None, 1, 3, 9])
 @pytest.mark.parametrize("exact", [False, True])
 def test_units_of_several_rows_are_clipped_as_one(
     rows_at_once: int | None, exact: bool, monkeypatch: pytest.MonkeyPatch

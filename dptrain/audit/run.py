@@ -258,5 +258,7 @@ def _parts(
         images = open_dataset(Path(data), imgsz)
         names = images.data.names
     module = load_model(name, len(names), names=names).to(device)
-    at_once = physical_batch_size(module, imgsz, plan.expected_batch_size, torch.device(device))
+    at_once = physical_batch_size(
+        module, imgsz, plan.expected_batch_size, torch.device(device), sample_rate=plan.sample_rate
+    )
     return module, PerImageLoss(), images, at_once

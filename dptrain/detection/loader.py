@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -20,9 +19,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..datasets.silence import silence_process
-from ..errors import DataError, ModelError
-from ..gradients.batches import UnitBatch, batch_size, in_pieces
-from ..out_of_memory import give_back, is_out_of_memory
+from ..errors import DataError
+from ..gradients.batches import UnitBatch
+from ..out_of_memory import in_memory
 
 if TYPE_CHECKING:
     from ..sampling import Draw, UnitRows
@@ -87,7 +86,8 @@ class StepLoader:
     Args:
         dataset: A ``DetectionDataset``, or other ``Samples``; ``Copies``, where ``units`` has several of each image.
         physical_batch_size: Most images in one batch; a step is cut into batches of at most it. Where units have
-            several rows, batches hold as many units as surely fit, each whole, and at least one.
+            several rows, batches hold as many units as fit, each whole, and at least one. The trainer fills every
+            batch up to it, so that all forward passes have one shape.
         workers: Processes that decode ahead, also across steps; 0 decodes in this process, when asked.
         device: Where the batches go.
         units: The rows of every unit; batches are then ``UnitBatch``. None: each row is a unit.
@@ -108,8 +108,11 @@ class StepLoader:
         self.workers = workers
         self.device = torch.device(device)
         self.units = units
-        # By the public size of a unit, not by that of those drawn.
-        self._units_at_once = max(1, physical_batch_size // (units.most_at_once if units else 1))
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows in every forward pass of the trainer."""
+        return self.physical_batch_size
 
     def steps(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch | UnitBatch], None, None]:
         """Yield, for every draw, an iterator over its physical batches.
@@ -127,30 +130,40 @@ class StepLoader:
         return self._here(draws) if self.workers == 0 else self._ahead(draws)
 
     def _chunks(self, draw: Draw) -> Iterator[_Chunk]:
-        for start in range(0, len(draw.indices), self._units_at_once):
-            yield _Chunk(np.asarray(draw.indices[start : start + self._units_at_once]), draw.seed)
+        chunk: list[int] = []
+        rows = 0
+        for unit in map(int, draw.indices):
+            more = 1 if self.units is None else self.units.count(unit)
+            if chunk and rows + more > self.physical_batch_size:
+                yield _Chunk(np.array(chunk), draw.seed)
+                chunk, rows = [], 0
+            chunk.append(unit)
+            rows += more
+        if chunk:
+            yield _Chunk(np.array(chunk), draw.seed)
 
     def _here(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch | UnitBatch], None, None]:
         for draw in draws:
             loaded = (_load(self.dataset, self.units, chunk) for chunk in self._chunks(draw))
-            yield (moved for batch in loaded for moved in self._moved(batch))
+            yield map(self._moved, loaded)
 
     def _ahead(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch | UnitBatch], None, None]:
         lengths: deque[int] = deque()  # physical batches in each step that the loader has been told of
 
         def tasks() -> Iterator[_Chunk]:
             for draw in draws:
-                lengths.append(math.ceil(len(draw.indices) / self._units_at_once))
-                yield from self._chunks(draw)
+                chunks = list(self._chunks(draw))
+                lengths.append(len(chunks))
+                yield from chunks
 
-        rows = self._units_at_once * (self.units.most_at_once if self.units else 1)
+        rows = max(self.physical_batch_size, self.units.most_at_once if self.units else 1)
         loads = _Loads(self.dataset, self.units, _room_to_share(self.dataset.imgsz, rows, self.workers))
         batches = _worker_batches(loads, tasks(), self.workers, self.physical_batch_size, self.device)
         ready: deque[Batch] = deque()  # at most one: fetched to learn of the next step
 
         def step(length: int) -> Iterator[Batch | UnitBatch]:
             for _ in range(length):
-                yield from self._moved(ready.popleft() if ready else next(batches))
+                yield self._moved(ready.popleft() if ready else next(batches))
 
         try:
             while True:
@@ -165,34 +178,11 @@ class StepLoader:
         finally:
             batches.close()
 
-    def _moved(self, batch: Batch) -> Iterator[Batch | UnitBatch]:
-        """Yield the batch on the device; out of memory there, the same units in halves."""
+    def _moved(self, batch: Batch) -> Batch | UnitBatch:
         units = batch.pop(_UNIT, None)
-        yield from self._placed(batch if units is None else UnitBatch(batch, units))
-
-    def _placed(self, batch: Batch | UnitBatch) -> Iterator[Batch | UnitBatch]:
-        try:
-            pieces = [
-                UnitBatch(to_device(batch.rows, self.device), batch.units)
-                if isinstance(batch, UnitBatch)
-                else to_device(batch, self.device)
-            ]
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            pieces = []
-        if pieces:
-            yield pieces.pop()  # so that nothing here holds it any more
-            return
-        give_back()
-        size = batch_size(batch)
-        if size == 1:
-            kind = "image" if self.units is None else f"unit of up to {self.units.most_at_once} images"
-            raise ModelError(
-                f"not even one {kind} fits in the memory of {self.device}: free some, or use another device"
-            )
-        for half in in_pieces(batch, (size + 1) // 2):
-            yield from self._placed(half)
+        with in_memory(self.device, len(batch["img"])):
+            moved = to_device(batch, self.device)
+        return moved if units is None else UnitBatch(moved, units)
 
 
 def _up_to_one(batches: Iterator[Batch]) -> list[Batch]:

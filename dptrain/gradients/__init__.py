@@ -9,15 +9,16 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..clipping import ClipRule, FlatClip
 from ..errors import ConfigError
 from . import fused, independence, microbatch
 from . import opacus as opacus_engine
-from .batches import UnitBatch, in_pieces
+from .batches import UnitBatch, batch_size, fill_up, in_pieces
 from .checks import refuse_coupling, refuse_unsupported, trainable_parameters
-from .fused import LossFunction
+from .fused import LossFunction, Weigh
 from .units import Units, mean_gradient
 
 ENGINES: dict[str, ModuleType] = {"fused": fused, "opacus": opacus_engine, "microbatch": microbatch}
@@ -89,8 +90,12 @@ def clipped_gradient_sum(
     in the one batch.
 
     Args:
-        rows_at_once: A batch that is one unit of more examples than this goes through in pieces, by plain autograd;
-            their gradients are added up and clipped once.
+        rows_at_once: Number of examples in every forward pass. A batch of fewer is filled up with blank ones, which
+            weigh nothing. How many examples share a pass shows in the last digits of what a model predicts. Where a
+            loss decides by those digits (to which anchor a box goes), one example more would change the gradients of
+            others by far more than rounding. A batch that is one unit of more examples goes through in pieces, by
+            plain autograd; their gradients are added up and clipped once. None: the passes are the caller's batches.
+            The guarantee then needs batches of one size, or a loss in which rounding decides nothing.
 
     The other arguments, and errors, are those of :func:`per_sample_gradients`; the result is ``{parameter name:
     tensor}``.
@@ -100,8 +105,26 @@ def clipped_gradient_sum(
     if rows_at_once is not None and own is not None and len(own) == 1 and own.rows > rows_at_once:
         mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)
         return microbatch.weighted_sum(module, [mean], rule.weights, rule.groups)
-    total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, rule.weights, rule.groups, own)
+    weigh: Weigh = rule.weights
+    count = batch_size(batch)
+    if rows_at_once is not None and 0 < count < rows_at_once and engine is not microbatch:
+        if own is None:
+            batch, weigh = fill_up(batch, rows_at_once), _of_the_first(count, weigh)
+        else:
+            filled = fill_up(UnitBatch(batch, own.of_row), rows_at_once)
+            batch, weigh, own = filled.rows, _of_the_first(len(own), weigh), Units(filled.units)
+    total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, weigh, rule.groups, own)
     return total
+
+
+def _of_the_first(count: int, weigh: Weigh) -> Weigh:
+    """Return ``weigh`` for the first ``count`` units; those that only fill the pass weigh nothing."""
+
+    def weights(squared_norms: Tensor) -> Tensor:
+        own = weigh(squared_norms[:count])
+        return torch.cat((own, own.new_zeros(len(squared_norms) - count, own.shape[1])))
+
+    return weights
 
 
 def check_independence(module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused") -> bool:

@@ -105,6 +105,33 @@ def _like(batch: tuple | list, values: Iterable[Any]) -> Any:
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 
 
+def fill_up(batch: Any, rows: int) -> Any:
+    """Return the batch with blank examples, all zeros, after its own, so that it has ``rows`` of them.
+
+    Blank images of a detection batch have no objects. Of a :class:`UnitBatch` the blank rows are units of their own.
+    """
+    if isinstance(batch, UnitBatch):
+        count, blank = len(batch.units), rows - len(batch.units)
+        size = int(torch.bincount(batch.units).max()) if count else 1  # no blank unit is larger than the others
+        units = batch_size(batch) + torch.arange(max(blank, 0)) // size
+        return UnitBatch(fill_up(batch.rows, rows), torch.cat((batch.units, units.to(batch.units.dtype))))
+    count = batch_size(batch)
+    return batch if count >= rows else _fill_up(batch, rows - count, count)
+
+
+def _fill_up(batch: Any, blank: int, count: int) -> Any:
+    if isinstance(batch, Tensor):
+        if not batch.dim() or len(batch) != count:
+            return batch
+        return torch.cat((batch, batch.new_zeros(blank, *batch.shape[1:])))
+    if isinstance(batch, Mapping):
+        objects = _OBJECT_KEYS if "batch_idx" in batch else ()
+        return {key: value if key in objects else _fill_up(value, blank, count) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return _like(batch, (_fill_up(value, blank, count) for value in batch))
+    return batch
+
+
 def in_pieces(batch: Any, most: int) -> list[Any]:
     """Return the batch as batches of at most ``most`` examples (of a :class:`UnitBatch`, units), in its order."""
     size = batch_size(batch)

@@ -91,6 +91,7 @@ def test_every_drawn_unit_comes_once_and_whole(dataset, workers, size):
         counts = [count for batch in batches for count in torch.bincount(batch.units).tolist()]
         assert counts == [2 * len(units.chosen(unit, seed)) for unit in row]
         assert all(len(batch.units) <= max(size, 4) for batch in batches)
+        assert size < 100 or len(batches) <= 1, "units that fit in one batch are in one"
         rows = [int(index) for unit in row for index in units.chosen(unit, seed)]
         want = [sample["img"] for index in rows for sample in dataset.samples(index, seed, 2)]
         got = [image for batch in batches for image in batch.rows["img"]]

@@ -33,11 +33,13 @@ from hypothesis import strategies as st
 import dptrain
 from dptrain import BudgetLedger, Clipping, PrivacyPlan, noise
 from dptrain.clip_settings import CLIPPINGS
-from dptrain.detection.model import save_weights
+from dptrain.detection.model import load_model, save_weights
 from dptrain.gradients import ENGINES
+from dptrain.gradients.tuning import by_rule
 
 from .datasets import DETECTORS, IMAGES, NEWCOMERS, detector, write_neighbours
 from .recording import Settings, difference, length, record
+from .ties import Step, tied_boxes
 
 _PAIRS = int(os.environ.get("DPTRAIN_PAIRS", "0"))
 MANY = settings(
@@ -316,3 +318,26 @@ def test_whole_runs_on_neighbours_leave_the_same_files(
     if case:  # the ledger did tell the two apart, or nothing was tried
         spent = [json.loads(own["owner/dataset_budget.json"]) for own in owners]
         assert {key: value for key, value in spent[0].items() if value != spent[1][key]}
+
+
+# Of the boxes of the other images most are tied to the last digit where a pass has as many images as happen to be left.
+@pytest.mark.parametrize(
+    ("name", "head", "side", "size"),
+    [("yolo26n.yaml", "one_to_one", 64, 12), ("yolo26n.yaml", "one_to_one", 64, 4), ("yolov8n.yaml", "auto", 64, 8)],
+)
+@pytest.mark.parametrize("place", [0, 11])
+def test_labels_tied_to_the_last_digit_change_no_other_images_gradient(
+    name: str, head: str, side: int, size: int, place: int
+) -> None:
+    torch.manual_seed(0)
+    model = load_model(name, 2, norm="group", head=head)
+    plan = PrivacyPlan(1.0, 1, 1.0, 0.1, 1e-3, 12)
+    pixels = torch.rand((12, 3, side, side), generator=torch.Generator().manual_seed(1))
+    boxes = torch.rand((5, 4), generator=torch.Generator().manual_seed(2)) * 0.4 + 0.2
+    with by_rule():
+        smaller = Step(model, plan, pixels[torch.arange(12) != place], size, None, boxes)
+        larger = Step(model, plan, pixels, size, place, boxes)
+        tied, flipped = tied_boxes(smaller, larger, 11)
+        distance = length(difference(larger.sum(tied), smaller.sum(tied)))
+    assert flipped == 0, "the newcomer moved the boxes of others to other anchors"
+    assert distance <= plan.clip_norm * (1 + ROUNDING)

@@ -103,7 +103,6 @@ def run(data: Path, how: Settings, models: Path) -> Seen:
             seed=3,
             engine=how.engine,
             ema_decay=0.9,
-            rows_at_once=how.physical_batch_size,
             probe=False,
         )
         list(trainer.run())

@@ -11,6 +11,7 @@ from .noise_bugs import NOISE_BUGS
 from .published_bugs import PUBLISHED_BUGS
 from .reading_bugs import READING_BUGS
 from .record_bugs import RECORD_BUGS
+from .shape_bugs import SHAPE_BUGS
 from .unit_bugs import UNIT_BUGS
 
 BUGS: dict[str, Bug] = {
@@ -25,6 +26,7 @@ BUGS: dict[str, Bug] = {
         UNIT_BUGS,
         CLAIM_BUGS,
         AUDIT_BUGS,
+        SHAPE_BUGS,
     )
     for bug in bugs
 }

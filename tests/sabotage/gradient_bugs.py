@@ -31,7 +31,7 @@ GRADIENT_BUGS = (
         "clip after the sum",
         "The sum of a physical batch is clipped, not each image's gradient.",
         "dptrain.gradients:clipped_gradient_sum",
-        "batch, rule.weights, rule.groups, own)",
+        "batch, weigh, rule.groups, own)",
         "batch, lambda s: (s == s).double(), None, own)\n"
         "    norm = sum(float(t.double().square().sum()) for t in total.values()) ** 0.5\n"
         "    total = {name: t * min(1.0, rule.sensitivity() / max(norm, 1e-30)) for name, t in total.items()}",
@@ -249,16 +249,14 @@ GRADIENT_BUGS = (
         "an image twice in a step",
         "Two augmentations of an image, each clipped by itself: together they move the sum by 2C.",
         "dptrain.detection.loader:StepLoader._chunks",
-        "np.asarray(draw.indices[start : start + self._units_at_once])",
-        "np.repeat(draw.indices[start : start + self._units_at_once], 2)",
+        "chunk.append(unit)", "chunk += [unit, unit]",
         PAIRS, SERVED + "test_every_unit_is_served_at_the_accounted_rate_and_at_most_once_a_step",
     ),
     bug(
         "last physical batch dropped",
         "drop_last=True: which images are left out depends on how many were drawn.",
         "dptrain.detection.loader:StepLoader._chunks",
-        "range(0, len(draw.indices), self._units_at_once)",
-        "range(0, len(draw.indices) - self._units_at_once + 1, self._units_at_once)",
+        "if chunk:", "if rows == self.physical_batch_size:",
         PAIRS, SERVED + "test_the_physical_batch_leaves_no_unit_out",
     ),
     bug(

@@ -34,13 +34,12 @@ UNIT_BUGS = (
         WHOLE, "tests/gradients/test_units.py::test_a_unit_in_pieces_is_the_same_unit",
     ),
     bug(
-        "units split when memory is short",
-        "Halving a batch cuts its rows, wherever a unit ends.",
+        "units split where a batch comes apart",
+        "Taking a batch apart cuts its rows, wherever a unit ends.",
         "dptrain.gradients.batches:take_examples",
         "first, last = torch.searchsorted(batch.units, torch.tensor([start, stop])).tolist()",
         "first, last = start, stop",
         "tests/gradients/test_units.py::test_no_unit_is_ever_split",
-        "tests/faults/test_memory.py::test_units_that_do_not_fit_are_taken_in_halves_and_a_single_one_in_pieces",
     ),
     bug(
         "the count of another unit",
