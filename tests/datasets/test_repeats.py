@@ -27,7 +27,7 @@ def test_every_copy_of_a_training_image_is_found_however_it_is_turned(make_datas
     train = sorted((make_dataset().parent / "images" / "train").iterdir())
     refuse_repeats(pictures_in(train))
     for copy in copies(train[2], train[0].parent / "deep"):
-        with pytest.raises(DataError, match=rf"{copy.name}: is the same picture as .*002\.png.*dptrain check lists"):
+        with pytest.raises(DataError, match=rf"{copy.name}: is the same picture as .*002\.png.*check --json lists"):
             refuse_repeats(pictures_in([*train, copy]))
 
 
