@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from dp_accounting import dp_event
@@ -58,6 +58,18 @@ def epsilon(event: dp_event.DpEvent, delta: float, accountant: str = "rdp") -> f
 def rdp_curve(event: dp_event.DpEvent) -> dict[float, float]:
     """Return the Rényi divergence bound at every order of ``ORDERS``."""
     return dict(zip(ORDERS, rdp_at(event, ORDERS).tolist(), strict=True))
+
+
+def epsilon_of_curves(curves: Sequence[Mapping[float, float]], delta: float) -> float:
+    """Return the RDP epsilon at ``delta`` of what several curves bound together: they add up order by order.
+
+    An order that one of them lacks is left out, which is safe. Infinite where none is left.
+    """
+    check_delta(delta)
+    orders = [order for order in ORDERS if all(math.isfinite(curve.get(order, math.inf)) for curve in curves)]
+    if not orders:
+        return math.inf
+    return float(compute_epsilon(orders, [sum(curve[order] for curve in curves) for order in orders], delta)[0])
 
 
 def _composed(event: dp_event.DpEvent, accountant: str) -> RdpAccountant | PLDAccountant:

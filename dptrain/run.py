@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ from .progress import Progress, make_console
 from .publishing import config_text, draw, open_tracker, publish
 from .results import append_rows
 from .rounding import shown
-from .run_facts import of_an_earlier_run, training_facts, validation_words
+from .run_facts import runs_behind, training_facts, validation_words
 from .sampling import UnitRows
 from .schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, TrainConfig
 from .sealing.outputs import Outputs, unlock
@@ -48,6 +48,7 @@ from .sealing.weights import is_weights, weights_hash
 from .signals import stop_signal
 from .spending import Spending, data_name
 from .statement import claim_of, make_statement, write_statement
+from .statement.start_runs import StartRun
 from .tracking import NoTracker, Tracker
 from .training import PrivateTrainer, learning_rate
 
@@ -119,7 +120,7 @@ class Run:
     """The state of one run. Everything that can be refused is refused before the output folder exists.
 
     ``tuning``, where there was one, is that section of the statement; the run is then paid for by the tuning, whose
-    ``spending`` has been reserved before.
+    ``spending`` has been reserved before, and ``start_runs`` are those behind the start of any of its candidates.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Run:
         console: Console,
         tuning: Mapping[str, Any] | None = None,
         spending: Spending | None = None,
+        start_runs: Sequence[StartRun] | None = None,
     ) -> None:
         self.config, self.plan, self.console, self.tuning = config, plan, console, tuning
         self.folder = RunFolder(Path(config.output_dir), config.resume)
@@ -145,6 +147,7 @@ class Run:
         self.config = config = with_rate(config, plan, self.model)
         start = Path(config.model)
         self.start_hash = weights_hash(start) if is_weights(start) else None
+        self.start_runs = runs_behind(start, config.start_runs) if start_runs is None else start_runs
         self.folder.refuse_inside(data)
         self.groups, self._val_groups = self._groups(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
@@ -240,6 +243,7 @@ class Run:
         return {
             **values,
             "start_sha256": self.start_hash,
+            **({"start_runs_found": [run.plain() for run in self.start_runs]} if self.start_runs else {}),
             "names": [self.model.names[i] for i in sorted(self.model.names)],
         }
 
@@ -436,7 +440,8 @@ class Run:
                 "trainable_parameters": sum(p.numel() for p in self.trainer.parameters.values()),
             },
             validation=validation_words(self.evaluates, chose=self.tuning is not None),
-            deviations=(*self.spending.deviations, *of_an_earlier_run(Path(self.config.model))),
+            deviations=self.spending.deviations,
+            start_runs=self.start_runs,
             public_data={
                 "start_weights": Path(self.config.model).name,
                 "sha256": self.start_hash,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .detection.from_settings import loss_settings
-from .files import read_json
-from .rounding import round_up
+from .errors import ConfigError, DptrainError
 from .schema import TrainConfig
-from .sealing.weights import is_weights
+from .sealing.weights import is_weights, weights_hash
+from .statement import report
+from .statement.files import JSON, read_statement
+from .statement.start_runs import StartRun, each_once
 
 
 def training_facts(config: TrainConfig, unit: str) -> dict[str, Any]:
@@ -48,16 +50,42 @@ def validation_words(evaluates: bool, chose: bool) -> str:
     )
 
 
-def of_an_earlier_run(start: Path) -> Iterator[str]:
-    """What must be said of start weights that come from a private run."""
-    earlier = start.parent / "statement.json"  # it travels with the weights
-    if is_weights(start) and earlier.is_file():
+def runs_behind(start: Path, named: Sequence[str]) -> tuple[StartRun, ...]:
+    """Return the private runs that a start was made from, each once: those behind their own starts are among them.
+
+    They are the ``named`` ones (``start_runs``), and the one whose statement lies beside the start and covers it. Each
+    statement is held against its run, as ``dptrain report`` does.
+
+    Raises:
+        ConfigError: A statement is missing or does not hold, or one lies beside a start that it does not cover.
+    """
+    if not is_weights(start):
+        if named:
+            raise ConfigError(
+                f"start_runs={list(named)} and model={start}: no run made a random start; leave start_runs out"
+            )
+        return ()
+    folders = [Path(name).expanduser() for name in named]
+    if (start.parent / JSON).is_file():
+        weights = read_statement(start.parent / JSON).get("weights")
+        if isinstance(weights, dict) and weights_hash(start) in weights.values():
+            folders.append(start.parent)
+        elif not named:
+            raise ConfigError(
+                f"model={start} lies beside the statement of a private run that does not cover it: say which runs it "
+                f"was made from, start_runs=[{start.parent}], or move it elsewhere if no private run did"
+            )
+    found: list[StartRun] = []
+    for folder in folders:
         try:
-            spent = float(read_json(earlier)["guarantee"]["epsilon"])
-        except (OSError, ValueError, KeyError, TypeError, OverflowError):
-            spent = None
-        amount = "unknown epsilon" if spent is None else f"epsilon {round_up(spent)}"
-        yield (
-            f"The start weights come from a private run ({amount}). If it used any of the same images, "
-            "the two guarantees compose and this statement covers the second only."
-        )
+            checked = report(folder)
+            sha256 = str(read_statement(checked.folder / JSON)["sha256"])
+        except DptrainError as error:
+            raise ConfigError(
+                f"model={start} was made from {folder}, whose statement does not hold ({error}): what the two cost "
+                "together is not known"
+            ) from error
+        section = checked.statement["start_runs"]
+        found += [StartRun.read(run) for run in (section or {"runs": []})["runs"]]
+        found.append(StartRun.of(checked.statement, sha256))
+    return each_once(found)

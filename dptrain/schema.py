@@ -269,6 +269,7 @@ class TrainConfig:
     checkpoint_every: int | None = _key(None, f"steps a crash can lose; default 1/{CHECKPOINTS_PER_RUN} of the run")
     validation: str = _key("public", "public: you declare the val split public; off: no evaluation")
     public_data: str | None = _key(None, "what public data made the start weights, in your words; for the statement")
+    start_runs: list[str] = _key([], "folders of the private runs that the start was made from, as a mean of weights")
     public_images: str | None = _key(None, "folder or .txt list of the start's images: none may be a training image")
     engine: str = _key("fused", f"per-image gradients by one of {', '.join(ENGINES)}")
     resume: bool = _key(False, "continue the run in output_dir")

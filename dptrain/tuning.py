@@ -42,6 +42,7 @@ from .tracking import NoTracker, Tracker
 if TYPE_CHECKING:
     from .plan import PrivacyPlan
     from .run import TrainResult
+    from .statement.start_runs import StartRun
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ def tune(config: TrainConfig) -> TrainResult:
         SystemExit: It was asked to stop.
     """
     from .publishing import config_text, draw, open_tracker, publish
+    from .run_facts import runs_behind
+    from .statement.start_runs import each_once
 
     tuning = plan_tuning(config)
     facts = tuning.facts(config.tuning.search)
@@ -120,6 +123,9 @@ def tune(config: TrainConfig) -> TrainResult:
     _refuse(config, output)
     with _silence():
         data_name, pictures, groups = _try_candidates(tuning, output)
+        behind = each_once(
+            run for candidate in tuning.candidates for run in runs_behind(Path(candidate.model), candidate.start_runs)
+        )
     console = make_console()
     _announce(tuning, console)
     plan = tuning.plan
@@ -131,7 +137,7 @@ def tune(config: TrainConfig) -> TrainResult:
     runs = draw_runs(tuning.distribution, tuning.mean, secrets.SystemRandom())
     try:
         with console.status("runs go on; how many, and how far they are, stays secret"):
-            best = _best_of(runs, tuning, facts, output / _PARTIAL, spending)
+            best = _best_of(runs, tuning, facts, output / _PARTIAL, spending, behind)
         if best is None:
             raise PrivacyError(
                 "nothing is released: no run gave weights, or the number of runs was drawn as 0, which the Poisson "
@@ -271,7 +277,7 @@ def _announce(tuning: Tuning, console: Console) -> None:
 
 
 def _best_of(
-    runs: int, tuning: Tuning, facts: Mapping[str, Any], partial: Path, spending: Spending
+    runs: int, tuning: Tuning, facts: Mapping[str, Any], partial: Path, spending: Spending, behind: Sequence[StartRun]
 ) -> tuple[TrainResult, TrainConfig] | None:
     """Take the runs; ``partial/best`` then holds the winner, and nothing is left of the others."""
     from .run import Run
@@ -284,7 +290,8 @@ def _best_of(
         shutil.rmtree(folder, ignore_errors=True)
         with _silence():
             plan = _plan_of(candidate, tuning)
-            run = Run(_private(candidate, folder), plan, Console(quiet=True), tuning=facts, spending=spending)
+            quiet = Console(quiet=True)
+            run = Run(_private(candidate, folder), plan, quiet, tuning=facts, spending=spending, start_runs=behind)
             try:
                 result = run.execute()
             except PrivacyError:  # it diverged: the lowest of all scores, since stopping here would tell of a loser

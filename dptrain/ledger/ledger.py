@@ -74,9 +74,7 @@ class BudgetLedger:
         BudgetError: The ledger cannot be reached, is no ledger, or the key is missing or wrong.
     """
 
-    def __init__(
-        self, url: str | None = None, key: bytes | str | Path | None = None, *, create: bool = True
-    ) -> None:
+    def __init__(self, url: str | None = None, key: bytes | str | Path | None = None, *, create: bool = True) -> None:
         self._store = Store(ledger_address(url), key, create)
 
     @classmethod

@@ -19,6 +19,7 @@ from . import facts
 from .audit import read_audit
 from .files import JSON, SEALED, WEIGHT_FILES, WEIGHTS, read_json, read_statement
 from .shape import check_shape, get, is_number
+from .start_runs import StartRun, start_runs_section, start_runs_words
 
 SETTINGS = "settings.json"
 _ROUNDING = 1e-9  # relative: the same sum in another order
@@ -97,6 +98,7 @@ def report(
     else:
         checks.append("steps.journal and settings.json stay with the run and were not compared")
     again = _made_again(written, plan, steps, source)
+    _agree_on_the_start(written, plan, source)
     pld = again["guarantee"]["epsilon_pld"]
     checks.append(
         f"epsilon recomputed with {again['accounting']['library']}: "
@@ -204,6 +206,8 @@ def _agree_with_records(statement: Mapping[str, Any], folder: Path, steps: int, 
     if not secure and facts.VOID not in statement["deviations"]:
         raise PrivacyError(f"{source}: deviations does not say that a seed voids the guarantee")
     _agree_with_tuning(statement, settings, source)
+    if (get(statement, "start_runs.runs") or []) != settings.get("start_runs_found", []):
+        raise PrivacyError(f"{source}: start_runs are not those that the run was started from ({SETTINGS})")
     checks.append(f"{SETTINGS}: the run was started with this mechanism, start and random source")
     journal = folder / JOURNAL
     if not journal.is_file():
@@ -218,6 +222,35 @@ def _agree_with_records(statement: Mapping[str, Any], folder: Path, steps: int, 
         raise PrivacyError(f"{journal} counts {started} steps, more than the {planned} planned ({SETTINGS}: steps)")
     checks.append(f"{JOURNAL}: {started} steps were started")
     return min(planned, max(steps, started))
+
+
+def _agree_on_the_start(statement: Mapping[str, Any], plan: PrivacyPlan, file: Path) -> None:
+    """What the runs behind the start and this one cost together is worked out again from their mechanisms."""
+    said = statement.get("start_runs")
+    if said is None:
+        return
+    if not isinstance(said, dict) or not isinstance(said.get("runs"), list) or not said["runs"]:
+        raise PrivacyError(f"{file}: start_runs is not a table of runs")
+    runs = []
+    for number, values in enumerate(said["runs"]):
+        try:
+            runs.append(run := StartRun.read(values))
+        except ValueError as error:
+            raise PrivacyError(f"{file}: start_runs.runs.{number} is no run ({error})") from error
+        own = accounting.epsilon_of_curves([run.curve()], run.delta)
+        _refuse_lower(run.epsilon, own, f"start_runs.runs.{number}.epsilon", statement, file)
+    claim = facts.claim_of(plan, int(get(statement, "mechanism.steps")), _tuning(statement, file))
+    fact = start_runs_section(runs, claim.curve, plan.delta, plan.unit, bool(statement.get("valid")))
+    assert fact is not None
+    if fact["epsilon"] is not None and said.get("epsilon") is not None:
+        name = "start_runs.epsilon"
+        _refuse_lower(_number(statement, name, file), fact["epsilon"], name, statement, file)
+        fact["epsilon"] = said["epsilon"]  # a claim above the fresh value is safe, and stays
+    for key in fact.keys() | said.keys():
+        if said.get(key) != fact.get(key):
+            raise PrivacyError(f"{file}: start_runs.{key}={said.get(key)!r} is not what dptrain says")
+    if not set(start_runs_words(said)) <= set(statement["deviations"]):
+        raise PrivacyError(f"{file}: deviations does not say that the start comes from private runs")
 
 
 def _agree_with_tuning(statement: Mapping[str, Any], settings: Mapping[str, Any], source: Path) -> None:

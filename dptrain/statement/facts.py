@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import accounting
 from ..plan import PrivacyPlan
+from .start_runs import StartRun, start_runs_section, start_runs_words
 
 STATEMENT_FORMAT = 3
 _PACKAGES = ("dptrain", "torch", "ultralytics", "dp-accounting", "opacus", "numpy", "cryptography")
@@ -33,10 +34,14 @@ RELEASED = (
 )
 ASSUMPTIONS = (
     "The declared constants (dataset size, expected batch size, sample rate, delta, image size, names) are public.",
-    "The start weights were made from data that is public or shares no unit with the training split.",
     "One person's data is in one unit: a person in several has a guarantee that weakens with their number.",
     "The adversary sees everything released and every iterate, and not the memory, the timing or the crashes of the "
     "training machine.",
+)
+PUBLIC_START = "The start weights were made from data that is public or shares no unit with the training split."
+NAMED_START = (
+    "The start weights were made from the private runs in start_runs and from no others; all else behind them is public "
+    "or shares no unit with the training split."
 )
 ROUNDED = "The noise is Gaussian up to the rounding of floating-point numbers (noise.exact was off)."
 EXACT = "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."
@@ -78,6 +83,7 @@ def make_statement(
     model: Mapping[str, Any],
     validation: str,
     deviations: Sequence[str] = (),
+    start_runs: Sequence[StartRun] = (),
     public_data: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     weights: Mapping[str, str] | None = None,
@@ -97,6 +103,7 @@ def make_statement(
         model: Its public facts: start weights and their hash, trainable parameters, norm.
         validation: What was declared of the validation split.
         deviations: What a reader must know that the defaults do not say.
+        start_runs: The private runs that the start was made from.
         public_data: ``start_weights``, ``sha256``, ``declared``: what the user says they were made from, and
             ``compared``: whether the images named as theirs were compared with the training images. With scaled
             clipping ``clip_scales``: ``data`` and ``images`` that the scales are of, and the ledger ``compared``.
@@ -109,6 +116,7 @@ def make_statement(
         audit: An empirical lower bound: ``method``, ``epsilon_lower_bound``, ``confidence``.
     """
     claim = claim_of(plan, steps, tuning)
+    behind = start_runs_section(start_runs, claim.curve, plan.delta, plan.unit, secure)
     statement: dict[str, Any] = {
         "format": STATEMENT_FORMAT,
         "date": datetime.now(UTC).date().isoformat(),  # of the day only: finer times would be a side channel
@@ -159,6 +167,7 @@ def make_statement(
         "public_data": dict(
             public_data or {"start_weights": None, "sha256": None, "declared": None, "compared": False}
         ),
+        "start_runs": behind,
         "validation": validation,
         "training": dict(training or {}),
         "weights": dict(weights or {}),
@@ -168,11 +177,17 @@ def make_statement(
         "released": list(RELEASED),
         "assumptions": [
             *ASSUMPTIONS,
+            NAMED_START if start_runs else PUBLIC_START,
             *((SCALED,) if plan.clipping.name == "scaled" else ()),
             EXACT if (training or {}).get("exact_noise") else ROUNDED,
         ],
         "not_covered": list(NOT_COVERED),
-        "deviations": [*(() if secure else (VOID,)), *_weak_delta(plan, dataset), *deviations],
+        "deviations": [
+            *(() if secure else (VOID,)),
+            *_weak_delta(plan, dataset),
+            *start_runs_words(behind),
+            *deviations,
+        ],
         "versions": {**{name: package_version(name) for name in _PACKAGES}, "python": platform.python_version()},
     }
     return sealed(statement)

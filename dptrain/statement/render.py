@@ -164,6 +164,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
             assumptions,
         ),
         Section("Tuning", _tuning(statement["tuning"])),
+        *_behind(statement["start_runs"]),
         Section("Budget of the dataset", _budget(statement["dataset_budget"])),
         Section(
             "Data and model",
@@ -228,6 +229,22 @@ def _tuning(tuning: Mapping[str, Any]) -> list[tuple[str, str]]:
     if tuning.get("note"):
         rows.append(("Note", str(tuning["note"])))
     return rows
+
+
+def _behind(section: Mapping[str, Any] | None) -> list[Section]:
+    if section is None:
+        return []
+    runs = [
+        (
+            f"Run with the statement {run['sha256'][:12]}",
+            f"epsilon {round_up(run['epsilon'])} at delta {run['delta']:.3g}, unit {run['unit']}"
+            + ("" if run["valid"] else "; VOID: a seed was set"),
+        )
+        for run in section["runs"]
+    ]
+    epsilon = section["epsilon"]
+    together = "" if epsilon is None else f"epsilon {round_up(epsilon)} at delta {section['delta']:.3g}, "
+    return [Section("Private runs behind the start", [*runs, ("With this run", f"{together}{section['meaning']}")])]
 
 
 def _budget(budget: Mapping[str, Any] | None) -> list[tuple[str, str]]:

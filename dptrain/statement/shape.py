@@ -25,7 +25,7 @@ _SHAPE = {
     "guarantee.true_positive_rates",
     "a list": "deviations released assumptions not_covered accounting.assumptions",
     "true or false": "valid",
-    "a table or null": "dataset_budget audit guarantee.ended_early",
+    "a table or null": "dataset_budget start_runs audit guarantee.ended_early",
     "a number": "audit.epsilon_lower_bound audit.confidence guarantee.ended_early.epsilon_of_steps",
     "a number or null": "guarantee.epsilon_pld tuning.epsilon dataset_budget.limit dataset_budget.delta",
 }

@@ -23,6 +23,7 @@ from .. import accounting
 from ..errors import DptrainError
 from ..files import steps_started
 from ..schema import TrainConfig
+from ..statement.start_runs import StartRun, composed_epsilon, each_once
 from .jobs import Job
 
 
@@ -38,6 +39,7 @@ class JobCost:
         delta: The job's own.
         secure: False where a seed was set, so that nothing is promised.
         unit: What one record is.
+        start_runs: The private runs that its start was made from.
     """
 
     steps: int
@@ -47,6 +49,7 @@ class JobCost:
     delta: float
     secure: bool
     unit: str = "image"
+    start_runs: tuple[StartRun, ...] = ()
 
     @property
     def ended_early(self) -> bool:
@@ -84,6 +87,9 @@ class SweepCost:
         deltas_differ: Whether the jobs had several.
         secure: False where any job had a seed.
         ended_early: Whether steps that were planned were not taken.
+        start_runs: The private runs that a job's start was made from, each once.
+        epsilon_with_start: RDP of these and all jobs, for a unit that was in all of them; infinite where nothing is
+            promised for it.
     """
 
     epsilon: float
@@ -93,6 +99,8 @@ class SweepCost:
     deltas_differ: bool
     secure: bool
     ended_early: bool
+    start_runs: tuple[StartRun, ...]
+    epsilon_with_start: float
 
     @functools.cached_property
     def epsilon_pld(self) -> float | None:
@@ -122,6 +130,7 @@ def read_cost(folder: Path) -> JobCost | None:
         privacy["delta"],
         settings["seed"] is None,
         privacy.get("unit", "image"),
+        tuple(StartRun.read(run) for run in settings.get("start_runs_found", [])),
     )
 
 
@@ -158,14 +167,19 @@ def compose(costs: Sequence[JobCost]) -> SweepCost | None:
     delta = max(cost.delta for cost in costs)
     event = _event([replace(cost, steps=cost.counted_steps) for cost in costs])
     one_unit = len({cost.unit for cost in costs}) == 1
+    behind = each_once(run for cost in costs for run in cost.start_runs)
+    secure = all(cost.secure for cost in costs)
+    together = composed_epsilon(behind, accounting.rdp_curve(event), delta, costs[0].unit, one_unit and secure)
     return SweepCost(
         accounting.epsilon(event, delta) if one_unit else math.inf,
         accounting.epsilon(_event(costs), delta) if one_unit else math.inf,
         event,
         delta,
         len({cost.delta for cost in costs}) > 1,
-        all(cost.secure for cost in costs),
+        secure,
         any(cost.ended_early for cost in costs),
+        behind,
+        math.inf if together is None else together,
     )
 
 

@@ -100,6 +100,11 @@ class SweepTable:
             )
         if cost.deltas_differ:
             text += "; the jobs have different deltas, and this one is the largest"
+        if cost.start_runs:
+            text += (
+                f"; with the {counted(len(cost.start_runs), 'private run')} behind the start epsilon "
+                f"{shown(cost.epsilon_with_start)}, for a unit that was in all of them"
+            )
         return text if cost.secure else f"{text}; VOID: a seed was set"
 
 
@@ -154,6 +159,7 @@ def summary(table: SweepTable) -> dict[str, Any]:
         "epsilon_composed_pld": cost.epsilon_pld if cost else 0.0,
         "epsilon_of_steps": _finite(cost.epsilon_of_steps) if cost else 0.0,
         "ended_early": cost.ended_early if cost else False,
+        "epsilon_with_start": _finite(cost.epsilon_with_start) if cost and cost.start_runs else None,
         "delta": cost.delta if cost else None,
         "valid": cost.secure if cost else True,
         "meaning": table.price(),

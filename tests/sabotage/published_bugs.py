@@ -8,6 +8,9 @@ FILES = "tests/privacy/test_neighbours.py::test_whole_runs_on_neighbours_leave_t
 LEAKS = "tests/privacy/test_leaks.py::"
 _SPENDING = "dptrain.spending:Spending."
 
+ENVIRONMENT = "tests/test_environment.py::"
+STARTS = "tests/test_start_runs.py::"
+
 PUBLISHED_BUGS = (
     bug(
         "limit by the pictures",
@@ -30,6 +33,28 @@ PUBLISHED_BUGS = (
         'return f"budget: {declared}', 'spent = self._ledger.show(self._charge.dataset)[0].epsilon\n'
         '    return f"budget: {spent} {declared}',
         FILES, LEAKS + "test_a_run_prints_public_numbers_only",
+    ),
+    bug(
+        "a start for nothing",
+        "The runs behind a start are named, and what they cost is not added to the run's own.",
+        "dptrain.statement.start_runs:composed_epsilon",
+        "[own, *(run.curve() for run in runs)]", "[own]",
+        STARTS + "test_a_mean_of_two_private_runs_states_what_all_three_cost",
+        STARTS + "test_a_sweep_counts_the_runs_behind_its_start_once",
+    ),
+    bug(
+        "grandparents forgotten",
+        "Only the run whose weights are the start is counted, and not those that its own start was made from.",
+        "dptrain.run_facts:runs_behind",
+        '(section or {"runs": []})["runs"]', "()",
+        STARTS + "test_a_mean_of_two_private_runs_states_what_all_three_cost",
+    ),
+    bug(
+        "plan of another ledger",
+        "What is left of a budget is read in the working directory, whatever ledger the environment names.",
+        "dptrain.environment:ledger_address",
+        'os.environ.get("DPTRAIN_BUDGET_URL")', "None",
+        ENVIRONMENT + "test_a_plan_for_a_budget_asks_the_ledger_that_trainings_are_charged_in",
     ),
     bug(
         "notices of the ledger in the log",

@@ -116,7 +116,7 @@ def test_a_sealed_run_is_the_plain_run_and_leaves_nothing_plain(
         one, two = found.statement[name], plain.statement[name]
         assert {**one, "start": "", "start_weights": ""} == {**two, "start": "", "start_weights": ""}
     assert found.statement["deviations"] == plain.statement["deviations"]
-    assert any("come from a private run" in text for text in found.statement["deviations"])
+    assert any("come from 1 private run" in text for text in found.statement["deviations"])
     assert report(run.weights).statement["guarantee"] == found.statement["guarantee"]
     (tmp_path / "clinic").mkdir()
     (tmp_path / "clinic" / "statement.json").write_bytes((tmp_path / "sealed/weights/statement.json").read_bytes())
