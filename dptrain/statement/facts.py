@@ -40,8 +40,8 @@ ASSUMPTIONS = (
 )
 PUBLIC_START = "The start weights were made from data that is public or shares no unit with the training split."
 NAMED_START = (
-    "The start weights were made from the private runs in start_runs and from no others; all else behind them is public "
-    "or shares no unit with the training split."
+    "The start weights were made from the private runs in start_runs and from no others; all else behind them is "
+    "public or shares no unit with the training split."
 )
 ROUNDED = "The noise is Gaussian up to the rounding of floating-point numbers (noise.exact was off)."
 EXACT = "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."

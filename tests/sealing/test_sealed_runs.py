@@ -13,11 +13,14 @@ from ultralytics.nn.tasks import torch_safe_load
 
 from dptrain import ConfigError, ModelError, PrivacyError, PrivacyPlan, SealError, seal, train, unseal
 from dptrain.detection.model import load_model, save_weights
+from dptrain.files import file_hash
 from dptrain.sealing import find_keys, new_identity
 from dptrain.sealing.age import decrypted
 from dptrain.sealing.keys import IDENTITY, PASSPHRASE
+from dptrain.statement import to_json
 
 from ..conftest import SMALL, MakeDataset, run_options
+from ..statement.runs import facts
 
 PLAN = PrivacyPlan(
     noise_multiplier=1.0, sample_rate=0.5, steps=2, delta=1e-3, clip_norm=1.0, expected_batch_size=3, unit="image"
@@ -83,7 +86,8 @@ def test_a_sealed_run_is_the_plain_run_and_leaves_nothing_plain(
     sealed = seal(yaml, tmp_path / "pets.seal", recipients=[pair[1]])
     start = save_weights(load_model(SMALL, 3), tmp_path / "start.pt")
     sealed_start = seal(start, recipients=[pair[1]])
-    (tmp_path / "statement.json").write_text("{}")  # of the run that the start comes from
+    earlier = facts(weights={"start.pt": file_hash(start)})  # of the run that the start comes from
+    (tmp_path / "statement.json").write_text(to_json(earlier))
     plain = train(start, yaml, **options(tmp_path, "plain"))
     start.unlink()
     (tmp_path / "temporary").mkdir()
