@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules import Conv, Detect
-from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_load, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_load
 from ultralytics.utils import LOGGER
 
 from ..checkpoint import refuse_damage
@@ -24,6 +24,7 @@ from ..layers import (
     group_norm_from_batch_norm,
 )
 from ..sealing.weights import is_weights, plain_weights
+from .description import read_description, refuse_code
 from .heads import OneToOneDetect, check_names, choose_head, class_branches, set_classes, set_names
 from .trainable import Lora, add_adapters, set_trainable
 
@@ -114,20 +115,21 @@ def _begin_classes(detector: DetectionModel, new_classes: str, similar: Mapping[
 
 
 def _from_yaml(name: str, num_classes: int | None) -> DetectionModel:
-    try:
-        description = yaml_model_load(name)
-    except Exception as error:  # Ultralytics raises several kinds, and tries its own search before
-        raise ModelError(f"{name!r}: no such model description ({_first_line(error)})") from error
+    description = read_description(name)
     with _quietly():  # it announces the number of classes on stdout
         task = guess_model_task(description)
         if task != "detect":
             raise ModelError(f"{name!r} is {_kind(task)}, not a detector: use one such as yolo26n.yaml")
+        refuse_code(name, description)
+        activation = Conv.default_act
         try:
             detector = DetectionModel(description, nc=num_classes, verbose=False)
-        except Exception as error:  # a data.yaml, a family with inputs of its own, a misspelt layer: many kinds
+        except Exception as error:  # values that do not fit their layers: many kinds
             raise ModelError(
                 f"{name!r} does not describe a plain detector such as yolo26n.yaml ({_first_line(error)})"
             ) from error
+        finally:
+            Conv.default_act = activation  # of the process: a description that fails half-way would leave its own
     _check_head(detector, name)
     return detector
 

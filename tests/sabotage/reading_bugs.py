@@ -5,6 +5,7 @@ from __future__ import annotations
 from .edits import bug
 
 SILENCE = "tests/privacy/test_silence.py::"
+DESCRIPTION = "tests/detection/test_description.py::"
 REPLACED = "tests/detection/test_replaced_files.py::"
 
 READING_BUGS = (
@@ -44,5 +45,19 @@ READING_BUGS = (
         "_first.setdefault(str(file), found) != found", "False",
         REPLACED + "test_what_the_ledger_hashes_is_what_is_trained_on",
         REPLACED + "test_a_split_looked_at_twice_in_one_run_is_the_same_both_times",
+    ),
+    bug(
+        "activation evaluated",
+        "A description's activation is any Python that calls something: Ultralytics runs it.",
+        "dptrain.detection.description:is_activation",
+        "and all(map(_is_literal, values))", "or True",
+        DESCRIPTION + "test_no_activation_is_run_as_code",
+    ),
+    bug(
+        "functions as layers",
+        "Whatever Ultralytics' module knows may be a layer: loaders that unpickle, too.",
+        "dptrain.detection.description:_is_layer",
+        "return (\n        isinstance", "return True or (\n        isinstance",
+        DESCRIPTION + "test_no_function_or_loader_is_called_as_a_layer",
     ),
 )  # fmt: skip
