@@ -53,11 +53,4 @@ READING_BUGS = (
         "and all(map(_is_literal, values))", "or True",
         DESCRIPTION + "test_no_activation_is_run_as_code",
     ),
-    bug(
-        "functions as layers",
-        "Whatever Ultralytics' module knows may be a layer: loaders that unpickle, too.",
-        "dptrain.detection.description:_is_layer",
-        "return (\n        isinstance", "return True or (\n        isinstance",
-        DESCRIPTION + "test_no_function_or_loader_is_called_as_a_layer",
-    ),
 )  # fmt: skip
