@@ -50,5 +50,9 @@ class BudgetError(DptrainError, RuntimeError):
     """A run does not fit the budget of its dataset, or the ledger cannot be reached, read or trusted."""
 
 
+class SupersededError(BudgetError):
+    """The run went on in another folder or process: this one may take no further step."""
+
+
 class SealError(DptrainError, RuntimeError):
     """A sealed file cannot be opened: another key, or not a bit as it was sealed. Nothing of it is used."""

@@ -29,7 +29,7 @@ from .detection.model import save_weights
 from .detection.probe import refuse_coupled_images
 from .detection.scales import layer_scales, public_part
 from .devices import usable_device
-from .errors import PrivacyError
+from .errors import BudgetError, PrivacyError, SupersededError
 from .files import even_times
 from .folder import CHECKPOINT, RunFolder
 from .gradients import trainable_parameters
@@ -175,6 +175,7 @@ class Run:
         self._describe(data)
         self._pays = spending is None and tuning is None
         self._untold: int | None = None  # steps that the ledger could not be told of
+        self._unseen = 0  # steps that may have been taken, and this folder does not know it
         self.spending = spending or Spending(
             config.budget, plan.event(), plan.delta, plan.unit, self.pictures, self.data_name, self.groups
         )
@@ -273,9 +274,15 @@ class Run:
             ema_decay=config.ema.decay,
             set_rate=rate,
             before_step=weigh_heads,
-            on_release=lambda steps: self.folder.journal.record(steps),
+            on_release=self._count,
             probe=False,
         )
+
+    def _count(self, steps: int) -> None:
+        """Count a step before its noise is drawn, if the ledger has given leave for it."""
+        if self._pays:
+            self.spending.lease(steps)
+        self.folder.journal.record(steps)
 
     def _describe(self, data: DataConfig) -> None:
         plan, say = self.plan, self._say
@@ -323,6 +330,7 @@ class Run:
                 self._evaluate(tracker)
             with Progress(self.console, self.plan) as progress:
                 progress.update(self.trainer.step)
+                self._lease()
                 for step in self.trainer.run():
                     progress.update(step)
                     if step == self.plan.steps:
@@ -335,6 +343,7 @@ class Run:
                         self._evaluate(tracker, progress)
                     elif step % (self.config.checkpoint_every or self._every) == 0:
                         self._checkpoint()
+                    self._lease()
             self._write_weights()
             self._evaluate(tracker)
             return self._finish(tracker)
@@ -345,7 +354,7 @@ class Run:
         reason = "finished"
         try:
             if self._pays:
-                self._say(self.spending.begin(self.output, self.config.resume, self.folder.journal.steps))
+                self._begin()
             yield
         except (SystemExit, KeyboardInterrupt):
             reason = "stopped"
@@ -355,6 +364,28 @@ class Run:
             raise
         finally:
             self._settle(reason)
+
+    def _begin(self) -> None:
+        journal = self.folder.journal
+        self._say(self.spending.begin(self.output, self.config.resume, journal.steps))
+        self._unseen = max(0, self.spending.taken - journal.steps)
+        journal.record(self.spending.taken)
+
+    def _lease(self) -> None:
+        """Ask for the next step before anything of it is computed; where it is refused, nothing of the others is lost.
+
+        Raises:
+            BudgetError: The ledger gives no leave, or is away.
+        """
+        if not self._pays or self.trainer.step >= self.plan.steps:
+            return
+        try:
+            self.spending.lease(self.trainer.step + 1)
+        except SupersededError:
+            raise
+        except BudgetError:
+            self._checkpoint()
+            raise
 
     def _settle(self, reason: str) -> None:
         steps = self.folder.journal.steps
@@ -366,7 +397,7 @@ class Run:
         """Add to what stops a run between its first and its last step what is kept of it, and the next command."""
         try:
             yield
-        except PrivacyError:  # going on would fail again
+        except (PrivacyError, SupersededError):  # going on would fail again
             raise
         except (Exception, KeyboardInterrupt) as error:
             if self._pays and (steps := self.folder.journal.steps):
@@ -402,9 +433,16 @@ class Run:
         spent = self.folder.journal.steps if self.trainer.secure else state["step"]
         lost = spent - state["step"]
         self.trainer.restore(state, spent)
+        lost -= self._unseen
         self._say(
             f"resumed after step {state['step']}"
             + (f"; {lost} later steps were started and lost, and stay spent" if lost > 0 else "")
+            + (
+                f"; {self._unseen} more may have been taken since, here or by the folder that this is a copy of, and "
+                "stay spent"
+                if self._unseen
+                else ""
+            )
         )
 
     @property

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BudgetError
+from .errors import BudgetError, SupersededError
 from .files import read_json, write_json
 from .owner import OWNER, owner_folder
 from .threads import bar
@@ -37,6 +37,7 @@ _NOTE_NAME, _READING = "budget.json", "dataset_budget.json"
 NOTE, READING = f"{OWNER}/{_NOTE_NAME}", f"{OWNER}/{_READING}"
 NOTE_FORMAT = _READING_FORMAT = 1
 _RETRIES = (0.5, 2.0, 5.0)  # seconds; the ledger itself waits for other writers
+_LEASES = 100  # a run; each is one transaction, and a crash costs the steps of at most one
 
 UNRECORDED = "The spending of the dataset was not recorded (budget.url=null): what other runs have cost is not known."
 
@@ -53,6 +54,7 @@ class Spending:
         data_name: What to call them if the ledger does not know them.
         groups: The group of every image, where groups are protected.
         facts: What the statement says of the dataset's budget, all of it declared; ``None`` without a ledger.
+        whole: Whether the event counts as taken from the start, all of it, so that nothing asks for :meth:`lease`.
     """
 
     budget: BudgetConfig
@@ -63,6 +65,7 @@ class Spending:
     data_name: str
     groups: Sequence[str] | None = None
     facts: dict[str, Any] | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self._ledger: BudgetLedger | None = None
@@ -70,6 +73,7 @@ class Spending:
         self._charge: Charge | None = None
         self._settled: int | None = None
         self._folder: Path | None = None
+        self._superseded = False
 
     @property
     def deviations(self) -> tuple[str, ...]:
@@ -131,6 +135,7 @@ class Spending:
                 required=self.budget.required,
                 run=run,
                 attempt=attempt,
+                leased=None if self.whole else steps,
             )
         if self.budget.name not in (None, self._charge.dataset):
             raise BudgetError(
@@ -184,18 +189,53 @@ class Spending:
         }
         write_json(owner_folder(self._folder) / _READING, values)
 
+    @property
+    def taken(self) -> int:
+        """Steps that count as taken after :meth:`begin`, by whatever copy of the folder: the run goes on after them."""
+        return 0 if self._charge is None else self._charge.taken
+
+    def lease(self, step: int) -> None:
+        """Have the ledger's leave for a step before it is taken; it gives leave for a few at a time.
+
+        How many is a function of the planned number alone. A ledger that is away is asked again a few times.
+
+        Raises:
+            SupersededError: The run went on elsewhere.
+            BudgetError: The ledger cannot be reached.
+        """
+        if self._charge is None or step <= self._charge.leased:
+            return
+        until = min(self._charge.planned, step - 1 + steps_per_lease(self._charge.planned))
+        for wait in (*_RETRIES, None):
+            try:
+                self._charge.advance(until)
+                return
+            except SupersededError:
+                self._superseded = True
+                raise
+            except BudgetError as error:
+                if wait is None:
+                    raise BudgetError(f"step {step} is not taken without the ledger's leave: {error}") from error
+                time.sleep(wait)
+
     def settle(self, steps: int, reason: str) -> bool:
         """Charge the steps that were started. A ledger that is away does not lose the run: it is said how to do it.
 
         Returns:
             Whether the ledger has it.
+
+        Raises:
+            SupersededError: The run went on elsewhere, where these steps are charged; said once.
         """
-        if self._charge is None or self._settled == steps:
+        if self._charge is None or self._settled == steps or self._superseded:
             return True
         for wait in (*_RETRIES, None):
             try:
-                self._charge.settle(steps, reason)
+                self._charge.settle(max(steps, self._charge.taken), reason)
                 break
+            except SupersededError:
+                self._superseded = True
+                raise
             except BudgetError as error:
                 if wait is None:
                     logger.warning(
@@ -210,6 +250,11 @@ class Spending:
         with suppress(BudgetError, OSError):  # the owner's copy; dptrain budget show has it as well
             self._write_reading()
         return True
+
+
+def steps_per_lease(planned: int) -> int:
+    """Return how many steps a run may take at a time before it asks the ledger: a hundredth of what is planned."""
+    return max(1, -(-planned // _LEASES))
 
 
 def read_note(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .options import Commands, number
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from sqlalchemy import Row
 
     from ..ledger import BudgetLedger
     from ..ledger.reading import DatasetReading, Movement
@@ -239,6 +240,7 @@ def _settle(options: argparse.Namespace) -> int:
             raise BudgetError(f"--run={options.run} is no run of {ledger.address}, or several: see budget history")
         run = str(found.id)
         ledger.settle(run, None, "lost")
+        unseen = 0
     else:
         from ..checkpoint import StepJournal
         from ..spending import read_note
@@ -252,16 +254,24 @@ def _settle(options: argparse.Namespace) -> int:
         try:
             options.url, options.key = options.url or note["ledger"], options.key or note["key"]
             ledger, run = _open(options), str(note["run"])
-            ledger.settle(run, journal.steps, "killed")
+            ledger.settle(run, journal.steps, "killed", attempts=note["attempts"])
+            unseen = max(0, _row(ledger, run).charged - journal.steps)
+            journal.record(journal.steps + unseen)  # whoever resumes or states the run goes by it
         finally:
             journal.close()
-    row = ledger.find_run(run)
-    assert row is not None
+    row = _row(ledger, run)
     if options.json:
         print(to_json({"run": run, "planned": row.planned, "charged": row.charged}))
     else:
-        print(f"run {run}: {row.charged} of {row.planned} steps are charged")
+        more = f"; {unseen} of them may have been taken, and the folder cannot show that they were not"
+        print(f"run {run}: {row.charged} of {row.planned} steps are charged{more if unseen else ''}")
     return 0
+
+
+def _row(ledger: BudgetLedger, run: str) -> Row:
+    row = ledger.find_run(run)
+    assert row is not None
+    return row
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

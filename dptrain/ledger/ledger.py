@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from ..environment import ledger_address
-from ..errors import BudgetError
+from ..errors import BudgetError, SupersededError
 from . import admission, charging, curves, keys, naming, roles, sealing, snapshots
 from .admission import Request
 from .manifest import Manifest, find_units, group_of, make_manifest
@@ -36,6 +36,8 @@ class Charge:
         dataset: Name of the dataset it is charged to.
         planned: Steps of the whole run.
         attempt: Token that lets the run go on after a stop or a crash, once; kept in the run's folder.
+        taken: Steps that count as taken already: the next one is ``taken + 1``.
+        leased: Number of the last step that may be taken before :meth:`advance`.
         notes: What whoever starts the run should read, a line each.
     """
 
@@ -44,11 +46,24 @@ class Charge:
     dataset: str
     planned: int
     attempt: str = field(repr=False)
+    taken: int = 0
+    leased: int = 0
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._held = [self.attempt]  # the last of them the ledger knows, but for an answer that was lost
+
+    def advance(self, until: int) -> None:
+        """Get leave for the steps up to number ``until``; see :meth:`BudgetLedger.advance`."""
+        lease = secrets.token_hex(16)
+        self._held.append(lease)
+        self.ledger.advance(self.run, until, held=self._held, lease=lease)
+        self._held, self.leased = [lease], max(self.leased, until)
 
     def settle(self, steps: int, reason: str = "finished") -> None:
         """Charge the steps that were started; see :meth:`BudgetLedger.settle`."""
-        self.ledger.settle(self.run, steps, reason)
+        self.ledger.settle(self.run, steps, reason, held=self._held)
+        self.leased = steps
 
     def resume(self, manifest: Manifest, steps: int = 0) -> Charge:
         """Go on with the run after ``steps`` started steps; see :meth:`BudgetLedger.resume`."""
@@ -193,6 +208,7 @@ class BudgetLedger:
         required: bool = False,
         run: str | None = None,
         attempt: str | None = None,
+        leased: int | None = None,
     ) -> Charge:
         """Reserve a whole planned run, before its first noised step; all or nothing, whoever else asks meanwhile.
 
@@ -207,6 +223,8 @@ class BudgetLedger:
             required: Refuse unless every picture is under a budget with a limit.
             run: Identifier, 32 hexadecimal digits, of a caller that keeps it beforehand.
             attempt: Token, likewise.
+            leased: Number of the last step that may be taken before :meth:`advance`; by default that of the whole run,
+                which then cannot be resumed after a crash, since any of its steps may have been taken.
 
         Raises:
             BudgetError: A budget that shares a picture with the run has no room for it (the message says what would
@@ -216,6 +234,8 @@ class BudgetLedger:
 
         step, steps = curves.split_steps(event)
         text = curves.event_to_json(step)
+        leased = steps if leased is None else leased
+        _check_steps("leased", leased, steps)
         run, attempt = run or secrets.token_hex(16), attempt or secrets.token_hex(16)
         check_delta(delta)
         naming.check_unit(unit)
@@ -230,20 +250,50 @@ class BudgetLedger:
             totals = admission.snapshot_atoms(self._store, connection, snapshot)
             admission.admit(self._store, connection, totals, Request(step, curve, steps, run), required)
             payload = {"event": text, "steps": steps, "snapshot": manifest.digest, "dataset": found, "name": name}
-            payload |= {"delta": delta, "unit": unit, "attempt": self._hashed(attempt)}
+            payload |= {"delta": delta, "unit": unit, "attempt": self._hashed(attempt), "leased": leased}
             seq = self._store.append(connection, "reserve", payload, run)
             row = {"id": run, "seq": seq, "name": name[:200], "snapshot_id": snapshot, "mechanism_id": mechanism}
             row |= {"delta": float(delta), "planned": steps, "charged": steps, "settled": 0, "is_open": True}
-            row |= {"attempt": payload["attempt"]}
+            row |= {"attempt": payload["attempt"], "leased": leased, "lease": payload["attempt"]}
             connection.execute(insert(runs).values(sealing.sealed(self._store, runs, row)))
             charging.charge(self._store, connection, totals, curve, steps, delta)
         manifest.files.clear()  # remembered now
-        return Charge(self, run, found, steps, attempt, notes)
+        return Charge(self, run, found, steps, attempt, 0, leased, notes)
+
+    def advance(self, run: str, until: int, *, held: Sequence[str], lease: str) -> None:
+        """Give a run at work leave for its steps up to number ``until``, before it takes any of them.
+
+        Whoever opens the run later, from whatever copy of its folder, finds all of them spent.
+
+        Args:
+            run: Identifier.
+            until: Number of the last step.
+            held: Tokens of the process at work, one of which the ledger gave it leave by last.
+            lease: Its new token: a copy of the process, of the same memory, has the old one.
+
+        Raises:
+            SupersededError: The run was opened elsewhere, or was settled.
+            BudgetError: There is no such run, or it has not so many steps.
+        """
+        with self._store.change() as connection:
+            row = charging.run_of(self._store, connection, run)
+            _check_steps("until", until, row.planned)
+            self._refuse_superseded(row, held)
+            if not row.is_open:
+                raise SupersededError(f"run {run} was settled at {row.charged} steps: resume it to go on")
+            # The answer to the same question was lost: nothing more is given.
+            values = {"leased": max(row.leased, until), "lease": self._hashed(lease)}
+            self._store.append(connection, "lease", {"until": values["leased"], "lease": values["lease"]}, run)
+            charging.change_run(self._store, connection, row, values)
 
     def resume(
         self, run: str, manifest: Manifest, *, attempts: Sequence[str], steps: int, attempt: str | None = None
     ) -> Charge:
         """Go on with a run: its own charge, extended by what was given back when it stopped.
+
+        A run that was not settled was killed, or is still at work elsewhere, or the folder is a copy from before it
+        went on: nothing tells which. So each of its steps that may have been taken counts as taken, and whoever is at
+        work on it gets no further leave.
 
         Args:
             run: Identifier.
@@ -253,19 +303,31 @@ class BudgetLedger:
             steps: Steps started so far, by the run's own journal.
             attempt: The new token, if the caller keeps it beforehand.
 
+        Returns:
+            The charge; its ``taken`` is where to go on, which may be beyond ``steps``.
+
         Raises:
-            BudgetError: The images or labels changed, the folder is an old copy, or the budget is gone meanwhile.
+            BudgetError: The images or labels changed, the folder is an old copy, the budget is gone meanwhile, or the
+                ledger knows of fewer steps than the folder.
         """
         self._own(manifest)
         attempt = attempt or secrets.token_hex(16)
         with self._store.change() as connection:
             row = charging.run_of(self._store, connection, run)
             self._refuse_other_images(connection, row, manifest)
-            if row.attempt not in [self._hashed(token) for token in attempts] or steps < row.settled:
-                raise BudgetError(
+            early = not row.is_open and steps < row.settled
+            if row.attempt not in [self._hashed(token) for token in attempts] or early:
+                raise SupersededError(
                     f"run {run} went on elsewhere, or this folder is an older copy of it: its steps would be taken "
                     "twice on one charge; start a new run"
                 )
+            if steps > row.leased:
+                raise BudgetError(
+                    f"run {run} has taken {steps} steps by its folder, and the ledger {self._store.name} knows of "
+                    f"{row.leased}: it was set back to an earlier copy; put the newer one back, or charge them with "
+                    "dptrain budget settle and the run's folder"
+                )
+            taken = int(row.leased)
             more = max(0, row.planned - row.charged)
             mechanism = charging.mechanism_of(self._store, connection, row)
             curve = curves.decode(mechanism.curve)
@@ -273,16 +335,25 @@ class BudgetLedger:
             if more:
                 step = curves.event_from_json(mechanism.event)
                 admission.admit(self._store, connection, totals, Request(step, curve, more, run))
-            payload = {"steps": more, "attempt": self._hashed(attempt)}
+            payload = {"steps": more, "taken": taken, "attempt": self._hashed(attempt)}
             self._store.append(connection, "resume", payload, run)
-            values = {"charged": row.charged + more, "is_open": True, "attempt": payload["attempt"]}
+            values = {"charged": row.charged + more, "settled": taken, "leased": taken, "is_open": True}
+            values |= {"attempt": payload["attempt"], "lease": payload["attempt"]}
             charging.change_run(self._store, connection, row, values)
             if more:
                 charging.charge(self._store, connection, totals, curve, more, row.delta)
             found = naming.dataset_of(connection, row.snapshot_id)
-        return Charge(self, run, found, row.planned, attempt)
+        return Charge(self, run, found, row.planned, attempt, taken, taken)
 
-    def settle(self, run: str, steps: int | None = None, reason: str = "finished") -> None:
+    def settle(
+        self,
+        run: str,
+        steps: int | None = None,
+        reason: str = "finished",
+        *,
+        held: Sequence[str] | None = None,
+        attempts: Sequence[str] | None = None,
+    ) -> None:
         """Charge a run the steps that it started; what it had reserved beyond becomes free again.
 
         A charge only ever falls from a reservation to the steps started, whatever the results are. Settling again is
@@ -292,8 +363,12 @@ class BudgetLedger:
             run: Identifier.
             steps: Steps started; ``None`` for the whole reservation, where no one can tell any more.
             reason: ``finished``, ``stopped``, ``failed``, ``killed`` or ``lost``.
+            held: Tokens of the process at work, which knows what it started. Without them nobody does, and each step
+                that may have been taken is charged, whatever ``steps`` says.
+            attempts: Tokens that the run's folder holds, where it is a folder that is settled.
 
         Raises:
+            SupersededError: The run was opened elsewhere after these tokens were given.
             BudgetError: There is no such run, or ``steps`` is less than what it was settled at before.
         """
         if reason not in RELEASED:
@@ -304,13 +379,25 @@ class BudgetLedger:
             row = charging.run_of(self._store, connection, run)
             # More than reserved cannot happen in a sound run; if it did, it was released and so it is charged.
             charged = row.charged if steps is None else int(steps)
+            if attempts is not None and row.attempt not in [self._hashed(token) for token in attempts]:
+                raise SupersededError(
+                    f"run {run} went on elsewhere, and this folder is an older copy of it: settle the folder where it "
+                    "went on, or, where that is lost, by --run, at all that was planned"
+                )
+            if held is not None:
+                self._refuse_superseded(row, held)
+            elif row.is_open:
+                charged = max(charged, row.leased)
             if not row.is_open and charged <= row.charged:
                 return
             if charged < row.settled:
                 raise BudgetError(f"run {run} was settled at {row.settled} steps, which {charged} would take back")
             self._store.append(connection, "settle", {"steps": charged, "reason": reason}, run)
             charging.change_run(
-                self._store, connection, row, {"charged": charged, "settled": charged, "is_open": False}
+                self._store,
+                connection,
+                row,
+                {"charged": charged, "settled": charged, "leased": charged, "is_open": False},
             )
             if charged != row.charged:
                 curve = curves.decode(charging.mechanism_of(self._store, connection, row).curve)
@@ -374,9 +461,21 @@ class BudgetLedger:
             "new run"
         )
 
+    def _refuse_superseded(self, row: Row, held: Sequence[str]) -> None:
+        if row.lease not in [self._hashed(token) for token in held]:
+            raise SupersededError(
+                f"run {row.id} went on elsewhere, from a copy of its folder: this process may take no further step, "
+                "and its steps are charged there; go on where it went on"
+            )
+
     def _own(self, manifest: Manifest) -> None:
         if manifest.key != self._store.key:
             raise BudgetError("the manifest was made under another ledger's key: make it with this ledger's manifest()")
 
     def _hashed(self, attempt: str) -> str:
         return keys.mac(self._store.key, "attempt", attempt.encode()).hex()
+
+
+def _check_steps(name: str, steps: int, planned: int) -> None:
+    if isinstance(steps, bool) or not 0 <= steps <= planned:
+        raise BudgetError(f"{name}={steps} is not one of the run's {planned} steps, or 0")

@@ -23,8 +23,8 @@ from ..errors import BudgetError, DptrainError
 from . import keys, sealing
 from .tables import entries, head, meta
 
-SCHEMA = "0003"  # the newest revision in migrations/versions
-_OLDEST = "0003"  # before it a turned copy of a picture was another picture
+SCHEMA = "0004"  # the newest revision in migrations/versions
+_OLDEST = "0004"  # before it a turned copy of a picture was another one, and nothing told how far a run had come
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 _NOT_ALLOWED = "42501"  # PostgreSQL: insufficient privilege
@@ -193,7 +193,7 @@ class Store:
         if str(found) < _OLDEST:
             raise BudgetError(
                 f"the ledger {self.name} was made by an older dptrain (schema {found}), which knew pictures by other "
-                "hashes: no picture would be found in it; make a new ledger, with what its budgets have left as limits"
+                "hashes and runs without leases: make a new ledger, with what its budgets have left as limits"
             )
         return str(found)
 

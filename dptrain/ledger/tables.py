@@ -151,8 +151,10 @@ runs = Table(
     Column("delta", Float(53), nullable=False),
     Column("planned", BigInteger, nullable=False),  # steps of the whole run
     Column("charged", BigInteger, nullable=False),  # steps that count as spent now
-    Column("settled", BigInteger, nullable=False),  # steps known to have started, at the last settlement
+    Column("settled", BigInteger, nullable=False),  # steps that count as taken since it was last opened or settled
+    Column("leased", BigInteger, nullable=False),  # no step after this one can have been taken
     Column("is_open", Boolean, nullable=False, index=True),
     Column("attempt", String(64), nullable=False),  # keyed hash of the token that may go on with the run
+    Column("lease", String(64), nullable=False),  # keyed hash of the token of the process at work
     _seal(),
 )

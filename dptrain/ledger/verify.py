@@ -83,15 +83,20 @@ class _Record:
                 "planned": payload["steps"],
                 "charged": payload["steps"],
                 "settled": 0,
+                "leased": payload["leased"],
                 "is_open": True,
                 "attempt": payload["attempt"],
+                "lease": payload["attempt"],
             }
+        elif row.kind == "lease":
+            self.runs[row.run].update(leased=payload["until"], lease=payload["lease"])
         elif row.kind == "resume":
-            run = self.runs[row.run]
-            run.update(charged=run["charged"] + payload["steps"], is_open=True, attempt=payload["attempt"])
+            run, taken, attempt = self.runs[row.run], payload["taken"], payload["attempt"]
+            run.update(charged=run["charged"] + payload["steps"], settled=taken, leased=taken, is_open=True)
+            run.update(attempt=attempt, lease=attempt)
         elif row.kind == "settle":
             steps = payload["steps"]
-            self.runs[row.run].update(charged=steps, settled=steps, is_open=False)
+            self.runs[row.run].update(charged=steps, settled=steps, leased=steps, is_open=False)
         else:
             raise KeyError(row.kind)
 

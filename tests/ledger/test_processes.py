@@ -110,7 +110,9 @@ def train(url: str, path: Path, seed: int) -> None:
     with folder.opened("", {}):
         try:
             spending.begin(path, resume, folder.journal.steps)
+            folder.journal.record(spending.taken)
             for step in range(folder.journal.steps, STEPS):
+                spending.lease(step + 1)
                 folder.journal.record(step + 1)
                 with (path.parent / f"{path.name}.released").open("ab") as stream:
                     stream.write(b".")
@@ -189,12 +191,16 @@ def check(ledger: BudgetLedger, folder: Path) -> None:
             assert started <= charged[run] <= STEPS, "steps were taken that nobody is charged for"
     reading = ledger.show("pets")[0]
     assert (reading.used or 0.0) <= 1.0, "the budget is overdrawn"
-    for run in charged:  # what was killed is settled at what its folder says; one without a folder was never begun
+    for run in charged:  # what was killed is settled at its lease, a step at most; without a folder it never began
         ledger.settle(run, size(notes[run] / "steps.journal") if run in notes else 0, "killed")
-    steps = sum(size(path / "steps.journal") for path in folder.glob("run?"))
+    steps = 0
+    for row in ledger.history("pets"):
+        started = size(notes[row.run] / "steps.journal") if row.run in notes else 0
+        assert started <= row.charged <= started + 1, "more is charged than may have been taken"
+        steps += row.charged
     one = curves.step_curve(curves.event_to_json(curves.split_steps(RUN)[0]), ledger._store.orders)
     spent = curves.epsilon(curves.add(curves.zero(ledger._store.orders), one, steps), ledger._store.orders, DELTA)
-    assert ledger.show("pets")[0].epsilon == spent, "the ledger has not charged exactly the steps that were taken"
+    assert ledger.show("pets")[0].epsilon == spent, "the dataset has not spent what its runs are charged"
     assert ledger.verify().findings == ()
 
 

@@ -44,7 +44,7 @@ def test_a_run_is_charged_and_says_so(
     assert reading.epsilon == pytest.approx(PLAN.epsilon())
     owner = json.loads((tmp_path / "out/owner/dataset_budget.json").read_text())
     assert (owner["spent"], owner["runs"], owner["name"], owner["notices"]) == (reading.epsilon, 1, reading.name, [])
-    assert owner["head"].partition(":")[0] == "3"  # the last entry is this run's settlement
+    assert owner["head"].partition(":")[0] == str(3 + PLAN.steps)  # a lease a step, and this run's settlement
     assert (tmp_path / "out/owner").stat().st_mode & 0o077 == 0, "others on the machine can read it"
     assert "budget: recorded in " in capsys.readouterr().out
 
@@ -162,7 +162,9 @@ def test_a_reservation_that_died_before_it_was_made_is_made_by_the_resume(
 
 
 def test_a_resume_that_was_refused_can_be_tried_again(folder: Path, tmp_path: Path, images: tuple[Path, ...]) -> None:
-    spending(tmp_path, images).begin(folder)
+    first = spending(tmp_path, images)
+    first.begin(folder)
+    first.lease(1)
     for _ in range(3):
         with pytest.raises(BudgetError):
             spending(tmp_path, images[1:]).begin(folder, resume=True, steps=1)
@@ -180,7 +182,7 @@ def test_a_ledger_that_goes_away_does_not_lose_the_run(
     charge = spending(tmp_path, images)
     charge.begin(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(BudgetLedger, "settle", lambda *_: (_ for _ in ()).throw(BudgetError("gone")))
+        patch.setattr(BudgetLedger, "settle", lambda *_, **__: (_ for _ in ()).throw(BudgetError("gone")))
         assert charge.settle(3, "finished") is False
     assert "until dptrain budget settle is given this run's folder" in caplog.text
     assert charge.settle(3, "finished") is True

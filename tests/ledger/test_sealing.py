@@ -25,7 +25,7 @@ def fill(ledger: BudgetLedger) -> None:
     """A budget with a settled run and one at work, a dataset without a limit, and a budget whose order is open."""
     ledger.create("pets", epsilon=8.0, delta=1e-5, manifest=pictures(ledger, range(10)))
     ledger.reserve(RUN, pictures(ledger, range(10)), run=SETTLED).settle(60, "stopped")
-    ledger.reserve(RUN, pictures(ledger, range(10)), run=OPEN)
+    ledger.reserve(RUN, pictures(ledger, range(10)), run=OPEN, leased=40)
     ledger.reserve(RUN, pictures(ledger, range(20, 30)), data_name="third").settle(100)
     ledger.create("late", epsilon=8.0, delta=1e-5, manifest=pictures(ledger, range(40, 50)))
 

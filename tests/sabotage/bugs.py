@@ -7,6 +7,7 @@ from .claim_bugs import CLAIM_BUGS
 from .edits import Bug
 from .gradient_bugs import GRADIENT_BUGS
 from .identity_bugs import IDENTITY_BUGS
+from .lease_bugs import LEASE_BUGS
 from .noise_bugs import NOISE_BUGS
 from .published_bugs import PUBLISHED_BUGS
 from .reading_bugs import READING_BUGS
@@ -19,6 +20,7 @@ BUGS: dict[str, Bug] = {
     for bugs in (
         GRADIENT_BUGS,
         IDENTITY_BUGS,
+        LEASE_BUGS,
         NOISE_BUGS,
         PUBLISHED_BUGS,
         READING_BUGS,

@@ -102,7 +102,7 @@ RECORD_BUGS = (
         "two copies of a folder go on",
         "Whoever has the folder of a run may resume it: the same steps are taken twice on one charge.",
         _LEDGER + "resume",
-        "if row.attempt not in [self._hashed(token) for token in attempts] or steps < row.settled:", "if False:",
+        "if row.attempt not in [self._hashed(token) for token in attempts] or early:", "if False:",
         LEDGER + "test_two_copies_of_a_runs_folder_cannot_both_go_on",
         LEDGER + "test_a_folder_that_was_set_back_cannot_take_the_same_steps_twice",
     ),
