@@ -77,6 +77,9 @@ def measure(url: str, key: str, charges: int) -> dict[str, float | int]:
     begin = time.process_time()
     full = [_milliseconds(lambda n=n: run(n)) for n in range(charges, charges + MEASURED)]
     of_processor = (time.process_time() - begin) / MEASURED * 1000
+    at_work = ledger.reserve(events[0], chosen[0], name="at work", leased=0)
+    leases = [_milliseconds(lambda n=n: at_work.advance(n)) for n in range(1, 101)]
+    at_work.settle(100, "stopped")
     command = [sys.executable, "-m", "dptrain.cli", "budget", "show", "--url", url, "--key", key]
     shows = [_milliseconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(5)]
     return {
@@ -85,6 +88,7 @@ def measure(url: str, key: str, charges: int) -> dict[str, float | int]:
         "of_that_processor_ms": of_processor,
         "worst_of_200_ms": max(full),
         "when_empty_ms": statistics.median(empty),
+        "lease_ms": statistics.median(leases),
         "show_ms": _milliseconds(ledger.show),
         "show_command_ms": statistics.median(shows),
         "history_last_20_ms": _milliseconds(lambda: ledger.history("all", 20)),

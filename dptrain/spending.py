@@ -181,6 +181,7 @@ class Spending:
             "unit": reading.unit,
             "delta": reading.delta,
             "spent": reading.epsilon,
+            "charged": reading.epsilon_charged,
             "spent_pld": reading.epsilon_pld,
             "limit": reading.limit,
             "runs": reading.runs,

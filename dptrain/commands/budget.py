@@ -133,12 +133,13 @@ def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as
     if as_json:
         print(to_json({"ledger": ledger.address, "datasets": [asdict(reading) for reading in readings]}))
         return 0
-    columns = ("dataset", "spent", "limit", "used", "delta", "PLD", "runs", "open", "unit")
+    columns = ("dataset", "spent", "charged", "limit", "used", "delta", "PLD", "runs", "open", "unit")
     table = _table(f"privacy budget: {ledger.name}", columns)
     for reading in readings:
         table.add_row(
             reading.name,
             shown(reading.epsilon),
+            shown(reading.epsilon_charged) if reading.stopped_runs else "",
             "none" if reading.limit is None else f"{reading.limit:g}",
             "" if reading.used is None else f"{reading.used:.1%}",
             "" if reading.delta is None else f"{reading.delta:.3g}",
@@ -150,6 +151,11 @@ def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as
     _print(table)
     if readings:
         print("spent: epsilon by RDP, reservations included; used: part of the budget that its filter has let through")
+        if any(reading.stopped_runs for reading in readings):
+            print(
+                "spent counts all that runs which ended early had planned; charged counts the steps they took, "
+                "and holds if it was decided beforehand when each run ends"
+            )
     else:
         print("no dataset yet: dptrain budget create, or the first dptrain train, makes one")
     return 0
@@ -279,7 +285,20 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    right = ("spent", "limit", "used", "PLD", "runs", "open", "steps", "epsilon so far", "noise", "rate", "delta")
+    right = (
+        "spent",
+        "charged",
+        "limit",
+        "used",
+        "PLD",
+        "runs",
+        "open",
+        "steps",
+        "epsilon so far",
+        "noise",
+        "rate",
+        "delta",
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from ..errors import BudgetError
 from ..rounding import shown
@@ -17,7 +17,7 @@ from ..wording import counted
 from . import curves, filters, sealing, snapshots
 from .curves import Curve
 from .store import Store
-from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, mechanisms, runs
+from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, mechanisms, runs, stopped
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,21 @@ _OF_SNAPSHOT = (
 )
 _TOUCHED = snapshots.dataset_atom_pairs().where(atom_snapshots.c.atom_id.in_(bindparam("inside", expanding=True)))
 _HELD = snapshots.dataset_atom_pairs().where(dataset_snapshots.c.dataset_id.in_(bindparam("inside", expanding=True)))
+
+
+_NOT_TAKEN = (
+    select(atom_snapshots.c.atom_id, stopped.c.mechanism_id, func.sum(stopped.c.steps))
+    .join(stopped, stopped.c.snapshot_id == atom_snapshots.c.snapshot_id)
+    .where(
+        stopped.c.steps > 0,
+        atom_snapshots.c.atom_id.in_(
+            snapshots.dataset_atom_pairs()
+            .with_only_columns(atom_snapshots.c.atom_id)
+            .where(dataset_snapshots.c.dataset_id.in_(bindparam("inside", expanding=True)))
+        ),
+    )
+    .group_by(atom_snapshots.c.atom_id, stopped.c.mechanism_id)
+)
 
 
 def touched_datasets(connection: Connection, atom_ids: Collection[int]) -> dict[int, set[int]]:
@@ -225,22 +240,58 @@ def _surely(
 
 
 def refresh_readings(store: Store, connection: Connection, numbers: Collection[int], delta: float | None) -> None:
-    """Compute what the datasets have spent, so that whoever shows it needs no accountant."""
+    """Compute what the datasets have spent, so that whoever shows it needs no accountant.
+
+    Two figures: with every planned step of the runs that ended early, and with the steps that were charged.
+    """
     totals_of = dataset_totals(store, connection, numbers)
+    planned_of = planned_totals(store, connection, numbers)
     changed: list[dict[str, Any]] = []
     spent_by: dict[tuple[str, float], float] = {}  # datasets share atoms
+
+    def spent(totals: Collection[str], delta: float) -> float:
+        for total in totals:
+            if (total, delta) not in spent_by:
+                spent_by[total, delta] = curves.epsilon(curves.decode(total), store.orders, delta)
+        return max(spent_by[total, delta] for total in totals)
+
     for row in connection.execute(select(datasets).where(datasets.c.id.in_(list(numbers)))).all():
         totals = totals_of[row.id]
         known = [value for value in (row.read_delta, delta) if value is not None]
         at = row.delta if row.delta is not None else min(known, default=1e-5)
-        for total in totals:
-            if (total, at) not in spent_by:
-                spent_by[total, at] = curves.epsilon(curves.decode(total), store.orders, at)
-        spent = max(spent_by[total, at] for total in totals)
-        changed.append({"dataset": row.id, "of": totals_digest(totals), "at": at, "spent": spent})
-    columns: dict[str, Any] = {"read_of": "of", "read_delta": "at", "read_epsilon": "spent"}
+        found = {"charged": spent(totals, at), "spent": spent(planned_of.get(row.id, totals), at)}
+        changed.append({"dataset": row.id, "of": totals_digest(totals), "at": at, **found})
+    columns = {"read_of": "of", "read_delta": "at", "read_epsilon": "spent", "read_charged": "charged"}
     query = update(datasets).where(datasets.c.id == bindparam("dataset"))
     connection.execute(query.values({column: bindparam(name) for column, name in columns.items()}), changed)
+
+
+def planned_totals(store: Store, connection: Connection, numbers: Collection[int]) -> dict[int, set[str]]:
+    """Return the totals of some datasets with all that was planned, also by runs that ended early; only of those
+    datasets that have such runs.
+    """
+    missing: dict[int, Counter[int]] = {}  # atom -> kind of step -> steps
+    for atom, kind, steps in connection.execute(_NOT_TAKEN, {"inside": list(numbers)}):
+        missing.setdefault(atom, Counter())[kind] = int(steps)
+    if not missing:
+        return {}
+    kinds = {kind for tally in missing.values() for kind in tally}
+    rows = connection.execute(select(mechanisms.c.id, mechanisms.c.curve).where(mechanisms.c.id.in_(kinds)))
+    steps_of = {number: curves.decode(curve) for number, curve in rows}
+    held: dict[int, set[int]] = {}
+    for dataset, atom in connection.execute(_HELD, {"inside": list(numbers)}):
+        held.setdefault(dataset, set()).add(atom)
+    found: dict[int, set[str]] = {}
+    for dataset, inside in held.items():
+        if not inside & missing.keys():
+            continue
+        found[dataset] = set()
+        for atom, text in _totals(store, connection, inside).items():
+            total = curves.decode(text)
+            for kind, steps in missing.get(atom, {}).items():
+                total = curves.add(total, steps_of[kind], steps)
+            found[dataset].add(curves.encode(total))
+    return found
 
 
 def dataset_totals(store: Store, connection: Connection, numbers: Collection[int]) -> dict[int, set[str]]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from ..errors import BudgetError
 from . import admission, curves, sealing, snapshots
 from .store import Store
-from .tables import atoms, mechanisms, runs
+from .tables import atoms, mechanisms, runs, stopped
 
 
 def run_of(store: Store, connection: Connection, run: str) -> Row:
@@ -30,6 +30,22 @@ def change_run(store: Store, connection: Connection, row: Row, values: Mapping[s
     """Write values into the row of a run, and seal it anew."""
     changed = sealing.sealed(store, runs, {**row._mapping, **values})
     connection.execute(update(runs).where(runs.c.id == row.id).values(**values, seal=changed["seal"]))
+    _count_stopped(connection, row, not_taken(changed) - not_taken(row._mapping))
+
+
+def not_taken(run: Mapping[Any, Any]) -> int:
+    """Return how many of its planned steps a run that ended early did not take; 0 for any other."""
+    ended_early = not run["is_open"] and 0 < run["charged"] < run["planned"]
+    return int(run["planned"] - run["charged"]) if ended_early else 0
+
+
+def _count_stopped(connection: Connection, run: Row, steps: int) -> None:
+    if not steps:
+        return
+    here = (stopped.c.snapshot_id == run.snapshot_id) & (stopped.c.mechanism_id == run.mechanism_id)
+    if not connection.execute(update(stopped).where(here).values(steps=stopped.c.steps + steps)).rowcount:
+        row = {"snapshot_id": run.snapshot_id, "mechanism_id": run.mechanism_id, "steps": steps}
+        connection.execute(insert(stopped).values(row))
 
 
 def mechanism_of(store: Store, connection: Connection, run: Row) -> Row:

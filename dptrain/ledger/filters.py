@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, ConfigError
-from .curves import ROUNDING, UNBOUNDED, Curve, add, best_order, bound, to_fixed, to_floats, zero
+from .curves import ROUNDING, SCALE, UNBOUNDED, Curve, add, best_order, bound, to_fixed, to_floats, zero
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -72,6 +72,17 @@ class Filter:
         """The part of the capacity that is spent; 1 is all of it."""
         spent = bound(total[self.index])
         return spent / self.capacity if self.capacity > 0 else math.inf
+
+
+def reading_at(found: Filter, total: Curve, delta: float) -> float:
+    """Return the epsilon that a total has at the filter's order, which holds at every stopping time.
+
+    exp((order - 1) (loss - divergence so far)) is a supermartingale in the steps, at one order fixed before the first
+    of them. So its mean is at most 1 wherever one stops, and by Markov's inequality the loss passes divergence +
+    log(1 / delta) / (order - 1) with a probability of at most delta.
+    """
+    divergence = bound(total[found.index]) / SCALE * (1.0 + ROUNDING)
+    return (divergence + math.log(1.0 / delta) / (found.order - 1.0)) * (1.0 + ROUNDING)
 
 
 def reads_within(total: Curve, orders: Sequence[float], epsilon: float, delta: float) -> bool:

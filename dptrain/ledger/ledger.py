@@ -185,9 +185,9 @@ class BudgetLedger:
         with self._store.change() as connection:
             number = naming.dataset_to_limit(connection, name, unit, manifest)
             snapshots.register(self._store, connection, number, name, manifest)
-            connection.execute(update(datasets).where(datasets.c.id == number).values(epsilon=epsilon, delta=delta))
             limit = {"dataset": name, "epsilon": epsilon, "delta": delta, "unit": unit, "orders": self._store.orders}
-            self._store.append(connection, "budget", limit)
+            values = {"epsilon": epsilon, "delta": delta, "limited": self._store.append(connection, "budget", limit)}
+            connection.execute(update(datasets).where(datasets.c.id == number).values(values))
             row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
             if admission.has_charges(self._store, connection, number):
                 admission.budget_filter(self._store, connection, row)

@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, snapshots
+from . import admission, curves, filters, snapshots
+from .charging import not_taken
 from .store import Store
 from .tables import atom_snapshots, atoms, datasets, entries, mechanisms, runs
 
@@ -29,12 +30,16 @@ class DatasetReading:
         unit: What one record is.
         limit: Total epsilon of its budget; ``None``: recorded without a limit.
         delta: That the epsilons here are read at: the budget's, else the smallest of its runs.
-        epsilon: RDP of everything charged, at its best order; never below dp-accounting's.
-        epsilon_pld: The same events by their privacy loss distribution; ``None`` where it was not computed.
+        epsilon: RDP at its best order, never below dp-accounting's: of everything charged, and of all that runs which
+            ended early had planned, since when they ended may have been chosen by what they showed. At most the limit.
+        epsilon_charged: RDP of everything charged: what holds if it was decided beforehand when each run ends.
+        epsilon_pld: The same events by their privacy loss distribution; ``None`` where it was not computed, or where a
+            run ended early.
         filter_order: Order that admission looks at; ``None`` until a run fixes it.
         used: Part of the budget that the filter has let through, 1 is all of it; ``None`` without a filter.
         runs: Runs that touched any of its pictures.
         open_runs: Those of them that are not settled.
+        stopped_runs: Those of them that ended early, after a step at least.
     """
 
     name: str
@@ -42,11 +47,13 @@ class DatasetReading:
     limit: float | None
     delta: float | None
     epsilon: float
+    epsilon_charged: float
     epsilon_pld: float | None
     filter_order: float | None
     used: float | None
     runs: int
     open_runs: int
+    stopped_runs: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Movement:
         status: ``open``, or why it was settled.
         planned, charged: Steps of the whole run, and those that count.
         sample_rate, noise_multiplier: Of a Gaussian step; ``None`` for another event, which ``kind`` names.
-        epsilon: What the dataset had spent with this run and all before it, by RDP at ``delta``.
+        epsilon: What the dataset had spent with this run and all before it, by RDP at ``delta``; with every planned
+            step of those that ended early.
         delta: What that is read at.
     """
 
@@ -93,24 +101,33 @@ def _reading(store: Store, connection: Connection, row: Row) -> DatasetReading:
     totals = set(connection.scalars(select(atoms.c.total).where(atoms.c.id.in_(inside))))
     touched = select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id.in_(inside))
     unsettled_too = func.count().filter(runs.c.is_open.is_not(False))
-    count = select(func.count(), unsettled_too).where(runs.c.snapshot_id.in_(touched))
-    number, unsettled = connection.execute(count).one()
-    used = None
+    early = runs.c.is_open.is_(False) & (runs.c.charged > 0) & (runs.c.charged < runs.c.planned)
+    stopped, first = func.count().filter(early), func.min(runs.c.seq).filter(runs.c.charged > 0)
+    count = select(func.count(), unsettled_too, stopped, first).where(runs.c.snapshot_id.in_(touched))
+    number, unsettled, ended_early, first_charge = connection.execute(count).one()
+    spent, charged = _number(row.read_epsilon) or 0.0, _number(row.read_charged) or 0.0
+    limit, used = _number(row.epsilon), None
     if row.filter_order is not None:
-        found = admission.budget_filter(store, connection, row)
-        used = found.used(curves.largest(curves.decode(total) for total in totals))
-    fresh = admission.totals_digest(totals) == row.pld_of
+        found, largest = admission.budget_filter(store, connection, row), curves.largest(map(curves.decode, totals))
+        used = found.used(largest)
+        if limit is not None and row.limited < (first_charge or math.inf):  # the order follows from limit and first run
+            at_order = filters.reading_at(found, largest, row.delta)
+            at_any_stop = min(at_order, limit) if used <= 1.0 else at_order
+            spent = min(spent, max(at_any_stop, charged))  # charged is dp-accounting's figure, and nothing is below it
+    fresh = admission.totals_digest(totals) == row.pld_of and not ended_early
     return DatasetReading(
         name=_text(row.name),
         unit=_text(row.unit),
-        limit=_number(row.epsilon),
+        limit=limit,
         delta=_number(row.delta if row.delta is not None else row.read_delta),
-        epsilon=_number(row.read_epsilon) or 0.0,
+        epsilon=spent,
+        epsilon_charged=charged,
         epsilon_pld=_number(row.pld_epsilon) if fresh else None,
         filter_order=row.filter_order,
         used=used,
         runs=number,
         open_runs=unsettled,
+        stopped_runs=ended_early,
     )
 
 
@@ -160,7 +177,7 @@ def read_movements(store: Store, connection: Connection, name: str | None, last:
             steps[run.mechanism_id] = curves.decode(run.curve)
         curve = steps[run.mechanism_id]
         for atom in holders[run.snapshot_id]:
-            totals[atom] = curves.add(totals[atom], curve, run.charged)
+            totals[atom] = curves.add(totals[atom], curve, run.charged + not_taken(run._mapping))
         if index >= first:
             spent = max(curves.epsilon(total, store.orders, delta) for total in set(totals.values()))
             found.append(_movement(run, name, "open" if run.is_open else reasons[run.id], spent, delta))
@@ -201,7 +218,7 @@ def refresh_pld(store: Store, name: str) -> None:
         inside = snapshots.dataset_atoms(connection, int(number or 0))
         totals = set(connection.scalars(select(atoms.c.total).where(atoms.c.id.in_(inside))))
         tallies = {tuple(sorted(_tally(connection, atom).items())) for atom in inside}
-    if reading.epsilon_pld is not None or reading.delta is None:
+    if reading.epsilon_pld is not None or reading.delta is None or reading.stopped_runs:
         return
     spent = _pld(tallies, reading)
     if spent is not None:

@@ -13,18 +13,19 @@ from sqlalchemy import Table, text
 
 from ..errors import BudgetError
 from .store import Store
-from .tables import atoms, datasets, head, meta, metadata, runs, units
+from .tables import atoms, datasets, head, meta, metadata, runs, stopped, units
 
 READER, SPENDER, KEEPER = ROLES = ("dptrain_reader", "dptrain_spender", "dptrain_keeper")
 
 # What a limit is: a spender may add a dataset without one, and never gives or changes one.
-_LIMIT = {"epsilon", "delta"}
+_LIMIT = {"epsilon", "delta", "limited"}
 _CHANGES: dict[Table, set[str]] = {
     head: {"id"},
     atoms: {"id"},
     units: {"id", "hash"},
     runs: {"id", "seq", "name", "snapshot_id", "mechanism_id", "delta", "planned"},
     datasets: {"id", "name", "unit", *_LIMIT},
+    stopped: {"snapshot_id", "mechanism_id"},
 }  # every column but these; what is not listed is never changed
 
 

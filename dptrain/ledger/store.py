@@ -23,8 +23,8 @@ from ..errors import BudgetError, DptrainError
 from . import keys, sealing
 from .tables import entries, head, meta
 
-SCHEMA = "0004"  # the newest revision in migrations/versions
-_OLDEST = "0004"  # before it a turned copy of a picture was another one, and nothing told how far a run had come
+SCHEMA = "0005"  # the newest revision in migrations/versions
+_OLDEST = "0005"  # before it a turned picture was another one, and nothing told how far a run had come
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 _NOT_ALLOWED = "42501"  # PostgreSQL: insufficient privilege

@@ -73,11 +73,13 @@ datasets = Table(
     Column("epsilon", Float(53)),
     Column("delta", Float(53)),
     Column("filter_order", Float(53)),
+    Column("limited", Integer),  # number of the entry that set the limit
     Column("capacity", Text),
     # Readings, kept so that showing them needs no accountant: of which totals, at which delta, what.
     Column("read_of", String(64)),
     Column("read_delta", Float(53)),
     Column("read_epsilon", Float(53)),
+    Column("read_charged", Float(53)),
     Column("pld_of", String(64)),
     Column("pld_epsilon", Float(53)),
 )
@@ -157,4 +159,13 @@ runs = Table(
     Column("attempt", String(64), nullable=False),  # keyed hash of the token that may go on with the run
     Column("lease", String(64), nullable=False),  # keyed hash of the token of the process at work
     _seal(),
+)
+
+# Steps that runs which ended early had planned and did not take. For readings only: they are not charged.
+stopped = Table(
+    "stopped",
+    metadata,
+    _link("snapshot_id", "snapshots", primary_key=True),
+    _link("mechanism_id", "mechanisms", primary_key=True),
+    Column("steps", BigInteger, nullable=False),
 )

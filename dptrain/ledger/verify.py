@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, text
 
 from ..errors import BudgetError
-from . import curves, sealing, snapshots
+from . import admission, curves, sealing, snapshots
+from .charging import not_taken
 from .filters import Filter
 from .manifest import digest_of
 from .reading import read_datasets
@@ -28,6 +29,7 @@ from .tables import (
     mechanisms,
     members,
     runs,
+    stopped,
     units,
 )
 from .tables import (
@@ -69,7 +71,7 @@ class _Record:
             self.datasets.setdefault(payload["dataset"], {})
             self.pairs.add((payload["dataset"], payload["digest"]))
         elif row.kind == "budget":
-            limit = {name: payload[name] for name in ("epsilon", "delta", "unit")}
+            limit = {name: payload[name] for name in ("epsilon", "delta", "unit")} | {"limited": row.seq}
             self.datasets.setdefault(payload["dataset"], {}).update(limit)
         elif row.kind == "order":
             self.datasets.setdefault(payload["dataset"], {}).update(filter_order=payload["order"])
@@ -154,7 +156,7 @@ def _datasets(store: Store, connection: Connection, record: _Record) -> Iterator
         yield f"dataset {name} is {'not in the record' if name in rows else 'in the record and not in the tables'}"
     for name in rows.keys() & record.datasets.keys():
         row, said = rows[name], record.datasets[name]
-        for column in ("epsilon", "delta", "filter_order"):
+        for column in ("epsilon", "delta", "filter_order", "limited"):
             if getattr(row, column) != said.get(column):
                 yield f"dataset {name}: {column} is {getattr(row, column)}, and the record says {said.get(column)}"
         if row.unit != said.get("unit", row.unit):
@@ -238,7 +240,17 @@ def _totals(store: Store, connection: Connection, record: _Record) -> Iterator[s
         if curves.encode(total) != total_text:
             wrong = True
             yield f"atom {atom}: its total is not the sum of its charges"
-    if not wrong:
+    missing: Counter[tuple[str, str]] = Counter()
+    for run in record.runs.values():
+        missing[run["digest"], run["event"]] += not_taken(run)
+    query = (
+        select(snapshots_table.c.digest, mechanisms.c.event, stopped.c.steps)
+        .join(snapshots_table, snapshots_table.c.id == stopped.c.snapshot_id)
+        .join(mechanisms, mechanisms.c.id == stopped.c.mechanism_id)
+    )
+    if {(row.digest, row.event): row.steps for row in connection.execute(query) if row.steps} != +missing:
+        yield "the steps that runs ended before are not those of the record"
+    elif not wrong:
         yield from _readings(store, connection, kept)
 
 
@@ -247,10 +259,12 @@ def _readings(store: Store, connection: Connection, totals: Mapping[int, str]) -
         inside = snapshots.dataset_atoms(connection, row.id)
         if row.read_delta is None or not inside or not all(atom in totals for atom in inside):
             continue
-        kept = {totals[atom] for atom in inside}
-        spent = max(curves.epsilon(curves.decode(total), store.orders, row.read_delta) for total in kept)
-        if row.read_epsilon is None or not _near(row.read_epsilon, spent):
-            yield f"dataset {row.name}: its reading is not that of its charges"
+        charged = {totals[atom] for atom in inside}
+        planned = admission.planned_totals(store, connection, [row.id]).get(row.id, charged)
+        for kept, those in ((row.read_epsilon, planned), (row.read_charged, charged)):
+            spent = max(curves.epsilon(curves.decode(total), store.orders, row.read_delta) for total in those)
+            if kept is None or not _near(kept, spent):
+                yield f"dataset {row.name}: its reading is not that of its charges"
 
 
 def _contents(store: Store, connection: Connection, record: _Record) -> Iterator[str]:

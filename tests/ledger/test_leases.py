@@ -63,7 +63,7 @@ class Process:
     def start(cls, url: str, folder: Path) -> Process:
         resume = (folder / "steps.journal").exists()
         folder.mkdir(exist_ok=True)
-        spending = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", (), "pets")
+        spending = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", {}, "pets")
         spending.prepare()
         journal = StepJournal(folder / "steps.journal", new=not resume)
         try:
@@ -141,7 +141,7 @@ def test_what_a_superseded_run_settles_takes_nothing_back(run: Process, url: str
     assert charged(url) == STEPS
     copy.end()
     assert charged(url) == 4
-    late = Spending(run.spending.budget, RUN, DELTA, "image", (), "pets")
+    late = Spending(run.spending.budget, RUN, DELTA, "image", {}, "pets")
     late._ledger, late._charge = run.spending._ledger, run.spending._charge
     with pytest.raises(SupersededError):
         late.settle(3, "stopped")
@@ -276,7 +276,7 @@ def test_leases_follow_from_the_planned_steps_alone() -> None:
 
 
 def test_a_tuning_is_charged_as_a_whole_from_the_start(url: str, tmp_path: Path) -> None:
-    spending = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", (), "pets", whole=True)
+    spending = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", {}, "pets", whole=True)
     spending.prepare()
     spending.begin(tmp_path)
     BudgetLedger(url, KEY).settle(read_note(tmp_path)["run"], 0, "killed")
@@ -301,6 +301,7 @@ class Folders(RuleBasedStateMachine):
         self.folders = [self.home / "0"]
         self.alive: dict[Path, Process] = {}
         self.taken = 0
+        self.done: set[int] = set()
         self.lineage: dict[Path, int] = {self.folders[0]: 0}  # steps that led to what is in a folder
         self.start(self.folders[0])
 
@@ -325,6 +326,8 @@ class Folders(RuleBasedStateMachine):
             except SupersededError:
                 self.end(number)
                 return
+            assert process.journal.steps not in self.done, "a step was taken twice"
+            self.done.add(process.journal.steps)
             self.taken += 1
             self.lineage[folder] += 1
 

@@ -20,6 +20,10 @@ def spent(ledger: BudgetLedger, name: str) -> float:
     return ledger.show(name)[0].epsilon
 
 
+def charged(ledger: BudgetLedger, name: str) -> float:
+    return ledger.show(name)[0].epsilon_charged
+
+
 def test_a_new_dataset_is_recorded_without_a_limit(any_ledger: BudgetLedger) -> None:
     charge = any_ledger.reserve(RUN, pictures(any_ledger, range(9)), data_name="pets", delta=DELTA)
     assert (charge.dataset, charge.planned, charge.notes) == ("pets", 1500, ())
@@ -99,12 +103,12 @@ def test_settling_frees_the_steps_that_were_not_started_and_never_more(any_ledge
     manifest = pictures(any_ledger, range(5))
     charge = any_ledger.reserve(RUN, manifest, data_name="pets", delta=DELTA)
     charge.settle(700, "stopped")
-    assert spent(any_ledger, "pets") == pytest.approx(dp_sgd_epsilon(0.02, 700, 1.1, DELTA))
+    assert charged(any_ledger, "pets") == pytest.approx(dp_sgd_epsilon(0.02, 700, 1.1, DELTA))
     charge.settle(700, "stopped")
     charge.settle(300, "stopped")  # again, by someone who knows less: nothing is taken back
-    assert spent(any_ledger, "pets") == pytest.approx(dp_sgd_epsilon(0.02, 700, 1.1, DELTA))
+    assert charged(any_ledger, "pets") == pytest.approx(dp_sgd_epsilon(0.02, 700, 1.1, DELTA))
     charge.settle(1500, "finished")  # and someone who knows more is believed
-    assert spent(any_ledger, "pets") == pytest.approx(dp_sgd_epsilon(0.02, 1500, 1.1, DELTA))
+    assert charged(any_ledger, "pets") == pytest.approx(dp_sgd_epsilon(0.02, 1500, 1.1, DELTA))
     assert any_ledger.verify().sound
 
 
@@ -286,7 +290,7 @@ def test_the_history_shows_every_run_and_how_the_spending_grew(any_ledger: Budge
         ("run100", 100, 300, "finished"), ("run200", 200, 300, "finished"), ("run300", 300, 300, "finished"),
     ]  # fmt: skip
     assert [row.epsilon for row in rows] == pytest.approx(
-        [dp_sgd_epsilon(0.02, n, 1.1, DELTA) for n in (100, 300, 600)]
+        [dp_sgd_epsilon(0.02, n, 1.1, DELTA) for n in (300, 600, 900)]  # two ended early, when, by what they showed
     )
     assert any_ledger.history("pets", last=1) == rows[-1:]
 

@@ -200,7 +200,7 @@ def check(ledger: BudgetLedger, folder: Path) -> None:
         steps += row.charged
     one = curves.step_curve(curves.event_to_json(curves.split_steps(RUN)[0]), ledger._store.orders)
     spent = curves.epsilon(curves.add(curves.zero(ledger._store.orders), one, steps), ledger._store.orders, DELTA)
-    assert ledger.show("pets")[0].epsilon == spent, "the dataset has not spent what its runs are charged"
+    assert ledger.show("pets")[0].epsilon_charged == spent, "the dataset has not spent what its runs are charged"
     assert ledger.verify().findings == ()
 
 

@@ -74,7 +74,7 @@ def test_a_stopped_run_frees_what_it_did_not_start_and_its_resume_takes_it_again
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run_module.Progress, "update", stop_at_two)
         dptrain.train(data=data, **options(tmp_path))
-    assert spent(tmp_path).epsilon == pytest.approx(PLAN.epsilon(steps=2))
+    assert spent(tmp_path).epsilon_charged == pytest.approx(PLAN.epsilon(steps=2))
     dptrain.train(data=data, **options(tmp_path, resume=True))
     assert spent(tmp_path).epsilon == pytest.approx(PLAN.epsilon())
     assert spent(tmp_path).runs == 1

@@ -47,10 +47,14 @@ REFUSE: dict[str, set[str]] = {
 }
 NOT_READ = {
     "head.id",  # there is one row
-    *(f"datasets.{name}" for name in ("read_of", "read_delta", "read_epsilon", "pld_of", "pld_epsilon")),  # shown only
+    *(
+        f"datasets.{name}"
+        for name in ("limited", "read_of", "read_delta", "read_epsilon", "read_charged", "pld_of", "pld_epsilon")
+    ),  # shown only
     *(f"entries.{name}" for name in ("at", "kind", "run", "payload")),  # the record, which verify reads
     *(f"members.{name}" for name in ("snapshot_id", "unit_id", "labels")),  # what changed, in words
     *(f"files.{name}" for name in ("hash", "unit_id", "seal")),  # what is not found is decoded; see test_verify.py
+    *(f"stopped.{name}" for name in ("snapshot_id", "mechanism_id", "steps")),  # shown only
     "mechanisms.digest",  # a kind of step that is not found is computed anew
 }
 READ = [f"{table}.{column.name}" for table in metadata.tables for column in metadata.tables[table].c]

@@ -40,7 +40,7 @@ def test_a_run_that_fails_is_charged_the_steps_it_started(tmp_path: Path, monkey
     with pytest.raises(OSError, match="disk gone"):
         dptrain.train(**options(tmp_path, budget={"url": url}))
     (reading,) = BudgetLedger(url).show()
-    assert reading.epsilon == pytest.approx(PLAN.epsilon(steps=4))
+    assert reading.epsilon_charged == pytest.approx(PLAN.epsilon(steps=4))
 
 
 def test_a_seeded_run_states_no_guarantee(tmp_path: Path) -> None:
