@@ -267,6 +267,11 @@ def _check_units(config: TrainConfig) -> None:
     if privacy.unit == "group":
         check_groups(privacy.groups)
         privacy.rows_per_unit = privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT
+        if privacy.same_picture != "refuse":
+            raise ConfigError(
+                f"privacy.same_picture={privacy.same_picture} means nothing with privacy.unit=group, where copies in "
+                "one group count once: leave it out"
+            )
     else:
         given = {f"groups.{name}": value for name, value in vars(privacy.groups).items()}
         for name, value in {**given, "rows_per_unit": privacy.rows_per_unit}.items():

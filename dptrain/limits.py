@@ -16,6 +16,7 @@ from .schema import (
     OPTIMIZERS,
     REFUSED_AUGMENTATIONS,
     REMOVED,
+    SAME_PICTURE,
     SCHEDULES,
     STOPPINGS,
     TUNINGS,
@@ -31,6 +32,7 @@ from .schema import (
 LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, and overflow where they are used
 _CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.unit": UNITS,
+    "privacy.same_picture": SAME_PICTURE,
     "norm": NORMS,
     "head": HEADS,
     "new_classes": NEW_CLASSES,

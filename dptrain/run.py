@@ -152,7 +152,9 @@ class Run:
         self.groups, self._val_groups = self._groups(data)
         self.dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
         self.pictures = pictures_in(self.dataset.image_files)  # each decoded once, by which it is also checked
-        refuse_repeats(self.pictures, self.groups)
+        self._copies_are_one = config.privacy.same_picture == "one_unit"
+        if not self._copies_are_one:
+            refuse_repeats(self.pictures, self.groups)
         self.validation = DetectionDataset(data, "val", config.imgsz, verify=False) if self.evaluates else None
         self._refuse_private_images()
         self._scaled_by: dict[str, Any] | None = None
@@ -177,7 +179,14 @@ class Run:
         self._untold: int | None = None  # steps that the ledger could not be told of
         self._unseen = 0  # steps that may have been taken, and this folder does not know it
         self.spending = spending or Spending(
-            config.budget, plan.event(), plan.delta, plan.unit, self.pictures, self.data_name, self.groups
+            config.budget,
+            plan.event(),
+            plan.delta,
+            plan.unit,
+            self.pictures,
+            self.data_name,
+            self.groups,
+            self._copies_are_one,
         )
         if self._pays:
             self.spending.prepare()
@@ -213,6 +222,8 @@ class Run:
         copies = self.config.augment.multiplicity
         if self.groups is not None:
             return UnitRows(self.groups, self.config.privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT, copies)
+        if self._copies_are_one:  # a step takes one of a picture's copies, drawn anew
+            return UnitRows(list(self.pictures.values()), copies=copies)
         return UnitRows(range(len(self.dataset)), copies=copies) if copies > 1 else None
 
     def _with_scales(self, data: DataConfig) -> PrivacyPlan:
@@ -470,6 +481,7 @@ class Run:
                 "name": self.data_name,
                 "declared_size": self.config.privacy.dataset_size,
                 **({} if self.groups is None else {"groups": in_words(self.config.privacy.groups)}),
+                **({"same_picture": "copies of one picture count as one image"} if self._copies_are_one else {}),
             },
             model={
                 "start": Path(self.config.model).name,

@@ -31,6 +31,7 @@ DEFAULT_STORE = f"${{oc.env:MLFLOW_TRACKING_URI,'{STORE}'}}"
 DEFAULT_EXPERIMENT = f"${{oc.env:MLFLOW_EXPERIMENT_NAME,'{EXPERIMENT}'}}"
 
 UNITS = ("image", "group")  # what one more or less of is protected
+SAME_PICTURE = ("refuse", "one_unit")  # what is done about copies of one picture in the training split
 NORMS = ("auto", "group", "frozen_bn")
 HEADS = ("auto", "both", "one_to_many", "one_to_one")
 NEW_CLASSES = ("random", "zero", "mean")
@@ -107,6 +108,9 @@ class PrivacyConfig:
     expected_batch_size: int | None = _key(None, "public constant that divides the noisy sum; default 256")
     dataset_size: int | None = _key(None, "declared, public number of units (never counted in the folder)")
     unit: str = _key("image", "what one more or less of is protected: image, or group (patient, camera, video)")
+    same_picture: str = _key(
+        "refuse", "the same picture twice in train: refuse, or one_unit: its copies count as one image"
+    )
     rows_per_unit: int | None = _key(
         None, f"most images of a group in one step, drawn anew each time; default {DEFAULT_ROWS_PER_UNIT}"
     )

@@ -53,6 +53,7 @@ class Spending:
         pictures: What it can draw from: the identity of the picture in every image file.
         data_name: What to call them if the ledger does not know them.
         groups: The group of every image, where groups are protected.
+        copies_are_one: Whether the copies of a picture are drawn, and charged, as one image.
         facts: What the statement says of the dataset's budget, all of it declared; ``None`` without a ledger.
         whole: Whether the event counts as taken from the start, all of it, so that nothing asks for :meth:`lease`.
     """
@@ -64,6 +65,7 @@ class Spending:
     pictures: Mapping[Path, bytes]
     data_name: str
     groups: Sequence[str] | None = None
+    copies_are_one: bool = False
     facts: dict[str, Any] | None = None
     whole: bool = False
 
@@ -93,7 +95,7 @@ class Spending:
         from .ledger import BudgetLedger
 
         self._ledger = BudgetLedger(self.budget.url, self.budget.key)
-        self._manifest = hash_images(self._ledger, list(self.pictures), self.groups, self.pictures)
+        self._manifest = hash_images(self._ledger, list(self.pictures), self.groups, self.pictures, self.copies_are_one)
 
     def begin(self, folder: Path, resume: bool = False, steps: int = 0) -> str:
         """Reserve the whole run, or go on with the charge of a resumed one after ``steps`` started steps.
@@ -297,10 +299,11 @@ def hash_images(
     images: Sequence[Path],
     groups: Sequence[str] | None = None,
     pictures: Mapping[Path, bytes] | None = None,
+    copies_are_one: bool = False,
 ) -> Manifest:
     """Make the manifest of a training split, with a bar where it takes long."""
     with bar("images known to the ledger", len(images)) as progress:
-        return ledger.manifest(images, progress, groups, pictures)
+        return ledger.manifest(images, progress, groups, pictures, copies_are_one)
 
 
 def data_name(file: Path) -> str:

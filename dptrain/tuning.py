@@ -129,7 +129,17 @@ def tune(config: TrainConfig) -> TrainResult:
     console = make_console()
     _announce(tuning, console)
     plan = tuning.plan
-    spending = Spending(config.budget, tuning.event, plan.delta, plan.unit, pictures, data_name, groups, whole=True)
+    spending = Spending(
+        config.budget,
+        tuning.event,
+        plan.delta,
+        plan.unit,
+        pictures,
+        data_name,
+        groups,
+        config.privacy.same_picture == "one_unit",
+        whole=True,
+    )
     spending.prepare()
     if config.tracking.enabled:
         Tracker.check(config.tracking.uri, config.tracking.experiment)

@@ -111,7 +111,7 @@ def _create(options: argparse.Namespace) -> int:
     data = load_data(options.data)
     groups = groups_of(given, data.train) if options.unit == "group" else None
     ledger = _open(options, create=True)
-    manifest = hash_images(ledger, data.train, groups)
+    manifest = hash_images(ledger, data.train, groups, copies_are_one=True)  # a limit counts pictures, not files
     name = options.name or data_name(Path(options.data))
     reading = ledger.create(name, epsilon=options.epsilon, delta=options.delta, unit=options.unit, manifest=manifest)
     return _print_readings([reading], ledger, options.json)

@@ -41,5 +41,6 @@ def refuse_repeats(pictures: Mapping[Path, bytes], groups: Sequence[str] | None 
         more = f" (and {counted(len(copies) - 1, 'more file')} like it)" if len(copies) > 1 else ""
         raise DataError(
             f"{file}: is the same picture as {before}, perhaps turned{more}: one photo would count as several records; "
-            "keep one of each (dptrain check --json lists them), or protect groups, with all copies in one"
+            "keep one of each (dptrain check --json lists them), or count all copies as one image: "
+            "privacy.same_picture=one_unit"
         )

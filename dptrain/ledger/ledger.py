@@ -121,18 +121,20 @@ class BudgetLedger:
         progress: Callable[[int, int], None] | None = None,
         groups: Sequence[str] | None = None,
         pictures: Mapping[Path, bytes] | None = None,
+        copies_are_one: bool = False,
     ) -> Manifest:
         """Hash the pictures and labels of a training split; files that the ledger knows need no decoding.
 
         ``groups`` has the group of every image, for runs and budgets that protect groups; ``pictures`` the identities
-        of the images, where they have been decoded already (:func:`dptrain.datasets.identity.pictures_in`).
+        of the images, where they have been decoded already (:func:`dptrain.datasets.identity.pictures_in`). With
+        ``copies_are_one`` you promise that no step draws two copies of a picture as two records.
 
         Raises:
             DataError: An image or a label file cannot be read, or the same picture is there twice, turned and mirrored
                 copies included, but for copies that are in one group.
         """
         files = [Path(file) for file in image_files]
-        return make_manifest(self._store.key, files, self._known_files, progress, groups, pictures)
+        return make_manifest(self._store.key, files, self._known_files, progress, groups, pictures, copies_are_one)
 
     def holders(
         self,

@@ -115,6 +115,7 @@ def make_manifest(
     progress: Callable[[int, int], None] | None = None,
     groups: Sequence[str] | None = None,
     pictures: Mapping[Path, bytes] | None = None,
+    copies_are_one: bool = False,
 ) -> Manifest:
     """Hash the pictures and labels of a training split, and where groups are protected, the groups.
 
@@ -125,10 +126,11 @@ def make_manifest(
         progress: Called with the number of files done and their total.
         groups: The group of every image, where groups are protected.
         pictures: The identities of the images, where they have been decoded already.
+        copies_are_one: Whether whoever draws from these images takes the copies of a picture as one record.
 
     Raises:
         DataError: An image or a label file cannot be read, or the same picture is there twice, but for copies that are
-            in one group.
+            in one group or drawn as one.
         BudgetError: There are no images.
     """
     if not image_files:
@@ -142,7 +144,8 @@ def make_manifest(
         if progress is not None:
             progress(len(hashed), len(image_files))
     units = [unit for _, unit in hashed]
-    refuse_repeats(dict(zip(image_files, units, strict=True)), groups)
+    if groups is not None or not copies_are_one:
+        refuse_repeats(dict(zip(image_files, units, strict=True)), groups)
     found = [Picture(file, unit, boxes) for (file, unit), boxes in zip(hashed, labels, strict=True)]
     return from_pictures(key, found, known, groups)
 

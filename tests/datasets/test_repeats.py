@@ -8,9 +8,11 @@ from typing import Any
 
 import cv2
 import pytest
+import torch
 
 import dptrain
-from dptrain import DataError, PrivacyPlan
+from dptrain import ConfigError, DataError, PrivacyPlan, noise
+from dptrain import config as settings
 from dptrain.datasets.identity import pictures_in
 from dptrain.datasets.images import read_image
 from dptrain.datasets.repeats import refuse_repeats
@@ -18,7 +20,7 @@ from dptrain.sealing.keys import new_identity
 from dptrain.sealing.run import seal
 
 from ..conftest import MakeDataset, run_options
-from .turned import copies
+from .turned import copies, views
 
 PLAN = PrivacyPlan(0.5, 2, 1.0, 1.0, 1e-3, 3)
 
@@ -88,3 +90,47 @@ def test_a_run_that_protects_groups_takes_copies_that_one_group_has(make_dataset
         else:
             with pytest.raises(DataError, match=r"again\.bmp: is the same picture .* groups 'p3' and 'p1'"):
                 dptrain.train(**given)
+
+
+def test_copies_that_count_as_one_image_move_the_sum_by_one_clip_norm(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    """All of a picture's four files are there, or none. As four records they would move the sum by 4 C."""
+    data = make_dataset()
+    train = data.parent / "images" / "train"
+    ledger = f"sqlite:///{tmp_path / 'budget.db'}"
+    plan = PrivacyPlan(1.0, 1, 1.0, 1e-3, 1e-3, 3)
+    sums: list[dict[str, torch.Tensor]] = []
+
+    def door(value: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
+        sums.append({name: tensor.clone() for name, tensor in value.items()})
+        return value
+
+    def train_on(name: str, **privacy: Any) -> dptrain.TrainResult:
+        given = run_options(tmp_path, plan=plan, data=data, seed=3, output_dir=str(tmp_path / name), validation="off",
+                            tracking={"enabled": False}, budget={"url": ledger}, privacy=privacy)  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(noise, "privatize", door)
+            return dptrain.train(**given)
+
+    newcomers = [train / "001.png", *(train / f"copy{number}.bmp" for number in range(3))]
+    for file, view in zip(newcomers[1:], views(read_image(newcomers[0])), strict=False):
+        assert cv2.imwrite(str(file), view)
+    with_all = train_on("all", same_picture="one_unit").statement
+    assert with_all["dataset"]["same_picture"] == "copies of one picture count as one image"
+    for file in newcomers:
+        file.unlink()
+    train_on("none", same_picture="one_unit")
+    moved = torch.cat([(sums[0][name] - sums[1][name]).flatten() for name in sums[0]]).norm()
+    assert 0.9 * plan.clip_norm < float(moved) <= plan.clip_norm * (1 + 1e-4)
+
+
+def test_copies_count_as_one_image_only_where_images_are_the_unit() -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.same_picture=one_unit means nothing with privacy\.unit=group"):
+        settings.resolve(
+            settings.from_kwargs(
+                model="yolo26n.yaml", data="x.yaml", steps=2,
+                privacy={"noise_multiplier": 1.0, "dataset_size": 9, "expected_batch_size": 3, "delta": 1e-3,
+                         "unit": "group", "groups": {"folder": 1}, "same_picture": "one_unit"},
+            )
+        )  # fmt: skip

@@ -49,4 +49,10 @@ IDENTITY_BUGS = (
         PUBLIC + "test_a_training_image_among_public_ones_is_refused_under_any_name",
         PUBLIC + "test_a_val_image_that_is_a_training_image_in_another_format_starts_no_run",
     ),
+    bug(
+        "copies drawn as images",
+        "Copies of a picture are let in as one image, and drawn one by one: four of them move the sum by 4 C.",
+        "dptrain.run:Run._units", "if self._copies_are_one:", "if False:",
+        "tests/datasets/test_repeats.py::test_copies_that_count_as_one_image_move_the_sum_by_one_clip_norm",
+    ),
 )  # fmt: skip
