@@ -36,3 +36,16 @@ def usable_device(name: str, key: str = "device") -> str:
         mend = f"{key} cpu" if key.startswith("--") else f"{key}=cpu"
         raise ConfigError(f"{key}={name} cannot be used ({reason[:120]}): try {mend}") from error
     return name
+
+
+def refuse_single_precision(device: str) -> None:
+    """Refuse a kind of device to train on that has no double precision.
+
+    Raises:
+        ConfigError: It is ``mps``.
+    """
+    if device == "mps":
+        raise ConfigError(
+            "device=mps: norms, sums and noise are made in double precision, which Apple's GPUs have not; take "
+            "device=cpu"
+        )

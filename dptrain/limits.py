@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .clip_settings import CLIPPINGS, clipping_of
+from .devices import refuse_single_precision
 from .errors import ConfigError
 from .schema import (
     ENGINES,
@@ -103,8 +104,7 @@ def check_together(config: TrainConfig) -> None:
     if config.imgsz % 32:
         below = max(32, config.imgsz // 32 * 32)
         raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
-    if config.noise.exact and config.device == "mps":
-        raise ConfigError("noise.exact=true needs double precision, which device=mps has not: take device=cpu")
+    refuse_single_precision(config.device)
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ConfigError(f"optimizer.betas={betas} must be two numbers in [0, 1), such as [0.9,0.999]")

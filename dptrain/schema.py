@@ -251,7 +251,7 @@ class TrainConfig:
     model: str = _key(MISSING, "yolo26n.yaml (from scratch), a .pt checkpoint trained on public data, or a preset")
     data: str = _key(MISSING, "an Ultralytics data.yaml, a sealed dataset (.seal), or a preset")
     imgsz: int = _key(640, "side of the letterboxed square image in pixels, a multiple of 32")
-    device: str = _key("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:1")
     steps: int | None = _key(None, f"number of steps; default found from epsilon and noise, or {DEFAULT_STEPS}")
     physical_batch_size: Any = _key("auto", "images in memory at once, for speed only; auto: what fits")
     output_dir: str = _key("", "folder of the run; default runs/<date>_<time>")

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .devices import refuse_single_precision
 from .errors import ConfigError, PrivacyError
 from .gradients import LossFunction, check_independence
 from .gradients.batches import UnitBatch, batch_size, in_pieces
@@ -167,6 +168,8 @@ class PrivateTrainer:
         refuse_unsupported(module)
         self.module, self.loss_function, self.plan, self.engine = module, loss_function, plan, engine
         self.parameters = trainable_parameters(module)
+        for parameter in self.parameters.values():
+            refuse_single_precision(parameter.device.type)
         self.optimizer, self.loader = optimizer, loader
         self._check_optimizer()
         self.average = MovingAverage(self.parameters, ema_decay)
@@ -176,8 +179,6 @@ class PrivateTrainer:
         self.step = 0
         self._exact = exact
         plan.clip_rule(self.parameters)
-        if exact and any(p.device.type == "mps" for p in self.parameters.values()):
-            raise ConfigError("noise.exact=true needs double precision, which Apple's GPUs have not: take device=cpu")
         self._rows_at_once: int | None = getattr(loader, "rows_at_once", None)
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
         self._tried = probe is False or (probe is not None and self._try(probe))

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
-from ultralytics.utils.tal import bbox2dist, make_anchors
+from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist, dist2bbox, make_anchors
+
+from ..gradients.arithmetic import blank_of, everywhere_alike
 
 Batch = Mapping[str, Any]
 
@@ -53,12 +55,33 @@ class LossSettings:
     focal_gamma: float = 0.0
 
 
+class _Assigner(TaskAlignedAssigner):
+    """Ultralytics' assigner, in which what it decides by is rounded alike wherever in the batch an image lies."""
+
+    def get_box_metrics(
+        self, pd_scores: Tensor, pd_bboxes: Tensor, gt_labels: Tensor, gt_bboxes: Tensor, mask_gt: Tensor, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return how well every box and anchor fit, and their overlap, both (n, boxes, anchors)."""
+        image, box, anchor = mask_gt.bool().nonzero(as_tuple=True)
+        scores = pd_scores[image, anchor, gt_labels[image, box, 0].long()]
+        own, predicted = gt_bboxes[image, box], pd_bboxes[image, anchor]
+        # The pairs of an image lie where those of the images before it end.
+        padded = F.pad(torch.cat((own, predicted, scores.unsqueeze(1)), 1), (0, 0, 0, blank_of(own, len(own))))
+        iou = bbox_iou(padded[:, :4], padded[:, 4:8], xywh=False, CIoU=True).squeeze(-1).clamp_(0)
+        values = padded[:, 8].contiguous().pow(self.alpha) * iou.pow(self.beta)
+        overlaps, metrics = (t.new_zeros(mask_gt.shape) for t in (iou, values))
+        overlaps[image, box, anchor] = iou[: len(own)]
+        metrics[image, box, anchor] = values[: len(own)]
+        return metrics, overlaps
+
+
 class _HeadLoss(v8DetectionLoss):
     """The loss of one head; Ultralytics' target padding, box decoding and assigner, with our own reductions."""
 
     def __init__(self, settings: LossSettings, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = settings
+        self.assigner.__class__ = _Assigner
         # Out of memory, the assigner goes on image by image, and would first print the largest number of boxes.
         self.assigner._oom_warned = True
 
@@ -78,7 +101,7 @@ class _HeadLoss(v8DetectionLoss):
         present = boxes.sum(2, keepdim=True).gt_(0.0)
         decoded = self.bbox_decode(anchors, distances)
         _, target_boxes, target_scores, foreground, _ = self.assigner(
-            scores.detach().sigmoid(),
+            everywhere_alike(torch.sigmoid, scores.detach()),
             (decoded.detach() * strides).type(boxes.dtype),
             anchors * strides,
             labels,
@@ -106,6 +129,13 @@ class _HeadLoss(v8DetectionLoss):
         if self.settings.normaliser == "constant":
             return total / self.settings.constant
         return total / anchor_weights.sum(1).clamp(min=1)  # this image's own, never the batch's
+
+    def bbox_decode(self, anchor_points: Tensor, pred_dist: Tensor) -> Tensor:
+        """Return the predicted boxes, (n, anchors, 4); a row is summed by itself, and not in a matrix product."""
+        if self.use_dfl:
+            bins = pred_dist.unflatten(2, (4, -1)).softmax(3)
+            pred_dist = (bins * self.proj.type(pred_dist.dtype)).sum(3)
+        return dist2bbox(pred_dist, anchor_points, xywh=False)
 
     def _class_loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of every class at every anchor, (n, anchors, classes)."""

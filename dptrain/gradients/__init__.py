@@ -16,6 +16,7 @@ from ..clipping import ClipRule, FlatClip
 from ..errors import ConfigError
 from . import fused, independence, microbatch
 from . import opacus as opacus_engine
+from .arithmetic import alike_in_every_place, full_precision
 from .batches import UnitBatch, batch_size, fill_up, in_pieces
 from .checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .fused import LossFunction, Weigh
@@ -103,7 +104,8 @@ def clipped_gradient_sum(
     rule = FlatClip(clip_norm) if isinstance(clip_norm, int | float) else clip_norm
     engine, own = _engine(method, module), _units(units)
     if rows_at_once is not None and own is not None and len(own) == 1 and own.rows > rows_at_once:
-        mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)
+        with full_precision():
+            mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)
         return microbatch.weighted_sum(module, [mean], rule.weights, rule.groups)
     weigh: Weigh = rule.weights
     count = batch_size(batch)
@@ -113,7 +115,8 @@ def clipped_gradient_sum(
         else:
             filled = fill_up(UnitBatch(batch, own.of_row), rows_at_once)
             batch, weigh, own = filled.rows, _of_the_first(len(own), weigh), Units(filled.units)
-    total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, weigh, rule.groups, own)
+    with full_precision(), alike_in_every_place(module):
+        total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, weigh, rule.groups, own)
     return total
 
 

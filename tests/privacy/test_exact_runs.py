@@ -89,7 +89,10 @@ def test_a_statement_of_a_run_without_it_says_that_the_noise_is_rounded() -> Non
     assert not any("discrete Gaussian" in text for text in statement["assumptions"])
 
 
-def test_it_is_refused_where_numbers_are_single_precision_only(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"noise\.exact=true needs double precision.*take device=cpu"):
-        dptrain.train(**options(tmp_path, **EXACT, device="mps"))
+@pytest.mark.parametrize("how", [{}, EXACT])
+def test_a_device_without_double_precision_is_refused_before_anything_is_written(
+    how: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"device=mps: .*double precision.*take device=cpu"):
+        dptrain.train(**options(tmp_path, **how, device="mps"))
     assert not (tmp_path / "out").exists()
