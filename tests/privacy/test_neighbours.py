@@ -30,8 +30,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-import dptrain
-from dptrain import BudgetLedger, Clipping, PrivacyPlan, noise
+from dptrain import BudgetLedger, Clipping, PrivacyPlan
 from dptrain.clip_settings import CLIPPINGS
 from dptrain.detection.model import load_model, save_weights
 from dptrain.gradients import ENGINES
@@ -40,6 +39,7 @@ from dptrain.gradients.tuning import by_rule
 from .datasets import DETECTORS, IMAGES, NEWCOMERS, detector, write_neighbours
 from .recording import Settings, difference, length, record
 from .ties import Step, tied_boxes
+from .whole_runs import published, run_on
 
 _PAIRS = int(os.environ.get("DPTRAIN_PAIRS", "0"))
 MANY = settings(
@@ -197,37 +197,6 @@ def test_a_stock_detector_holds_the_bound_too(newcomer: str, engine: str, tmp_pa
     assert distance > 0.99
 
 
-def run_on(
-    dataset: Path, start: Path, where: Path, patch: pytest.MonkeyPatch, **changes: Any
-) -> tuple[dptrain.TrainResult, list[dict[str, torch.Tensor]]]:
-    """Train as users do, in a folder of its own, with the door recorded and frozen."""
-    where.mkdir(exist_ok=True)
-    (where / "pets.yaml").write_text(dataset.read_text())
-    (where / dataset.with_suffix(".txt").name).write_text(dataset.with_suffix(".txt").read_text())
-    patch.chdir(where)
-    sums: list[dict[str, torch.Tensor]] = []
-    synced: list[int] = []
-    real_fsync = os.fsync
-    patch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), real_fsync(handle))[1])
-
-    def door(value: dict[str, torch.Tensor], **how: Any) -> dict[str, torch.Tensor]:
-        sums.append({name: tensor.double().clone() for name, tensor in value.items()})
-        journal = (where / "out" / "steps.journal").stat()
-        assert journal.st_size == len(sums), "noise before the step was counted"
-        assert journal.st_ino in synced, "the step was counted, and not brought to the disk"
-        synced.clear()
-        generator = torch.Generator().manual_seed(len(sums))
-        return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in value.items()}
-
-    patch.setattr(noise, "privatize", door)
-    result = dptrain.train(
-        model=str(start), data="pets.yaml", output_dir="out", imgsz=32, workers=0, physical_batch_size=2, seed=5,
-        plan=PrivacyPlan(0.7, 4, 1.0, 0.3, 1e-3, 4), evaluate_every=2, validation="off", augment={"fliplr": 0.5},
-        **{"tracking": {"enabled": False}, "budget": {"url": None}, **changes},
-    )  # fmt: skip
-    return result, sums
-
-
 # What the ledger knows before either run: the rows of the datasets that another run charged, by the name it gave them,
 # and their limit. Row 3 is the newcomer.
 LEDGERS: dict[str, tuple[dict[str, tuple[Sequence[int], float | None]], dict[str, Any]]] = {
@@ -279,7 +248,7 @@ def test_whole_runs_on_neighbours_leave_the_same_files(
     changes: dict[str, Any] = {"budget": {"url": "sqlite:///budget.db", **named}} if case else {}
     caplog.set_level(logging.DEBUG, "dptrain")
     written: list[dict[str, bytes]] = []
-    sums, screens, logs, stores, owners = [], [], [], [], []
+    sums, draws, screens, logs, stores, owners = [], [], [], [], [], []
     for name, dataset in (("one", neighbours.smaller), ("other", neighbours.larger)):
         where = tmp_path / name
         shutil.copytree(tmp_path / "ledger", where)
@@ -288,15 +257,15 @@ def test_whole_runs_on_neighbours_leave_the_same_files(
             changes["tracking"] = {"uri": uri}
         caplog.clear()
         with monkeypatch.context() as patch:
-            result, seen = run_on(dataset, start, where, patch, **changes)
-        sums.append(seen)
+            result, seen = run_on(dataset, start, where, patch, int(dataset == neighbours.larger), **changes)
+        sums.append(seen.values)
+        draws.append(seen.draws)
         screens.append(capfd.readouterr())
         logs.append([(record.name, record.levelno, record.getMessage()) for record in caplog.records])
         output = where / "out"
-        there = [f for f in output.rglob("*") if f.is_file()]
-        files = {str(f.relative_to(output)): f.read_bytes().replace(bytes(where), b"") for f in there}
+        files = published(where)
         files.pop("mlflow_run", None)
-        owners.append({name: files.pop(name) for name in list(files) if name.startswith("owner/")})
+        owners.append({str(file.relative_to(output)): file.read_bytes() for file in output.glob("owner/*")})
         written.append(files)
         if "tracking" in changes:
             stores.append(tracked(where / "mlflow.db"))
@@ -308,6 +277,7 @@ def test_whole_runs_on_neighbours_leave_the_same_files(
         record for record in logs[1] if record[0].startswith("dptrain")
     ]
     assert stores == stores[:1] * len(stores)
+    assert draws[0] == draws[1]
     one, other = written
     assert set(one) == set(other) and {"checkpoint.pt", "weights/last.pt", "statement.json", "steps.journal"} <= set(
         one
