@@ -1,7 +1,7 @@
 """Re:cord-play on whole runs: does anything of one image pass the door beside the noised sum?
 
     python -m experiments.record_play              # 40 pairs of neighbours, some minutes of one core
-    python -m experiments.record_play 400          # more of them
+    python -m experiments.record_play 400          # more of them; 0: only those with tied labels, the others stay
 
 The method of Re:cord-play (Cebere et al. 2026, arXiv 2602.17454), by a script of our own. A detector is trained by
 ``dptrain.train``, from image files to released weights, on a dataset and on the same with one image more. Everything
@@ -12,9 +12,9 @@ that goes into ``noise.privatize``, the one door, is recorded, and what comes ou
   word on the screen, and how many random numbers each stream was asked for.
 
 The pairs differ in the kind of newcomer, the other images, detector, engine, clip rule, sample rate, physical batch
-size and augmentation. In two more, the labels of all other images were tied to the last digit by bisection, so that
-the newcomer would move them to other anchors if it changed the shape of a forward pass. Writes experiments/results/record_play.json, and ends with status 1 if anything was found. The
-images are made up.
+size and augmentation. In some more the label of the other image was tied to the last digit by bisection: a newcomer
+would move it to another anchor if it changed the shape of a forward pass. Writes experiments/results/record_play.json,
+and ends with status 1 if anything was found. The images are made up.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dptrain import Clipping, PrivacyPlan
 from dptrain.detection.data import DetectionDataset, collate, load_data, to_device
@@ -47,7 +48,11 @@ from tests.privacy.whole_runs import Door, published, run_on
 
 RESULTS = Path(__file__).resolve().parent / "results" / "record_play.json"
 ROUNDING = 1e-4  # of the sensitivity: sums in single precision
-TIED = (("yolo26n.yaml", "one_to_one", "one box"), ("yolov8n.yaml", "auto", "300 boxes"))  # model, head, newcomer
+TIED = [  # model, head, newcomer
+    (model, head, newcomer)
+    for model, head in (("yolo26n.yaml", "one_to_one"), ("yolov8n.yaml", "auto"))
+    for newcomer in ("one box", "300 boxes", "no boxes")
+]
 _TIED_SIDE = 64
 # By name; ``scaled`` is left out, since its scales come from a public dataset of one's own.
 _CLIPPINGS = {
@@ -114,25 +119,25 @@ def play(pair: Pair, folder: Path) -> tuple[float, list[str]]:
 
 
 def play_tied(name: str, head: str, newcomer: str, folder: Path) -> tuple[float, list[str], int]:
-    """The same with twelve images, eleven of them with a box tied to the last digit; and how many were tied.
+    """The same with two images, one of them with a box tied to the last digit; and how many boxes were tied, 0 or 1.
 
-    Such a box goes to one anchor where eleven images share a forward pass, and to another where twelve do.
+    Such a box goes to one anchor where its image is alone in a forward pass, and to another beside the newcomer.
     """
     start = save_weights(load_model(name, 2, norm="group", head=head), folder / "start.pt")
-    neighbours = write_neighbours(folder / "data", ["one box"] * 11, newcomer, 11)
-    plan = PrivacyPlan(1.0, 1, 1.0, 0.1, 1e-3, 12)
+    neighbours = write_neighbours(folder / "data", ["one box"], newcomer, 1)
+    plan = PrivacyPlan(1.0, 1, 1.0, 0.1, 1e-3, 2)
     rows = DetectionDataset(load_data(neighbours.larger), "train", _TIED_SIDE)
-    batch = to_device(collate([rows.sample(row) for row in range(12)]), "cpu")
-    pixels, own = batch["img"], batch["bboxes"][batch["batch_idx"].view(-1) == 11]
+    batch = to_device(collate([rows.sample(row) for row in range(2)]), "cpu")
+    pixels, own = batch["img"], batch["bboxes"][batch["batch_idx"].view(-1) == 1]
     model = load_model(start, 2)
     with by_rule():
-        smaller = Step(model, plan, pixels[:11], 11, None, own)
-        tied, count = tied_boxes(smaller, Step(model, plan, pixels, 12, 11, own), 11)
-    for row, box in enumerate(tied.tolist()):
-        numbers = " ".join(f"{number:.9f}" for number in box)
-        (folder / "data" / "labels" / f"{row:02}.txt").write_text(f"0 {numbers}\n")
-    changes = {"imgsz": _TIED_SIDE, "plan": plan, "physical_batch_size": 12, "augment": {}}
-    return *compare(neighbours, start, folder, **changes), count
+        alone = Step(model, plan, pixels[:1], 1, None, own)
+        tied, count = tied_boxes(alone, Step(model, plan, pixels, 2, 1, own), 1)
+    numbers = " ".join(f"{number:.9f}" for number in tied[0].tolist())
+    (folder / "data" / "labels" / "00.txt").write_text(f"0 {numbers}\n")
+    again = DetectionDataset(load_data(neighbours.larger), "train", _TIED_SIDE).sample(0)["bboxes"]
+    changes = {"imgsz": _TIED_SIDE, "plan": plan, "physical_batch_size": 2, "augment": {}}
+    return *compare(neighbours, start, folder, **changes), count * int(torch.equal(again, tied))
 
 
 def compare(neighbours: Neighbours, start: Path, folder: Path, **changes: Any) -> tuple[float, list[str]]:
@@ -197,6 +202,8 @@ def main(count: int = 40) -> int:
             distance, found, boxes = play_tied(name, head, newcomer, Path(folder))
         tied.append({"model": name, "head": head, "newcomer": newcomer, "boxes_tied": boxes, "distance": distance})
         judge(tied[-1], distance, found)
+    facts: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and not count else {}
+    RESULTS.write_text(json.dumps({**facts, "pairs_with_tied_labels": tied}, indent=1) + "\n")
     for number, pair in enumerate(draw_pairs(count), 1):
         with tempfile.TemporaryDirectory(prefix="record-play-") as folder:
             distance, found = play(pair, Path(folder))
