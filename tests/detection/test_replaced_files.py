@@ -176,7 +176,7 @@ def test_a_run_whose_files_change_stops_charged_and_is_resumed_when_they_are_bac
         dptrain.train(data=data, **_options(tmp_path))
     assert "2 of 4 steps are taken and kept" in "".join(caught.value.__notes__)
     ledger = BudgetLedger(f"sqlite:///{tmp_path / 'budget.db'}")
-    assert ledger.show()[0].epsilon == pytest.approx(PLAN.epsilon(steps=2))
+    assert ledger.show()[0].epsilon_charged == pytest.approx(PLAN.epsilon(steps=2))
     with pytest.raises(BudgetError, match="1 image added, 1 image removed"):
         dptrain.train(data=data, **_options(tmp_path, resume=True))
     file.write_bytes(kept)
