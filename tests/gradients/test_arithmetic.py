@@ -21,14 +21,15 @@ from dptrain.gradients.tuning import by_rule
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
-@pytest.mark.parametrize("function", [torch.sigmoid, nn.functional.silu, torch.tanh, torch.exp])
+@pytest.mark.parametrize("function", [torch.sigmoid, nn.functional.silu])
 def test_an_elementwise_function_rounds_alike_in_every_place(function: Any) -> None:
-    x = torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 4
-    alone = everywhere_alike(function, x)
-    torch.testing.assert_close(alone, function(x))
-    for before in (1, 5, 13, 31, 40_001):
-        moved = everywhere_alike(function, torch.cat((torch.zeros(before), x)))[before:]
-        assert torch.equal(moved, alone)
+    x = torch.randn(31_000, generator=torch.Generator().manual_seed(0)) * 4
+    together = everywhere_alike(function, x)
+    torch.testing.assert_close(together, function(x))
+    for before in (1, 13, 40_001):
+        assert torch.equal(everywhere_alike(function, torch.cat((torch.zeros(before), x)))[before:], together)
+    few = torch.cat([everywhere_alike(function, part) for part in x.split(15)])  # left over, all of them
+    assert torch.equal(few, together)
 
 
 def test_all_threads_get_whole_parts(monkeypatch: pytest.MonkeyPatch) -> None:

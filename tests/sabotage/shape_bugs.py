@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .edits import bug
 
-TIES = "tests/privacy/test_neighbours.py::test_labels_tied_to_the_last_digit_change_no_other_images_gradient"
 ARITHMETIC = "tests/gradients/test_arithmetic.py::"
 FILLED = "tests/gradients/test_filled.py::test_blank_examples_add_nothing_even_where_their_gradient_is_not_finite"
 
@@ -14,7 +13,7 @@ SHAPE_BUGS = (
         "The last pass of a draw has as many rows as are left: one image more changes how the others are rounded.",
         "dptrain.gradients:clipped_gradient_sum",
         "0 < count < rows_at_once and", "0 < count < 0 and",
-        TIES, FILLED,
+        FILLED,
     ),
     bug(
         "blank rows count",
@@ -28,7 +27,6 @@ SHAPE_BUGS = (
         "dptrain.gradients.arithmetic:everywhere_alike",
         "blank_of(x, x.numel())", "0",
         ARITHMETIC + "test_an_elementwise_function_rounds_alike_in_every_place",
-        ARITHMETIC + "test_what_is_predicted_for_an_image_is_the_same_to_the_last_bit_in_every_place_of_a_pass",
     ),
     bug(
         "TF32 left on",
