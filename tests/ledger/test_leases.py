@@ -290,8 +290,8 @@ class Folders(RuleBasedStateMachine):
     template: Path
     numbers = itertools.count()
 
-    @initialize(per_lease=st.sampled_from([1, 3, 5]))
-    def begin(self, per_lease: int) -> None:
+    @initialize(per_lease=st.sampled_from([1, 3, 5]), before=st.integers(0, 3), after=st.integers(1, 3))
+    def begin(self, per_lease: int, before: int, after: int) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("dptrain.spending._LEASES", STEPS // per_lease)
         self.home = self.base / f"folders{next(self.numbers)}"
@@ -304,6 +304,10 @@ class Folders(RuleBasedStateMachine):
         self.done: set[int] = set()
         self.lineage: dict[Path, int] = {self.folders[0]: 0}  # steps that led to what is in a folder
         self.start(self.folders[0])
+        for count in (before, after):  # a copy of either moment, and the run is still at work
+            self.step(0, count)
+            self.copy(0)
+        self.step(0, 1)
 
     def start(self, folder: Path) -> None:
         try:
