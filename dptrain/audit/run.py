@@ -21,7 +21,7 @@ from .result import BLACK_BOX, THREATS, WHITE_BOX, AuditResult
 
 SAMPLE_RATE = {WHITE_BOX: 0.5, BLACK_BOX: 1.0}
 STEPS = {WHITE_BOX: 100, BLACK_BOX: 20}
-CANARIES = {WHITE_BOX: 10_000, BLACK_BOX: 100}
+CANARIES = {WHITE_BOX: 6_000, BLACK_BOX: 100}
 EPSILON, DELTA = 8.0, 1e-5
 SMALL_MODEL = "small"
 DETECTOR = "yolo26n.yaml"
@@ -108,7 +108,7 @@ def audit_training(
         ledger: A ledger that ``data`` must share no picture with; default that of the environment
             (``DPTRAIN_BUDGET_URL``), else ``budget.db`` in the working directory, if it is there. Nothing is written.
         ledger_key: Its key, or the file that holds it.
-        canaries: m, at least 20; default 10,000 (white-box) or 100 (black-box), fewer where delta is above 1e-5.
+        canaries: m, at least 20; default 6,000 (white-box) or 100 (black-box), fewer where delta is above 1e-5.
         guesses: Their number, or several, for which the bound is then corrected; default 10 % of the canaries but
             at least 40 (white-box), half of them (black-box).
         confidence: Of the bound.

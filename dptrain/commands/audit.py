@@ -38,7 +38,7 @@ def register(commands: Commands) -> None:
     audit.add_argument("--delta", type=float, help="chance of failure allowed; default 1e-5")
     audit.add_argument("--sample-rate", type=float, help="chance that one unit is in a step; default 0.5 (black-box 1)")
     audit.add_argument("--steps", type=int, help="number of steps; default 100 (black-box 20)")
-    audit.add_argument("--canaries", type=int, help="default 10,000 (black-box 100), fewer where delta is large")
+    audit.add_argument("--canaries", type=int, help="default 6,000 (black-box 100), fewer where delta is large")
     audit.add_argument(
         "--guesses", type=_whole_numbers, metavar="N[,N]", help="default 10%% of the canaries (black-box half); of "
         "several the best counts, corrected for trying"

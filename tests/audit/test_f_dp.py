@@ -121,7 +121,7 @@ def test_the_bound_is_the_epsilon_of_the_most_noise_that_is_refuted() -> None:
 
 
 def test_in_the_ideal_the_curve_proves_half_of_epsilon_8_and_the_pair_does_not() -> None:
-    """What the default audit sees, by simulation of its mechanism: 10,000 canaries, 1,000 guesses."""
+    """What an audit of more canaries sees, by simulation of its mechanism: 10,000 canaries, 1,000 guesses."""
     plan = default_plan()
     family = Family.of(plan)
     assert family is not None
