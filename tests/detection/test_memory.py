@@ -28,14 +28,14 @@ def test_more_memory_holds_more_images(model: torch.nn.Module, monkeypatch: pyte
     assert chosen(3, expected=5) == 2
 
 
-@pytest.mark.parametrize(("imgsz", "most"), [(64, 0.07), (128, 0.07), (320, 0.06), (640, 0.05)])
-def test_few_images_of_a_pass_are_blank(imgsz: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("imgsz", [64, 128, 320, 640])
+def test_few_images_of_a_pass_are_blank(imgsz: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of draws of 256: a pass is filled up to the size that is chosen from the draw's declared size and spread."""
     monkeypatch.setattr(memory, "memory_of", lambda device: 1 << 45)
     monkeypatch.setattr(memory, "bytes_of_one", lambda *_: 1)
     size = memory.physical_batch_size(torch.nn.Identity(), imgsz, 256, CPU, sample_rate=0.02)
     drawn = torch.distributions.Poisson(256.0).sample((20_000,))
-    assert float((drawn / size).ceil().mean()) * size / 256 - 1 < most
+    assert float((drawn / size).ceil().mean()) * size / 256 - 1 < 0.052
     assert memory.physical_batch_size(torch.nn.Identity(), 128, 64, CPU, sample_rate=1.0) == 32  # two full passes
 
 
