@@ -10,8 +10,8 @@ STAMP  := $(VENV)/.installed
 help:
 	@echo "make install  virtual environment in $(VENV) with dptrain and all its extras"
 	@echo "make demo     private training on handwritten digits, in minutes on two CPU cores"
-	@echo "make test     ruff, mypy and pytest (PYTEST_ARGS=... to choose)"
-	@echo "make lint     ruff and mypy only"
+	@echo "make test     ruff, mypy, import-linter and pytest (PYTEST_ARGS=... to choose)"
+	@echo "make lint     ruff, mypy and import-linter only"
 	@echo "make docs     the documentation as a site, at http://127.0.0.1:8000"
 	@echo "make bench    the private step against the plain one: time and memory as ratios"
 	@echo "make accuracy private against plain detectors at epsilon 1 to 8: hours; it goes on where it was stopped"
@@ -37,6 +37,7 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 # One thread a process: several torch processes with several threads each spin against one another.
 test: lint

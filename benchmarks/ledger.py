@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dptrain import BudgetLedger
-from dptrain.accounting import dp_sgd_event
 from dptrain.ledger.manifest import Manifest, Picture, from_pictures
+from dptrain.privacy.accounting import dp_sgd_event
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DATASETS = {"all": range(2000), "first": range(1200), "second": range(800, 2000)}
@@ -80,7 +80,7 @@ def measure(url: str, key: str, charges: int) -> dict[str, float | int]:
     at_work = ledger.reserve(events[0], chosen[0], name="at work", leased=0)
     leases = [_milliseconds(lambda n=n: at_work.advance(n)) for n in range(1, 101)]
     at_work.settle(100, "stopped")
-    command = [sys.executable, "-m", "dptrain.cli", "budget", "show", "--url", url, "--key", key]
+    command = [sys.executable, "-m", "dptrain.commands.main", "budget", "show", "--url", url, "--key", key]
     shows = [_milliseconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(5)]
     return {
         "charges": charges,

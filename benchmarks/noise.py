@@ -16,9 +16,10 @@ import torch
 from dptrain import PrivacyPlan
 from dptrain.detection.loss import PerImageLoss
 from dptrain.detection.model import load_model
-from dptrain.exact import SENSITIVITY, discrete_gaussian, variance
 from dptrain.gradients.batches import in_pieces
-from dptrain.noise import NoiseStream
+from dptrain.privacy.exact import SENSITIVITY, discrete_gaussian, variance
+from dptrain.privacy.streams import NoiseStream
+from dptrain.training.trainer import clipped_on_grid, clipped_sum
 
 REPEATS, COORDINATES = 5, 2_500_000
 IMAGES, SIDE, BOXES = 8, 320, 5
@@ -61,8 +62,8 @@ def main() -> None:
     loss = PerImageLoss()
     compare(
         f"clipped sum of yolo26n, {IMAGES} images of {SIDE} px",
-        lambda: [plan.clipped_on_grid(model, loss, image) for image in in_pieces(batch, 1)],
-        lambda: plan.clipped_sum(model, loss, batch),
+        lambda: [clipped_on_grid(plan, model, loss, image) for image in in_pieces(batch, 1)],
+        lambda: clipped_sum(plan, model, loss, batch),
     )
 
 

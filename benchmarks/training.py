@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from dptrain import PrivacyPlan
-from dptrain.checkpoint import StepJournal
 from dptrain.detection import PerImageLoss
 from dptrain.detection.data import DetectionDataset, StepLoader, load_data
 from dptrain.detection.loss import one2many_weight
 from dptrain.gradients import trainable_parameters
-from dptrain.noise import NoiseStream
-from dptrain.optimizers import make_optimizer
-from dptrain.sampling import Draw
-from dptrain.schema import OptimizerConfig
-from dptrain.training import MovingAverage, PrivateTrainer, learning_rate
+from dptrain.privacy.sampling import Draw
+from dptrain.privacy.streams import NoiseStream
+from dptrain.run.optimizers import make_optimizer
+from dptrain.settings.schema import OptimizerConfig
+from dptrain.training.journal import StepJournal
+from dptrain.training.trainer import MovingAverage, PrivateTrainer, clipped_sum, learning_rate
 
 from . import memory
 from .cases import Case
@@ -98,7 +98,7 @@ def measure_whole(case: Case) -> dict[str, Any]:
         journal = stack.enter_context(closing(StepJournal(Path(folder) / "steps.journal")))
         trainer = _trainer(detector(case), plan, kept, len(dataset), journal)
         for few in range(case.physical):  # the last batch of a draw has any size, and the first of a size is slow
-            plan.clipped_sum(trainer.module, trainer.loss_function, random_batch(few + 1, case.pixels))
+            clipped_sum(plan, trainer.module, trainer.loss_function, random_batch(few + 1, case.pixels))
         seconds: dict[str, list[float]] = {"gradients": [], "whole": []}
         for repeat in range(case.repeats + 1):
             kept.served.clear()
@@ -112,7 +112,7 @@ def measure_whole(case: Case) -> dict[str, Any]:
             batches = kept.served[1]
             began = time.perf_counter()
             for batch in batches:
-                plan.clipped_sum(trainer.module, trainer.loss_function, batch)
+                clipped_sum(plan, trainer.module, trainer.loss_function, batch)
             if repeat:
                 seconds["gradients"].append(time.perf_counter() - began)
                 seconds["whole"].append(whole)

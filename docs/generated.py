@@ -18,7 +18,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def settings() -> str:
     """Return a table a section of every key of ``dptrain train``, with its type, default and help line."""
-    from dptrain.schema import keys
+    from dptrain.settings.schema import keys
 
     sections: dict[str, list[str]] = {}
     for key, item in keys():
@@ -39,7 +39,7 @@ def _default(item: dataclasses.Field[Any]) -> str:
 
 def commands() -> str:
     """Return what ``dptrain COMMAND --help`` prints, a section a command."""
-    from dptrain.cli import _parser
+    from dptrain.commands.main import _parser
 
     parts: list[str] = []
     for action in _parser()._actions:

@@ -11,9 +11,6 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 if TYPE_CHECKING:
     from . import detection
     from .audit import AuditResult, audit_training
-    from .checking import CheckReport, check
-    from .clip_settings import Clipping
-    from .clipping import FlatClip
     from .errors import (
         BudgetError,
         ConfigError,
@@ -26,14 +23,18 @@ if TYPE_CHECKING:
     )
     from .gradients import UnitBatch, check_independence, clipped_gradient_sum, per_sample_gradients
     from .ledger import BudgetLedger
-    from .perturbation import evaluate_perturbed, export_perturbed
-    from .plan import PrivacyPlan
-    from .planning import plan_grid
-    from .pretraining.run import PretrainResult, pretrain
-    from .redaction import redact
-    from .run import TrainResult, train
-    from .scrubbing import ScrubReport, scrub
-    from .sealing import seal, unseal
+    from .privacy.clipping import Clipping, FlatClip
+    from .privacy.plan import PrivacyPlan
+    from .privacy.planning import plan_grid
+    from .run.job import TrainResult
+    from .run.pretraining.run import PretrainResult, pretrain
+    from .run.train import train
+    from .toolbox.checking import CheckReport, check
+    from .toolbox.perturbation import evaluate_perturbed, export_perturbed
+    from .toolbox.redaction import redact
+    from .toolbox.scrubbing import ScrubReport, scrub
+    from .toolbox.seal import seal, unseal
+    from .training.trainer import clipped_sum
 
 __version__ = "0.1.0"
 
@@ -42,36 +43,37 @@ _HOME = {
     "AuditResult": "audit",
     "BudgetError": "errors",
     "BudgetLedger": "ledger",
-    "CheckReport": "checking",
-    "Clipping": "clip_settings",
+    "CheckReport": "toolbox.checking",
+    "Clipping": "privacy.clipping",
     "ConfigError": "errors",
     "DataError": "errors",
     "DptrainError": "errors",
-    "FlatClip": "clipping",
+    "FlatClip": "privacy.clipping",
     "ModelError": "errors",
-    "PretrainResult": "pretraining.run",
+    "PretrainResult": "run.pretraining.run",
     "PrivacyError": "errors",
-    "PrivacyPlan": "plan",
-    "ScrubReport": "scrubbing",
+    "PrivacyPlan": "privacy.plan",
+    "ScrubReport": "toolbox.scrubbing",
     "SealError": "errors",
     "TrackingError": "errors",
-    "TrainResult": "run",
+    "TrainResult": "run.job",
     "UnitBatch": "gradients",
     "audit_training": "audit",
-    "check": "checking",
+    "check": "toolbox.checking",
     "check_independence": "gradients",
     "clipped_gradient_sum": "gradients",
+    "clipped_sum": "training.trainer",
     "detection": "",
-    "evaluate_perturbed": "perturbation",
-    "export_perturbed": "perturbation",
+    "evaluate_perturbed": "toolbox.perturbation",
+    "export_perturbed": "toolbox.perturbation",
     "per_sample_gradients": "gradients",
-    "plan_grid": "planning",
-    "pretrain": "pretraining.run",
-    "redact": "redaction",
-    "scrub": "scrubbing",
-    "seal": "sealing",
-    "train": "run",
-    "unseal": "sealing",
+    "plan_grid": "privacy.planning",
+    "pretrain": "run.pretraining.run",
+    "redact": "toolbox.redaction",
+    "scrub": "toolbox.scrubbing",
+    "seal": "toolbox.seal",
+    "train": "run.train",
+    "unseal": "toolbox.seal",
 }
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "check",
     "check_independence",
     "clipped_gradient_sum",
+    "clipped_sum",
     "detection",
     "evaluate_perturbed",
     "export_perturbed",

@@ -37,9 +37,9 @@ from rich.table import Table
 
 import dptrain
 from benchmarks.machine import commit, processor
-from dptrain.accounting import calibrate_noise
-from dptrain.files import write_json
-from dptrain.results import MAP, MAP50
+from dptrain.privacy.calibration import calibrate_noise
+from dptrain.statement.results import MAP, MAP50
+from dptrain.support.files import write_json
 from experiments import recipe
 from experiments.ablation_starts import KNOWN, STARTS
 from experiments.digits.scenes import TRAIN_SCENES, write_private, write_public

@@ -13,8 +13,8 @@ from pathlib import Path
 from dptrain.detection import load_model
 from dptrain.detection.heads import set_classes, set_names
 from dptrain.detection.model import save_weights
-from dptrain.pretraining.record import RECORD
-from dptrain.pretraining.run import pretrain
+from dptrain.run.pretraining.run import pretrain
+from dptrain.run.public_start import RECORD
 from experiments.digits.public_start import WEIGHTS
 from experiments.digits.scenes import SIZE
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import dptrain
-from dptrain.results import MAP, MAP50
+from dptrain.statement.results import MAP, MAP50
 from experiments.digits.public_start import WEIGHTS
 
 HERE = Path(__file__).resolve().parent

@@ -22,7 +22,7 @@ import dptrain
 from dptrain.detection import load_model
 from dptrain.detection.data import load_data
 from dptrain.detection.evaluate import draw_boxes, predict
-from dptrain.results import MAP, MAP50, read_rows
+from dptrain.statement.results import MAP, MAP50, read_rows
 from experiments import recipe
 from experiments.digits.public_start import WEIGHTS
 from experiments.digits.scenes import SIZE, write_private

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from dptrain import check, scrub
-from dptrain.checking.page import to_html
-from dptrain.scrubbing import check as would_leak
+from dptrain.toolbox.checking.page import to_html
+from dptrain.toolbox.scrubbing import check as would_leak
 from experiments.bccd import find_data
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

@@ -17,7 +17,7 @@ from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.evaluate import Metrics, evaluate
 from dptrain.detection.loader import collate, to_device
 from dptrain.detection.loss import one2many_weight
-from dptrain.training import learning_rate
+from dptrain.training.trainer import learning_rate
 
 EMA = 0.99
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dptrain import cli
-from dptrain.pretraining.scenes import write_yaml
+from dptrain.commands import main as cli
+from dptrain.run.pretraining.scenes import write_yaml
 from experiments import recipe
 from experiments.digits.public_start import WEIGHTS
 from experiments.digits.scenes import NAMES, paint, split_handwriting

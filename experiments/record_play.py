@@ -39,7 +39,7 @@ from dptrain import Clipping, PrivacyPlan
 from dptrain.detection.data import DetectionDataset, collate, load_data, to_device
 from dptrain.detection.model import load_model, save_weights
 from dptrain.gradients import ENGINES
-from dptrain.gradients.tuning import by_rule
+from dptrain.gradients.autotune import by_rule
 from experiments.sweep import machine
 from tests.privacy.datasets import DETECTORS, IMAGES, Neighbours, detector, write_neighbours
 from tests.privacy.recording import difference, length

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dptrain.pretraining.record import RECORD
-from dptrain.pretraining.run import pretrain
+from dptrain.run.pretraining.run import pretrain
+from dptrain.run.public_start import RECORD
 from experiments.fashion import photos
 
 HERE = Path(__file__).resolve().parent

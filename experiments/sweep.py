@@ -28,8 +28,8 @@ import ultralytics
 
 import dptrain
 from benchmarks.machine import commit, processor
-from dptrain.results import MAP, MAP50
-from dptrain.rounding import round_up
+from dptrain.statement.results import MAP, MAP50
+from dptrain.support.words import round_up
 from experiments import recipe
 from experiments.digits.public_start import WEIGHTS
 from experiments.digits.scenes import SIZE, TRAIN_SCENES, write_private
@@ -46,7 +46,7 @@ def command(data: Path, root: Path, noise: Sequence[float], repeats: int, steps:
     """The sweep as one would type it."""
     values = ",".join(f"{value:g}" for value in noise for _ in range(repeats))
     return [
-        sys.executable, "-m", "dptrain.cli", "train", "-m",
+        sys.executable, "-m", "dptrain.commands.main", "train", "-m",
         f"model={WEIGHTS}", f"data={data}", f"output_dir={root / 'sweep'}", f"resume={str(resume).lower()}",
         f"privacy.noise_multiplier={values}", f"steps={steps}", f"evaluate_every={steps}",
         f"imgsz={SIZE}", "physical_batch_size=32", "workers=0", f"trainable={recipe.TRAINABLE}", f"head={recipe.HEAD}",

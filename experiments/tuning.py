@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 
 import dptrain
-from dptrain import config as settings
-from dptrain.files import write_json
-from dptrain.pretraining.scenes import load_generator, write_scenes, write_split, write_yaml
-from dptrain.results import MAP, MAP50
+from dptrain.run.pretraining.scenes import load_generator, write_scenes, write_split, write_yaml
+from dptrain.settings import resolve as settings
+from dptrain.statement.results import MAP, MAP50
+from dptrain.support.files import write_json
 from experiments.benchmark.sets import SETS, Missing, fashion_photos
 from experiments.digits import scenes as digits
 from experiments.digits.glyphs import handwritten_glyphs

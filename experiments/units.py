@@ -32,15 +32,15 @@ from torch import Tensor
 
 import dptrain
 from dptrain import PrivacyPlan
-from dptrain.accounting import rdp_curve
 from dptrain.audit import all_bounds
 from dptrain.audit.canaries import DiracLoss, choose_sites, read_sites
 from dptrain.audit.scenes import draw_scene
 from dptrain.audit.small import SceneRows, SmallNet, class_losses
 from dptrain.detection.data import StepLoader
-from dptrain.noise import NoiseStream
-from dptrain.sampling import UnitRows
-from dptrain.training import PrivateTrainer
+from dptrain.privacy.accounting import rdp_curve
+from dptrain.privacy.streams import NoiseStream
+from dptrain.privacy.units import UnitRows
+from dptrain.training.trainer import PrivateTrainer
 from experiments.sweep import machine
 
 HERE = Path(__file__).resolve().parent

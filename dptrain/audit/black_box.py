@@ -13,9 +13,9 @@ from ..detection.data import DetectionDataset, load_data, to_device
 from ..detection.loader import collate
 from ..detection.loss import per_image_losses
 from ..detection.model import load_model, save_weights
-from ..files import write_text
-from ..plan import PrivacyPlan
-from ..run import train
+from ..privacy.plan import PrivacyPlan
+from ..run.train import train
+from ..support.files import write_text
 from .scenes import CLASSES, draw_canary, draw_scene, write_dataset
 
 _BATCH = 16

@@ -20,9 +20,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .. import accounting
-from ..plan import PrivacyPlan
-from ..trade_off import TradeOff, trade_off_of_steps
+from ..privacy import accounting
+from ..privacy.plan import PrivacyPlan
+from ..privacy.trade_off import TradeOff, trade_off_of_steps
 
 _MOST = 100.0  # an epsilon that no number of canaries can tell from infinity
 _WIDER = 1.25  # by which the noise is changed in search of a bracket

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..rounding import shown, shown_below
+from ..support.words import shown, shown_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

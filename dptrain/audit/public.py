@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..environment import ledger_address
+from ..support.environment import ledger_address
 
 
 def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -> bool:
@@ -23,8 +23,8 @@ def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -
         BudgetError: The ledger cannot be read.
     """
     from ..datasets.sources import load_data
-    from ..declared_public import DeclaredPublic
     from ..ledger import BudgetLedger
+    from ..run.declared_public import DeclaredPublic
 
     address = ledger_address(url)
     ledger = BudgetLedger.existing(address, key) if url is None else BudgetLedger(url, key, create=False)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import write_json
-from ..plan import PrivacyPlan
-from ..rounding import round_up, shown, shown_below
+from ..privacy.plan import PrivacyPlan
 from ..statement.audit import AUDIT_FORMAT, FILE
+from ..support.words import round_up, shown, shown_below
 from .guesses import CURVE, PAIR
 from .white_box import Measured
 
@@ -168,22 +167,6 @@ class AuditResult:
             yield f"VIOLATION  {'; '.join(self.faults)}"
         else:
             yield "verdict    no violation found; a bound below the claim does not prove the claim"
-
-    def write(self, folder: Path) -> None:
-        """Write ``audit.json`` and ``audit.png``.
-
-        Raises:
-            ConfigError: The folder holds an audit already, or cannot be written.
-        """
-        from .picture import draw_audit
-
-        refuse_overwriting(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            draw_audit(self, folder / PICTURE)
-            write_json(folder / FILE, self.as_dict())
-        except OSError as error:
-            raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
 
 
 def refuse_overwriting(folder: Path) -> None:

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import accounting
 from ..errors import ConfigError
-from ..noise import NoiseStream
-from ..plan import PrivacyPlan
-from ..trade_off import FALSE_POSITIVE_RATES
+from ..privacy import accounting
+from ..privacy.plan import PrivacyPlan
+from ..privacy.streams import NoiseStream
+from ..privacy.trade_off import FALSE_POSITIVE_RATES
+from ..statement.audit import FILE
+from ..support.files import write_json
 from .f_dp import Family
 from .guesses import all_bounds, check_counts, rate_reached
 from .public import refuse_charged
-from .result import BLACK_BOX, THREATS, WHITE_BOX, AuditResult
+from .result import BLACK_BOX, PICTURE, THREATS, WHITE_BOX, AuditResult, refuse_overwriting
 
 SAMPLE_RATE = {WHITE_BOX: 0.5, BLACK_BOX: 1.0}
 STEPS = {WHITE_BOX: 100, BLACK_BOX: 20}
@@ -262,3 +264,20 @@ def _parts(
         module, imgsz, plan.expected_batch_size, torch.device(device), sample_rate=plan.sample_rate
     )
     return module, PerImageLoss(), images, at_once
+
+
+def write_audit(result: AuditResult, folder: Path) -> None:
+    """Write ``audit.json`` and ``audit.png``.
+
+    Raises:
+        ConfigError: The folder holds an audit already, or cannot be written.
+    """
+    from .picture import draw_audit
+
+    refuse_overwriting(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_audit(result, folder / PICTURE)
+        write_json(folder / FILE, result.as_dict())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error

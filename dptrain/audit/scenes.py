@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from ..detection.data import DetectionDataset, load_data
-from ..files import write_text
+from ..support.files import write_text
 
 CLASSES = ("square", "disc", "cross")
 

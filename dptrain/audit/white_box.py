@@ -11,10 +11,10 @@ from torch import nn
 
 from ..detection.data import StepLoader
 from ..gradients import LossFunction
-from ..optimizers import make_optimizer
-from ..plan import PrivacyPlan
-from ..schema import OptimizerConfig
-from ..training import PrivateTrainer
+from ..privacy.plan import PrivacyPlan
+from ..run.optimizers import make_optimizer
+from ..settings.schema import OptimizerConfig
+from ..training.trainer import PrivateTrainer
 from .canaries import DiracLoss, Rows, WithCanaries, choose_sites, read_sites
 
 _NOISE_STEP = 1e-4  # what noise moves a weight by in a step: far above rounding, and no plan makes training diverge

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..files import to_json
+from ..support.files import to_json
 from .options import Commands
 
 if TYPE_CHECKING:
     from ..audit import AuditResult
-    from ..plan import PrivacyPlan
+    from ..privacy.plan import PrivacyPlan
 
 EXIT_VIOLATION = 4  # the audit refutes the claim
 _OF_THE_PLAN = ("epsilon", "noise_multiplier", "delta", "sample_rate", "steps")
@@ -66,12 +66,13 @@ def _whole_numbers(text: str) -> list[int]:
 def _audit(options: argparse.Namespace) -> int:
     _check(options)
     from ..audit.result import refuse_overwriting
+    from ..audit.run import write_audit
 
     folder = options.output or options.run or Path(datetime.now().strftime("audit/%Y-%m-%d_%H-%M-%S"))
     refuse_overwriting(folder)
     with redirect_stdout(sys.stderr if options.json else sys.stdout):
         result = _result(options)
-        result.write(folder)
+        write_audit(result, folder)
     if options.json:
         print(to_json({**result.as_dict(), "output_dir": str(folder)}))
     else:
@@ -94,8 +95,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _result(options: argparse.Namespace) -> AuditResult:
     from ..audit import audit_training
-    from ..devices import parse_device, usable_device
-    from ..progress import Progress, make_console
+    from ..run.progress import Progress, make_console
+    from ..support.devices import parse_device, usable_device
 
     device = usable_device(parse_device(options.device, "--device"), "--device")
     plan = _plan(options)
@@ -122,8 +123,8 @@ def _result(options: argparse.Namespace) -> AuditResult:
 
 def _plan(options: argparse.Namespace) -> PrivacyPlan:
     from ..audit import default_plan
-    from ..clip_settings import Clipping
-    from ..plan import PrivacyPlan
+    from ..privacy.clipping import Clipping
+    from ..privacy.plan import PrivacyPlan
 
     if options.run is None:
         given = {name: getattr(options, name) for name in _OF_THE_PLAN if getattr(options, name) is not None}

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import ledger_address
+from ..datasets.groups import GroupsConfig
 from ..errors import BudgetError, ConfigError
-from ..files import JOURNAL, to_json, write_text
-from ..schema import UNITS, GroupsConfig
-from ..wording import counted
+from ..privacy.units import UNITS
+from ..support.environment import ledger_address
+from ..support.files import to_json, write_text
+from ..support.words import counted
+from ..training.journal import JOURNAL
 from .options import Commands, number
 
 if TYPE_CHECKING:
@@ -92,14 +94,14 @@ def _open(options: argparse.Namespace, create: bool = False) -> BudgetLedger:
 
 
 def _create(options: argparse.Namespace) -> int:
-    from ..accounting import check_delta, check_epsilon
+    from ..privacy.accounting import check_delta, check_epsilon
 
     check_epsilon(options.epsilon)
     check_delta(options.delta)
-    from ..config import check_groups
+    from ..datasets.data_yaml import data_name
+    from ..datasets.groups import check_groups, groups_of
     from ..datasets.sources import load_data
-    from ..detection.groups import groups_of
-    from ..spending import data_name, hash_images
+    from ..ledger.hashing import hash_images
 
     if options.unit not in UNITS:
         raise ConfigError(f"--unit={options.unit} is not one of {', '.join(UNITS)}")
@@ -128,7 +130,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as_json: bool) -> int:
-    from ..rounding import shown
+    from ..support.words import shown
 
     if as_json:
         print(to_json({"ledger": ledger.address, "datasets": [asdict(reading) for reading in readings]}))
@@ -162,7 +164,7 @@ def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as
 
 
 def _history(options: argparse.Namespace) -> int:
-    from ..rounding import shown
+    from ..support.words import shown
 
     if options.last is not None and options.last < 1:
         raise ConfigError(f"--last={options.last} must be 1 or more")
@@ -248,8 +250,8 @@ def _settle(options: argparse.Namespace) -> int:
         ledger.settle(run, None, "lost")
         unseen = 0
     else:
-        from ..checkpoint import StepJournal
-        from ..spending import read_note
+        from ..run.spending import read_note
+        from ..training.journal import StepJournal
 
         folder = Path(options.folder)
         note = read_note(folder)

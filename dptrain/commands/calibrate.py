@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..files import to_json
+from ..support.files import to_json
 from .options import Commands, number
 
 if TYPE_CHECKING:
-    from ..plan import PrivacyPlan
+    from ..privacy.plan import PrivacyPlan
 
 
 def register(commands: Commands) -> None:
@@ -33,13 +33,13 @@ def _accounting_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from ..plan import PrivacyPlan
+    from ..privacy.plan import PrivacyPlan
 
     return _print_plan(PrivacyPlan.calibrate(epsilon=options.epsilon, **_rest(options)), options.json)
 
 
 def _epsilon(options: argparse.Namespace) -> int:
-    from ..plan import PrivacyPlan
+    from ..privacy.plan import PrivacyPlan
 
     return _print_plan(PrivacyPlan(noise_multiplier=options.noise_multiplier, **_rest(options)), options.json)
 
@@ -51,7 +51,7 @@ def _rest(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_plan(plan: PrivacyPlan, as_json: bool) -> int:
-    from ..accounting import PLD_UP_TO_EPSILON
+    from ..privacy.accounting import PLD_UP_TO_EPSILON
 
     rdp = plan.epsilon("rdp")
     values: dict[str, float | int | None] = {

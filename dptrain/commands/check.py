@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
-from ..files import JOURNAL, refuse_unwritable, to_json
-from ..wording import counted
+from ..support.files import refuse_unwritable, to_json
+from ..support.words import counted
+from ..training.journal import JOURNAL
 from .options import Commands
 
 if TYPE_CHECKING:
-    from ..checking import CheckReport
+    from ..toolbox.checking import CheckReport
 
 EXIT_FOUND = 3
 _SHOWN = 5
@@ -44,15 +45,15 @@ def _check(options: argparse.Namespace) -> int:
         raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
     if options.output is not None:
         _refuse_place(options.output)
-    from ..devices import parse_device
+    from ..support.devices import parse_device
 
     device = parse_device(options.device, "--device")
-    from ..checking.findings import KINDS
+    from ..toolbox.checking.findings import KINDS
 
     allowed = {kind.strip() for kind in options.allow.split(",") if kind.strip()}
     if allowed - KINDS.keys():
         raise ConfigError(f"--allow {options.allow}: {', '.join(allowed - KINDS.keys())} is none of {', '.join(KINDS)}")
-    from ..checking import check
+    from ..toolbox.checking import check
 
     forbid = [name.strip() for name in options.forbid.split(",") if name.strip()]
     report = check(
@@ -78,8 +79,8 @@ def _refuse_place(file: Path) -> None:
 
 
 def _write(file: Path, report: CheckReport) -> None:
-    from ..checking.page import to_html
-    from ..files import write_text
+    from ..support.files import write_text
+    from ..toolbox.checking.page import to_html
 
     try:
         write_text(file.expanduser(), to_html(report))
@@ -93,7 +94,7 @@ def _print(report: CheckReport, page: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..checking.findings import FOLDER, KINDS, PRIVATE
+    from ..toolbox.checking.findings import FOLDER, KINDS, PRIVATE
 
     table = Table(box=box.SIMPLE_HEAD)
     for column, justify in (("looked for", "left"), ("found", "right"), ("why it matters", "left")):

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import to_json
+from ..support.files import to_json
 from .options import Commands
 
 
@@ -39,7 +39,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).warning(
             "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
         )
-    from ..devices import parse_device, usable_device
+    from ..support.devices import parse_device, usable_device
 
     device = parse_device(options.device, "--device")
 

@@ -11,16 +11,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import experiment_name, tracking_address
 from ..errors import ConfigError
-from ..files import to_json
+from ..support.environment import experiment_name, tracking_address
+from ..support.files import to_json
 from .evaluate import run_imgsz
 from .options import Commands
 
 if TYPE_CHECKING:
-    from ..perturbation import PerturbationResult
-    from ..perturbation.epsilon import InputNoise
-    from ..perturbation.evaluate import Row
+    from ..toolbox.perturbation import PerturbationResult
+    from ..toolbox.perturbation.epsilon import InputNoise
+    from ..toolbox.perturbation.result import Row
 
 _KINDS = ("noise", "blur", "jpeg", "dark")
 
@@ -85,10 +85,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         logging.getLogger(__name__).warning(
             "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
         )
-    from ..devices import parse_device, usable_device
+    from ..support.devices import parse_device, usable_device
 
     device = usable_device(parse_device(options.device, "--device"), "--device")
-    from ..perturbation import evaluate_perturbed
+    from ..toolbox.perturbation import evaluate_perturbed
 
     given = {name: getattr(options, name) for name in _KINDS if getattr(options, name) is not None}
     with redirect_stdout(sys.stderr if options.json else sys.stdout):
@@ -141,7 +141,7 @@ def _table(result: PerturbationResult) -> Iterator[str]:
 def _export(options: argparse.Namespace) -> int:
     if not 0 < options.delta < 1:
         raise ConfigError(f"--delta={options.delta} is not between 0 and 1")
-    from ..perturbation import export_perturbed, input_noise
+    from ..toolbox.perturbation import export_perturbed, input_noise
 
     done = export_perturbed(options.data, options.output, kind=options.kind, level=options.level, seed=options.seed)
     worth = list(input_noise(options.level, *done.size, options.delta)) if options.kind == "noise" else []
@@ -157,7 +157,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _worth(worth: list[InputNoise], options: argparse.Namespace) -> Iterator[str]:
-    from ..perturbation.epsilon import TARGET
+    from ..toolbox.perturbation.epsilon import TARGET
 
     if not worth:
         yield f"{options.kind} is no differential privacy: it has no randomness"

@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import ledger_address
 from ..errors import ConfigError
-from ..files import to_json
-from ..rounding import round_up
+from ..support.environment import ledger_address
+from ..support.files import to_json
+from ..support.words import round_up
 from .options import Commands, number
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..planning import PlanGrid, Remaining
+    from ..privacy.planning import PlanGrid, Remaining
 
 _PICTURES = (".png", ".svg", ".pdf")
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -53,7 +53,7 @@ def _whole_numbers(text: str) -> list[int]:
 def _plan(options: argparse.Namespace) -> int:
     if options.output is not None and options.output.suffix.lower() not in _PICTURES:
         raise ConfigError(f"-o {options.output} is no picture: end it with {', '.join(_PICTURES)}")
-    from ..planning import plan_grid
+    from ..privacy.planning import plan_grid
 
     grid = plan_grid(
         options.dataset_size,
@@ -96,10 +96,10 @@ def _speed(options: argparse.Namespace) -> float | None:
         raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
     if options.physical_batch_size < 1:
         raise ConfigError(f"--physical-batch-size={options.physical_batch_size} must be 1 or more")
-    from ..devices import parse_device, usable_device
+    from ..support.devices import parse_device, usable_device
 
     device = usable_device(parse_device(options.device, "--device"), "--device")
-    from ..planning import measure_seconds_per_image
+    from ..detection.speed import measure_seconds_per_image
 
     return measure_seconds_per_image(
         options.model, options.imgsz, physical_batch_size=options.physical_batch_size, device=device
@@ -110,7 +110,7 @@ def _budget(options: argparse.Namespace) -> Remaining | None:
     if options.budget is None:
         return None
     from ..ledger import BudgetLedger
-    from ..planning import remaining
+    from ..ledger.remaining import remaining
 
     return remaining(BudgetLedger(ledger_address(options.url), options.key, create=False).show(options.budget)[0])
 
@@ -154,7 +154,7 @@ def duration(seconds: float) -> str:
 def _draw(grid: PlanGrid, file: Path) -> None:
     if not grid.runs:
         raise ConfigError("no run meets this budget, so there is nothing to draw: raise it, or plan larger batches")
-    from ..planning_picture import draw_plan
+    from .planning_picture import draw_plan
 
     try:
         draw_plan(grid, file, duration)

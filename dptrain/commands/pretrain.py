@@ -17,11 +17,11 @@ def pretrain(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(_help())
         return 0
-    from ..pretraining.schema import from_arguments, resolve
+    from ..run.pretraining.schema import from_arguments, resolve
 
     config = resolve(from_arguments(arguments))  # before torch is imported: a wrong value is told at once
 
-    from ..pretraining.run import pretrain_from_config
+    from ..run.pretraining.run import pretrain_from_config
 
     pretrain_from_config(config)
     return 0
@@ -30,8 +30,8 @@ def pretrain(arguments: list[str]) -> int:
 def _help() -> str:
     from omegaconf import MISSING
 
-    from ..pretraining.schema import PretrainConfig
-    from ..schema import keys
+    from ..run.pretraining.schema import PretrainConfig
+    from ..settings.schema import keys
 
     lines = [
         "usage: dptrain pretrain [KEY=VALUE ...] [--debug]",

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError
-from ..files import to_json
-from ..wording import counted
+from ..support.files import to_json
+from ..support.words import counted
 from .options import Commands
 
 if TYPE_CHECKING:
-    from ..redaction import FileReport, RedactionReport
+    from ..toolbox.redaction import FileReport, RedactionReport
 
 _SETTINGS = (
     "classes",
@@ -76,7 +76,7 @@ def register(commands: Commands) -> None:
 
 
 def _redact(options: argparse.Namespace) -> int:
-    from ..redaction import RedactionSettings, redact
+    from ..toolbox.redaction import RedactionSettings, redact
 
     settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
     try:  # a wrong value is told before anything is loaded

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..environment import tracking_address
 from ..errors import ConfigError
+from ..support.environment import tracking_address
 from .options import Commands
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..files import to_json
-from ..wording import counted
+from ..support.files import to_json
+from ..support.words import counted
 from .options import Commands
 
 if TYPE_CHECKING:
-    from ..scrubbing import ScrubReport
+    from ..toolbox.scrubbing import ScrubReport
 
 EXIT_FOUND = 3  # a check found something, or an image was withheld
 _SHOWN = 20
@@ -54,7 +54,7 @@ def _window(text: str) -> tuple[float, float]:
 def _scrub(options: argparse.Namespace) -> int:
     if options.check == (options.output is not None):
         raise ConfigError("give either -o FOLDER, or --check to only look (dptrain scrub --help)")
-    from ..scrubbing import check, scrub
+    from ..toolbox.scrubbing import check, scrub
 
     if options.check:
         report = check(options.source, names=not options.keep_names)

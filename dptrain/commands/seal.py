@@ -43,8 +43,9 @@ def register(commands: Commands) -> None:
 
 
 def _seal(options: argparse.Namespace) -> int:
-    from ..sealing import Keys, find_keys, new_identity, seal
+    from ..sealing import Keys, find_keys, new_identity
     from ..sealing.keys import refuse_secret
+    from ..toolbox.seal import seal
 
     for text in (*options.to, options.source or "", options.new_key or ""):
         refuse_secret(text, "an argument")
@@ -70,8 +71,9 @@ def _seal(options: argparse.Namespace) -> int:
 
 
 def _unseal(options: argparse.Namespace) -> int:
-    from ..sealing import find_keys, unseal
+    from ..sealing import find_keys
     from ..sealing.keys import refuse_secret
+    from ..toolbox.seal import unseal
 
     refuse_secret(options.source, "an argument")
     keys = find_keys(options.identity, options.passphrase_file, options.keyring)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from ..files import to_json
+from ..support.files import to_json
 from .console import EXIT_FAILED, EXIT_REFUSED, described, fail, own_messages
 from .options import Commands
 
 if TYPE_CHECKING:
-    from ..schema import TrainConfig
-    from ..sweep.session import Sweep
+    from ..run.sweep.session import Sweep
+    from ..settings.schema import TrainConfig
 
 
 def register(commands: Commands) -> None:
@@ -30,15 +30,15 @@ def train(arguments: list[str], debug: bool) -> int:
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
 
-    from ..hydra_app import run_hydra
-    from ..sweep.launch import SweepBroken
+    from ..run.sweep.hydra_app import run_hydra
+    from ..run.sweep.launch import SweepBroken
 
     def job(config: TrainConfig) -> None:
-        from ..config import resolve
+        from ..settings.resolve import resolve
 
         with own_messages():  # in a launcher's own process nobody has set them up
             config = resolve(config)  # before torch is imported: a wrong value is told at once
-            from ..run import train_from_config
+            from ..run.train import train_from_config
 
             with _same_generators(), redirect_stdout(sys.stderr if as_json else sys.stdout):
                 result = train_from_config(config)
@@ -63,7 +63,7 @@ def _end(sweep: Sweep, as_json: bool, interrupted: bool = False) -> int:
     """Show what the sweep came to and what it cost; return the exit status."""
     from rich.console import Console
 
-    from ..sweep.table import for_terminal, summary
+    from ..run.sweep.table import for_terminal, summary
 
     table = sweep.end(interrupted)
     console = Console(stderr=as_json)
@@ -107,8 +107,8 @@ def _yaml(value: Any) -> str:
 def _train_help() -> str:
     from omegaconf import MISSING
 
-    from ..hydra_app import conf_dir
-    from ..schema import REFUSED_AUGMENTATIONS, keys
+    from ..run.sweep.hydra_app import conf_dir
+    from ..settings.schema import REFUSED_AUGMENTATIONS, keys
 
     refused = [f"augment.{name}" for name in REFUSED_AUGMENTATIONS]
     lines = [

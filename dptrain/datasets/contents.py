@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import MOST_BYTES, read_file
+from ..support.files import MOST_BYTES, read_file
 
 _ABSENT = b""  # in place of a hash: there was no such file
 
@@ -47,7 +47,7 @@ def read_data(file: Path, most: int = MOST_BYTES, wanted: bytes | None = None) -
 
     Raises:
         DataError: It is not what it was.
-        OSError: As :func:`dptrain.files.read_file`.
+        OSError: As :func:`dptrain.support.files.read_file`.
     """
     try:
         data = read_file(file, most)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ..errors import DataError, is_control
-from ..files import MOST_TEXT
+from ..support.files import MOST_TEXT
 from .contents import read_data
 
 #: Suffixes by which a file is taken for a data.yaml; in small letters.
@@ -134,3 +134,8 @@ def shown(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:
         return "a number of thousands of digits"
+
+
+def data_name(file: Path) -> str:
+    """Return what people call the dataset: ``pets`` for pets.yaml, the folder for a plain data.yaml."""
+    return file.resolve().parent.name if file.stem in ("data", "dataset") else file.stem

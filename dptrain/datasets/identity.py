@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..threads import bar, in_threads
+from ..support.threads import bar, in_threads
 from .images import read_image
 
 

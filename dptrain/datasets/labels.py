@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
-from ..files import MOST_TEXT, label_path
+from ..support.files import MOST_TEXT
 from .contents import read_data
 
 __all__ = ["ANY_CLASS", "TOLERANCE", "label_path", "plain_labels", "read_labels"]
@@ -131,3 +132,9 @@ def _box(values: list[float], place: str) -> list[float]:
             f"{y + h / 2:g}; coordinates are parts of the image in [0, 1]: divide pixels by its size, cut at the edge"
         )
     return [x, y, w, h]
+
+
+def label_path(image: Path) -> Path:
+    """The label file of an image: the last ``images`` folder of its path becomes ``labels``, the suffix ``.txt``."""
+    head, sep, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    return Path(f"{head}{os.sep}labels{os.sep}{tail}" if sep else tail).with_suffix(".txt")

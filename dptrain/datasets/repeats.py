@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from ..wording import counted
+from ..support.words import counted
 
 
 def refuse_repeats(pictures: Mapping[Path, bytes], groups: Sequence[str] | None = None) -> None:

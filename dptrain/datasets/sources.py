@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import MOST_TEXT, label_path
 from ..sealing.archive import is_sealed_dataset, open_dataset
+from ..support.files import MOST_TEXT
 from .contents import read_data
 from .data_yaml import class_names, read_yaml, shown
+from .labels import label_path
 
 SPLITS = ("train", "val", "test")
 #: Suffixes that count as images inside a folder or a list, as in Ultralytics.

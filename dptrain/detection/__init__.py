@@ -1,5 +1,7 @@
 """The boundary to Ultralytics: the only room that imports it."""
 
+from ultralytics.nn.tasks import DetectionModel
+
 from . import quiet  # noqa: F401 - before anything of Ultralytics
 from .heads import set_names
 from .loss import LossSettings, PerImageLoss, per_image_losses
@@ -7,6 +9,7 @@ from .model import load_model, save_weights
 from .trainable import Lora, set_trainable
 
 __all__ = [
+    "DetectionModel",
     "Lora",
     "LossSettings",
     "PerImageLoss",

@@ -12,7 +12,7 @@ from ..datasets.images import Letterbox, check_image, read_image
 from ..datasets.labels import label_path, read_labels
 from ..datasets.sources import DataConfig, load_data
 from ..errors import DataError
-from ..threads import in_threads
+from ..support.threads import in_threads
 from .augment import Augmentation
 from .loader import StepLoader, collate, to_device
 

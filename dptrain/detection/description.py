@@ -19,7 +19,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import ROOT
 
 from ..errors import ModelError
-from ..files import read_file
+from ..support.files import read_file
 
 _MOST_BYTES, _MOST_LAYERS, _MOST_REPEATS, _MOST_ARGUMENTS = 1 << 20, 1000, 1000, 64
 _LARGEST = 1_000_000

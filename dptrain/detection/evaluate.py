@@ -21,7 +21,7 @@ from ultralytics.utils.plotting import colors
 from ..datasets.images import Letterbox, read_image
 from ..errors import DataError, ModelError
 from ..gradients.batches import UnitBatch
-from ..sampling import Draw
+from ..privacy.sampling import Draw
 from .data import DetectionDataset, to_rgb_planes
 from .loader import StepLoader
 

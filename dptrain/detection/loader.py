@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..datasets.silence import silence_process
 from ..errors import DataError
 from ..gradients.batches import UnitBatch
-from ..out_of_memory import in_memory
+from ..support.out_of_memory import in_memory
 
 if TYPE_CHECKING:
-    from ..sampling import Draw, UnitRows
+    from ..privacy.sampling import Draw
+    from ..privacy.units import UnitRows
 
 Batch = dict[str, torch.Tensor]
 _SHARED_MEMORY = Path("/dev/shm")

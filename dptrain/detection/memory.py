@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gradients import clipped_gradient_sum
-from ..gradients.tuning import by_rule
+from ..gradients.autotune import by_rule
 from .loss import PerImageLoss
 
 MOST_ON_CPU, MOST_ON_GPU = 32, 256  # beyond these a larger batch gains no speed

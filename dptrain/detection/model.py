@@ -15,15 +15,10 @@ from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_load
 from ultralytics.utils import LOGGER
 
-from ..checkpoint import refuse_damage
 from ..errors import ConfigError, ModelError, SealError
-from ..files import write_atomically
-from ..layers import (
-    FrozenBatchNorm2d,
-    LowRankConv2d,
-    group_norm_from_batch_norm,
-)
+from ..gradients.modules import FrozenBatchNorm2d, LowRankConv2d, group_norm_from_batch_norm
 from ..sealing.weights import is_weights, plain_weights
+from ..support.files import refuse_damage, write_atomically
 from .description import read_description, refuse_code
 from .heads import OneToOneDetect, check_names, choose_head, class_branches, set_classes, set_names
 from .trainable import Lora, add_adapters, set_trainable

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..gradients import check_independence
-from ..gradients.tuning import by_rule
+from ..gradients.autotune import by_rule
 from .loss import PerImageLoss
 
 _SIDE = 64  # whether images depend on one another does not depend on their size

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import ConfigError, DataError
 from ..gradients import per_sample_gradients, trainable_parameters
-from ..gradients.tuning import by_rule
+from ..gradients.autotune import by_rule
 from .data import DataConfig, DetectionDataset, load_data
 from .loader import collate, to_device
 from .loss import PerImageLoss

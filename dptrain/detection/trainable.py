@@ -10,7 +10,7 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 from ..errors import ConfigError
-from ..layers import FrozenBatchNorm2d, LowRankConv2d
+from ..gradients.modules import FrozenBatchNorm2d, LowRankConv2d
 
 GROUPS = ("all", "head", "neck_and_head", "norm_and_bias", "head_and_norms", "lora")
 RANK = 4

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..clipping import ClipRule, FlatClip
 from ..errors import ConfigError
+from ..privacy.clipping import ClipRule, FlatClip
 from . import fused, independence, microbatch
 from . import opacus as opacus_engine
 from .arithmetic import alike_in_every_place, full_precision
 from .batches import UnitBatch, batch_size, fill_up, in_pieces
 from .checks import refuse_coupling, refuse_unsupported, trainable_parameters
 from .fused import LossFunction, Weigh
-from .units import Units, mean_gradient
+from .microbatch import mean_gradient
+from .units import Units
 
 ENGINES: dict[str, ModuleType] = {"fused": fused, "opacus": opacus_engine, "microbatch": microbatch}
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .checks import named_layers, refuse_missing, trainable_parameters
-from .layers import Record, Tape, rule_for
-from .layers.base import Instantiated, Joined, add_squares, without_autocast
+from .rules import Record, Tape, rule_for
+from .rules.base import Instantiated, Joined, add_squares, without_autocast
 from .units import Units
 
 LossFunction = Callable[[Any, Any], Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -89,3 +89,35 @@ def weighted_sum(
             if weight > 0.0:  # a gradient that is not finite has weight zero, and zero times infinity is not
                 total[name].add_(gradient, alpha=weight)
     return total
+
+
+def mean_gradient(
+    module: nn.Module, loss_function: Callable[[Any, Any], Tensor], pieces: Iterable[Any], rows: int
+) -> dict[str, Tensor]:
+    """Return the mean gradient over the rows of *one* unit, by plain autograd, a piece of them at a time.
+
+    Args:
+        module, loss_function: As for ``clipped_gradient_sum``.
+        pieces: Batches of the unit's rows, every row in one of them.
+        rows: How many rows the unit has.
+
+    Raises:
+        ModelError: The pieces have another number of rows, or a trainable parameter got no gradient.
+    """
+    parameters = trainable_parameters(module)
+    total: dict[str, Tensor] = {}
+    seen = 0
+    for piece in pieces:
+        losses = loss_function(module, piece)
+        seen += len(losses)
+        if not losses.requires_grad:
+            refuse_missing(parameters, {})
+        gradients = torch.autograd.grad(losses.sum() / rows, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                total[name] = total[name].add_(gradient) if name in total else gradient.detach().clone()
+        del losses, gradients
+    if seen != rows:
+        raise ModelError(f"a unit of {rows} rows came in pieces of {seen} in all: every row must be in one of them")
+    refuse_missing(parameters, total)
+    return {name: total[name] for name in parameters}

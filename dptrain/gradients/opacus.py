@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError
-from ..layers import FrozenBatchNorm2d
 from .checks import refuse_missing, trainable_parameters
 from .fused import Groups, LossFunction, Weigh, _check_losses, _check_rows
+from .modules import FrozenBatchNorm2d
 from .units import Units
 
 
@@ -44,7 +44,7 @@ def _as_opacus_needs_it(module: nn.Module) -> Iterator[None]:
         if trains and isinstance(layer, _BatchNorm):
             raise ModelError(
                 f"Opacus has no rule for layer {name!r} ({type(layer).__name__}) in eval mode: use method='fused', "
-                "dptrain.layers.FrozenBatchNorm2d, or freeze its parameters"
+                "dptrain.gradients.modules.FrozenBatchNorm2d, or freeze its parameters"
             )
         if trains and not layer.training:
             changed.append((layer, "training", False))

@@ -6,15 +6,12 @@ augmentations, or all images of a patient. Were rows clipped one by one, a unit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ModelError
-from .checks import refuse_missing, trainable_parameters
 
 
 class Units:
@@ -86,35 +83,3 @@ class Units:
         """Return the mean over the rows of every unit, (units, ...)."""
         counts = self.counts.to(rows.device, rows.dtype)
         return self.sums(rows) / counts.view(-1, *[1] * (rows.dim() - 1))
-
-
-def mean_gradient(
-    module: nn.Module, loss_function: Callable[[Any, Any], Tensor], pieces: Iterable[Any], rows: int
-) -> dict[str, Tensor]:
-    """Return the mean gradient over the rows of *one* unit, by plain autograd, a piece of them at a time.
-
-    Args:
-        module, loss_function: As for ``clipped_gradient_sum``.
-        pieces: Batches of the unit's rows, every row in one of them.
-        rows: How many rows the unit has.
-
-    Raises:
-        ModelError: The pieces have another number of rows, or a trainable parameter got no gradient.
-    """
-    parameters = trainable_parameters(module)
-    total: dict[str, Tensor] = {}
-    seen = 0
-    for piece in pieces:
-        losses = loss_function(module, piece)
-        seen += len(losses)
-        if not losses.requires_grad:
-            refuse_missing(parameters, {})
-        gradients = torch.autograd.grad(losses.sum() / rows, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                total[name] = total[name].add_(gradient) if name in total else gradient.detach().clone()
-        del losses, gradients
-    if seen != rows:
-        raise ModelError(f"a unit of {rows} rows came in pieces of {seen} in all: every row must be in one of them")
-    refuse_missing(parameters, total)
-    return {name: total[name] for name in parameters}

@@ -12,9 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, func, select, update
 
 from ..errors import BudgetError
-from ..rounding import shown
-from ..wording import counted
-from . import curves, filters, sealing, snapshots
+from ..support.words import counted, shown
+from . import curves, filters, seals, snapshots
 from .curves import Curve
 from .store import Store
 from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, mechanisms, runs, stopped
@@ -33,12 +32,12 @@ class Request:
 def snapshot_atoms(store: Store, connection: Connection, snapshot: int) -> dict[int, Curve]:
     """Return the atoms of a snapshot with what is charged to each."""
     rows = connection.execute(_OF_SNAPSHOT, {"snapshot": snapshot})
-    return {row.id: curves.decode(sealing.trusted(store, atoms, row).total) for row in rows}
+    return {row.id: curves.decode(seals.trusted(store, atoms, row).total) for row in rows}
 
 
 def _totals(store: Store, connection: Connection, inside: Collection[int]) -> dict[int, str]:
     rows = connection.execute(_OF_ATOMS, {"inside": list(inside)})
-    return {row.id: sealing.trusted(store, atoms, row).total for row in rows}
+    return {row.id: seals.trusted(store, atoms, row).total for row in rows}
 
 
 # Made once: to put a statement together takes as long as to run it.
@@ -148,9 +147,9 @@ def _first_charge(store: Store, connection: Connection, dataset: int) -> tuple[s
     for atom, snapshot in connection.execute(pairs):
         holders.setdefault(snapshot, []).append(atom)
     query = select(runs).where(runs.c.snapshot_id.in_(list(holders))).order_by(runs.c.seq)
-    charged = [row for row in connection.execute(query) if sealing.trusted(store, runs, row).charged > 0]
+    charged = [row for row in connection.execute(query) if seals.trusted(store, runs, row).charged > 0]
     kinds = select(mechanisms).where(mechanisms.c.id.in_({row.mechanism_id for row in charged}))
-    steps = {row.id: curves.decode(sealing.trusted(store, mechanisms, row).curve) for row in connection.execute(kinds)}
+    steps = {row.id: curves.decode(seals.trusted(store, mechanisms, row).curve) for row in connection.execute(kinds)}
     tally: Counter[tuple[int, int]] = Counter()
     for row in charged:
         for atom in holders[row.snapshot_id]:
@@ -159,7 +158,7 @@ def _first_charge(store: Store, connection: Connection, dataset: int) -> tuple[s
     for (atom, kind), count in tally.items():
         sums[atom] = curves.add(sums[atom], steps[kind], count)
     if sums != {atom: curves.decode(total) for atom, total in _totals(store, connection, inside).items()}:
-        raise sealing.tampered(store, "its runs")
+        raise seals.tampered(store, "its runs")
     if not charged:
         return None
     first = charged[0]

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, sealing, snapshots
+from . import admission, curves, seals, snapshots
 from .store import Store
 from .tables import atoms, mechanisms, runs, stopped
 
@@ -23,12 +23,12 @@ def run_of(store: Store, connection: Connection, run: str) -> Row:
     row = connection.execute(select(runs).where(runs.c.id == run)).one_or_none()
     if row is None:
         raise BudgetError(f"the ledger {store.name} has no run {run}: is it another ledger's?")
-    return sealing.trusted(store, runs, row)
+    return seals.trusted(store, runs, row)
 
 
 def change_run(store: Store, connection: Connection, row: Row, values: Mapping[str, Any]) -> None:
     """Write values into the row of a run, and seal it anew."""
-    changed = sealing.sealed(store, runs, {**row._mapping, **values})
+    changed = seals.sealed(store, runs, {**row._mapping, **values})
     connection.execute(update(runs).where(runs.c.id == row.id).values(**values, seal=changed["seal"]))
     _count_stopped(connection, row, not_taken(changed) - not_taken(row._mapping))
 
@@ -51,7 +51,7 @@ def _count_stopped(connection: Connection, run: Row, steps: int) -> None:
 def mechanism_of(store: Store, connection: Connection, run: Row) -> Row:
     """Return the row of the step that a run takes, its seal checked."""
     row = connection.execute(select(mechanisms).where(mechanisms.c.id == run.mechanism_id)).one()
-    return sealing.trusted(store, mechanisms, row)
+    return seals.trusted(store, mechanisms, row)
 
 
 def mechanism_for(store: Store, connection: Connection, text: str) -> tuple[int, curves.Curve]:
@@ -59,11 +59,11 @@ def mechanism_for(store: Store, connection: Connection, text: str) -> tuple[int,
     digest = hashlib.sha256(text.encode()).hexdigest()
     row = connection.execute(select(mechanisms).where(mechanisms.c.digest == digest)).one_or_none()
     if row is not None:
-        return row.id, curves.decode(sealing.trusted(store, mechanisms, row).curve)
+        return row.id, curves.decode(seals.trusted(store, mechanisms, row).curve)
     curve = curves.step_curve(text, store.orders)
     number = snapshots.next_id(connection, mechanisms)
     values = {"id": number, "digest": digest, "event": text, "curve": curves.encode(curve)}
-    connection.execute(insert(mechanisms).values(sealing.sealed(store, mechanisms, values)))
+    connection.execute(insert(mechanisms).values(seals.sealed(store, mechanisms, values)))
     return number, curve
 
 
@@ -79,7 +79,7 @@ def charge(
     changed = []
     for number, total in totals.items():
         text = curves.encode(curves.add(total, curve, steps))
-        code = sealing.row_seal(store, atoms, {"id": number, "total": text})
+        code = seals.row_seal(store, atoms, {"id": number, "total": text})
         changed.append({"atom": number, "sum": text, "code": code})
     values: dict[str, Any] = {"total": bindparam("sum"), "seal": bindparam("code")}
     connection.execute(update(atoms).where(atoms.c.id == bindparam("atom")).values(values), changed)

@@ -133,7 +133,7 @@ def step_curve(event_json: str, orders: tuple[float, ...]) -> Curve:
     Raises:
         BudgetError: RDP has no bound for this event under this relation.
     """
-    from ..renyi import rdp_at
+    from ..privacy.rdp import rdp_at
 
     event = event_from_json(event_json)
     try:

@@ -170,7 +170,7 @@ def offer_within(room: int, orders: Sequence[float], step: object, divergence: i
     if parts is not None:
         from dp_accounting import dp_event
 
-        from ..renyi import rdp_at
+        from ..privacy.rdp import rdp_at
 
         def fits(sigma: float) -> bool:
             event = dp_event.PoissonSampledDpEvent(parts[0], dp_event.GaussianDpEvent(sigma))
@@ -182,7 +182,7 @@ def offer_within(room: int, orders: Sequence[float], step: object, divergence: i
 
 def offer_afresh(epsilon: float, delta: float, step: object, steps: int) -> Offer:
     """Return what fits a budget of which nothing is spent, where the first run's plan still chooses the order."""
-    from .. import accounting
+    from ..privacy import calibration
 
     parts = gaussian_step(step)
     if parts is None:
@@ -190,9 +190,9 @@ def offer_afresh(epsilon: float, delta: float, step: object, steps: int) -> Offe
     noise: float | None = None
     fewer: int | None = None
     with suppress(ConfigError):
-        noise = accounting.calibrate_noise(epsilon, delta, parts[0], steps)
+        noise = calibration.calibrate_noise(epsilon, delta, parts[0], steps)
     with suppress(ConfigError):
-        fewer = accounting.calibrate_steps(epsilon, delta, parts[0], parts[1])
+        fewer = calibration.calibrate_steps(epsilon, delta, parts[0], parts[1])
     return Offer(noise, fewer)
 
 

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 from ..errors import BudgetError
-from ..files import read_file
+from ..support.files import read_file
 
 KEY_BYTES = 32
 ENVIRONMENT = "DPTRAIN_BUDGET_KEY"

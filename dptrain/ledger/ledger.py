@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from ..environment import ledger_address
 from ..errors import BudgetError, SupersededError
-from . import admission, charging, curves, keys, naming, roles, sealing, snapshots
+from ..support.environment import ledger_address
+from . import admission, charging, curves, keys, naming, roles, seals, snapshots
 from .admission import Request
 from .manifest import Manifest, find_units, group_of, make_manifest
 from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
@@ -155,8 +155,8 @@ class BudgetLedger:
         for _, hashes in find_units(self._store.key, image_files, self._known_files, pictures):
             units += (unit for _, unit in hashes)
         with self._store.read() as connection:
-            sealing.check(self._store, connection)
-            sealing.check_units(self._store, connection)
+            seals.check(self._store, connection)
+            seals.check_units(self._store, connection)
             named = [group_of(self._store.key, group) for group in groups] if groups is not None else units
             found = snapshots.holders(connection, sorted({*units, *named}))
         held = {
@@ -178,7 +178,7 @@ class BudgetLedger:
             BudgetError: The name has a limit already, or belongs to other pictures.
             ConfigError: ``epsilon`` or ``delta`` is out of range.
         """
-        from ..accounting import check_delta, check_epsilon
+        from ..privacy.accounting import check_delta, check_epsilon
 
         check_epsilon(epsilon)
         check_delta(delta)
@@ -232,7 +232,7 @@ class BudgetLedger:
             BudgetError: A budget that shares a picture with the run has no room for it (the message says what would
                 fit), or the dataset is unknown. Nothing is written.
         """
-        from ..accounting import check_delta
+        from ..privacy.accounting import check_delta
 
         step, steps = curves.split_steps(event)
         text = curves.event_to_json(step)
@@ -257,7 +257,7 @@ class BudgetLedger:
             row = {"id": run, "seq": seq, "name": name[:200], "snapshot_id": snapshot, "mechanism_id": mechanism}
             row |= {"delta": float(delta), "planned": steps, "charged": steps, "settled": 0, "is_open": True}
             row |= {"attempt": payload["attempt"], "leased": leased, "lease": payload["attempt"]}
-            connection.execute(insert(runs).values(sealing.sealed(self._store, runs, row)))
+            connection.execute(insert(runs).values(seals.sealed(self._store, runs, row)))
             charging.charge(self._store, connection, totals, curve, steps, delta)
         manifest.files.clear()  # remembered now
         return Charge(self, run, found, steps, attempt, 0, leased, notes)

@@ -19,8 +19,8 @@ from pathlib import Path
 from ..datasets.contents import read_data
 from ..datasets.repeats import refuse_repeats
 from ..errors import BudgetError, DataError
-from ..threads import in_threads
-from ..wording import counted
+from ..support.threads import in_threads
+from ..support.words import counted
 from .keys import mac
 
 KnownFiles = Callable[[Sequence[bytes]], dict[bytes, bytes]]

@@ -14,7 +14,7 @@ from .tables import dataset_snapshots, datasets
 
 def check_unit(unit: str) -> None:
     """Refuse a privacy unit that no plan has."""
-    from ..schema import UNITS
+    from ..privacy.units import UNITS
 
     if unit not in UNITS:
         raise BudgetError(f"unit={unit!r} is not one of {', '.join(UNITS)}")

@@ -242,7 +242,7 @@ def _tally(connection: Connection, atom: int) -> dict[str, int]:
 def _pld(tallies: Iterable[tuple[tuple[str, int], ...]], reading: DatasetReading) -> float | None:
     from dp_accounting import dp_event
 
-    from .. import accounting
+    from ..privacy import accounting
 
     kept = [tally for tally in tallies if tally]
     kinds = {event for tally in kept for event, _ in tally}

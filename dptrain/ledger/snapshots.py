@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from ..errors import BudgetError
-from . import curves, keys, sealing
+from . import curves, keys, seals
 from .manifest import Manifest
 from .store import Store
 from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, files, members, snapshots, units
@@ -109,7 +109,7 @@ def register(store: Store, connection: Connection, dataset: int, name: str, mani
 
 
 def _insert(store: Store, connection: Connection, manifest: Manifest) -> int:
-    sealing.check_units(store, connection)
+    seals.check_units(store, connection)
     snapshot = next_id(connection, snapshots)
     connection.execute(insert(snapshots).values(id=snapshot, digest=manifest.digest))
     known = _unit_ids(connection, list(manifest.units))
@@ -128,12 +128,12 @@ def _insert(store: Store, connection: Connection, manifest: Manifest) -> int:
     _add_files(store, connection, manifest, known)
     if len(fresh) < len(manifest.units):
         _split(store, connection, snapshot)
-    sealing.seal_units(store, connection)
+    seals.seal_units(store, connection)
     return snapshot
 
 
 def _new_atom(store: Store, connection: Connection, atom: int, total: str) -> None:
-    connection.execute(insert(atoms).values(sealing.sealed(store, atoms, {"id": atom, "total": total})))
+    connection.execute(insert(atoms).values(seals.sealed(store, atoms, {"id": atom, "total": total})))
 
 
 def _split(store: Store, connection: Connection, snapshot: int) -> None:
@@ -152,7 +152,7 @@ def _split(store: Store, connection: Connection, snapshot: int) -> None:
         if count < (size or 0):
             part = next_id(connection, atoms)
             whole = connection.execute(select(atoms).where(atoms.c.id == atom)).one()
-            _new_atom(store, connection, part, sealing.trusted(store, atoms, whole).total)
+            _new_atom(store, connection, part, seals.trusted(store, atoms, whole).total)
             before = connection.scalars(select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id == atom))
             connection.execute(insert(atom_snapshots), [{"atom_id": part, "snapshot_id": s} for s in before.all()])
             drawn = select(members.c.unit_id).where(members.c.snapshot_id == snapshot)

@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ..errors import BudgetError, DptrainError
-from . import keys, sealing
+from . import keys, seals
 from .tables import entries, head, meta
 
 SCHEMA = "0005"  # the newest revision in migrations/versions
@@ -133,7 +133,7 @@ class Store:
             return dict(connection.execute(select(meta.c.name, meta.c.value)).all())
 
     def _first(self) -> dict[str, str]:
-        from ..renyi import ORDERS
+        from ..privacy.rdp import ORDERS
 
         first = {"key": keys.fingerprint(self.key), "orders": json.dumps(ORDERS)}
         with self.write() as connection:
@@ -145,8 +145,8 @@ class Store:
             connection.execute(insert(meta), [{"name": name, "value": value} for name, value in first.items()])
             connection.execute(insert(head).values(id=1, count=0, mac=GENESIS, seal=self._seal(0, GENESIS)))
             self.orders = _orders(first)
-            sealing.seal_units(self, connection)
-            sealing.seal(self, connection)
+            seals.seal_units(self, connection)
+            seals.seal(self, connection)
         return first
 
     @contextmanager
@@ -231,9 +231,9 @@ class Store:
             BudgetError: The database was changed by other ways.
         """
         with self.write() as connection:
-            sealing.check(self, connection)
+            seals.check(self, connection)
             yield connection
-            sealing.seal(self, connection)
+            seals.seal(self, connection)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -260,7 +260,7 @@ class Store:
 
     def append(self, connection: Connection, kind: str, payload: Mapping[str, Any], run: str | None = None) -> int:
         """Add an entry to the chain, within :meth:`change`, which has looked at its head; return its number."""
-        ((count, last, _),) = sealing.rows_of(connection, _HEAD)
+        ((count, last, _),) = seals.rows_of(connection, _HEAD)
         row = {
             "seq": count + 1,
             "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -284,13 +284,13 @@ class Store:
         Raises:
             BudgetError: The head is missing or forged, or the last entry is not the one it names.
         """
-        found = sealing.rows_of(connection, _HEAD)
+        found = seals.rows_of(connection, _HEAD)
         count, last, seal = found[0] if found else (0, "", "")
         if not hmac.compare_digest(seal, self._seal(count, last)):
-            raise sealing.tampered(self, "its head")
-        end = sealing.rows_of(connection, _END)
+            raise seals.tampered(self, "its head")
+        end = seals.rows_of(connection, _END)
         if (end[0] if end else (0, GENESIS)) != (count, last):
-            raise sealing.tampered(self, "its end")
+            raise seals.tampered(self, "its end")
         return count, last
 
     def _seal(self, count: int, last: str) -> str:

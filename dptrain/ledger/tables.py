@@ -30,7 +30,7 @@ metadata = MetaData(
 
 
 def _seal(name: str = "seal") -> Column:
-    """A code under the ledger's key: see :mod:`dptrain.ledger.sealing`."""
+    """A code under the ledger's key: see :mod:`dptrain.ledger.seals`."""
     return Column(name, String(64), nullable=False, server_default="")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select, text
 
 from ..errors import BudgetError
-from . import admission, curves, sealing, snapshots
+from . import admission, curves, seals, snapshots
 from .charging import not_taken
 from .filters import Filter
 from .manifest import digest_of
@@ -107,7 +107,7 @@ def verify(store: Store, expect: str | None = None) -> Verification:
     """Check everything; ``expect`` is a head noted earlier, which the record must still contain."""
     with store.read() as connection:
         findings, last, count = examine(store, connection, expect)
-        findings += sealing.broken(store, connection)
+        findings += seals.broken(store, connection)
     return Verification(count, f"{count}:{last[:32]}", tuple(findings))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import SealError
-from ..files import write_atomically
+from ..support.files import write_atomically
 from .keys import Keys, pyrage
 
 MAGIC = b"age-encryption.org/v1\n"
@@ -109,7 +109,9 @@ def decrypted(file: Path, keys: Keys) -> io.BytesIO:
 
 
 def write_sealed(file: Path, write: Callable[[IO[bytes]], object], recipients: Sequence[Any]) -> str:
-    """As :func:`dptrain.files.write_atomically`, but sealed; return the sha256 of what was sealed, in memory only."""
+    """As :func:`dptrain.support.files.write_atomically`, but sealed; return the sha256 of what was sealed, in memory
+    only.
+    """
     content = io.BytesIO()
     write(content)
     content.seek(0)

@@ -5,50 +5,20 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from pathlib import Path
+from typing import IO
 
-import yaml
-
-from ..errors import ConfigError, DataError, SealError
-from ..files import label_path, mount, mounted
+from ..errors import ConfigError, SealError
+from ..support.files import mount, mounted
 from .age import decrypted
 from .keys import Keys, find_keys
 
-if TYPE_CHECKING:
-    from ..datasets.sources import DataConfig
-
 SUFFIX = ".seal"
-_YAML = "data.yaml"
+DATA_YAML = "data.yaml"
 
 _opened: dict[Path, tuple[int, int, int]] = {}  # which file each archive in memory was read from
 
 Member = tuple[str, Path | bytes]  # its name in the archive, and the file or its content
-
-
-def dataset_members(data: DataConfig) -> Iterator[Member]:
-    """What a sealed dataset holds: a data.yaml of its own, then images and labels in the order that training has."""
-    splits = {split: getattr(data, split) for split in ("train", "val", "test") if getattr(data, split)}
-    declared = {**{split: f"images/{split}" for split in splits}, "names": data.names}
-    yield _YAML, yaml.safe_dump(declared, sort_keys=False).encode()
-    for split, images in splits.items():
-        for number, image in enumerate(images):
-            name = f"{number:07}_{image.name}"
-            yield f"images/{split}/{name}", image
-            labels = label_path(image)
-            if labels.is_file():
-                yield f"labels/{split}/{PurePosixPath(name).with_suffix('.txt')}", labels
-            elif labels.is_symlink():
-                raise DataError(f"{labels}: links to a file that is not there; fetch it, or take the link out")
-
-
-def folder_members(folder: Path) -> Iterator[Member]:
-    """Every file of a folder, at any depth; a link is an error, since what it leads to would not be sealed."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_symlink():
-            raise DataError(f"{file} is a link: what it leads to would not be sealed; put the file there itself")
-        if file.is_file():
-            yield file.relative_to(folder).as_posix(), file
 
 
 def write_tar(members: Iterator[Member], stream: IO[bytes]) -> int:
@@ -106,7 +76,7 @@ def open_archive(file: Path, keys: Keys) -> None:
                     members[entry.name] = view[entry.offset_data : entry.offset_data + entry.size]
     except tarfile.TarError:
         raise SealError(f"{file} is sealed, but it is no archive of a dataset: seal its data.yaml") from None
-    if _YAML not in members:
+    if DATA_YAML not in members:
         raise SealError(f"{file} is a sealed archive, but it has no data.yaml: seal the dataset by its data.yaml")
     mount(place, members)
     _opened[place] = status.st_ino, status.st_size, status.st_mtime_ns

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, SealError
-from ..files import read_file
+from ..support.files import read_file
 
 if TYPE_CHECKING:
     from types import ModuleType

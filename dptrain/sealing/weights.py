@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import file_hash
+from ..support.files import file_hash
 from .age import SUFFIX, decrypted
 from .keys import Keys, find_keys
 

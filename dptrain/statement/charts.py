@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dp_accounting.rdp import compute_epsilon
 
-from ..results import MAP, MAP50, read_rows
-from ..rounding import round_up
+from ..support.words import round_up
+from .results import MAP, MAP50, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import accounting
-from ..clip_settings import Clipping
 from ..errors import ConfigError, PrivacyError
-from ..files import JOURNAL, file_hash
-from ..plan import PrivacyPlan
-from ..rounding import round_up
-from ..schema import MOST_MEAN_RUNS
+from ..privacy import accounting, random_stopping
+from ..privacy.clipping import Clipping
+from ..privacy.plan import PrivacyPlan
+from ..privacy.random_stopping import MOST_MEAN_RUNS
+from ..support.files import file_hash
+from ..support.words import round_up
+from ..training.journal import JOURNAL
 from . import facts
 from .audit import read_audit
 from .files import JSON, SEALED, WEIGHT_FILES, WEIGHTS, read_json, read_statement
@@ -347,7 +348,7 @@ def _tuning(statement: Mapping[str, Any], file: Path) -> dict[str, Any]:
     if not isinstance(tuning, dict):
         raise PrivacyError(f"{file}: tuning is not a table")
     if tuning.get("distribution") is not None:
-        if tuning["distribution"] not in list(accounting.RANDOM_STOPPING):
+        if tuning["distribution"] not in list(random_stopping.RANDOM_STOPPING):
             raise PrivacyError(f"{file}: tuning.distribution={tuning['distribution']!r} is not one that dptrain draws")
         mean = _number(statement, "tuning.mean_runs", file)
         if not 1.0 <= mean <= MOST_MEAN_RUNS:

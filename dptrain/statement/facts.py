@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from .. import accounting
-from ..plan import PrivacyPlan
+from ..privacy import accounting, random_stopping
+from ..privacy.plan import PrivacyPlan
 from .start_runs import StartRun, start_runs_section, start_runs_words
 
 STATEMENT_FORMAT = 3
@@ -201,8 +201,8 @@ class Claim:
         epsilon: RDP.
         epsilon_pld: PLD; the RDP figure where the loss distribution has no bound, as for the best of several runs. None
             for a run that ended early.
-        attack_accuracy: See :func:`dptrain.accounting.attack_accuracy`.
-        true_positive_rates: See :func:`dptrain.accounting.true_positive_rates`.
+        attack_accuracy: See :func:`dptrain.privacy.accounting.attack_accuracy`.
+        true_positive_rates: See :func:`dptrain.privacy.accounting.true_positive_rates`.
         curve: The Rényi divergence bound by order.
         covers: In words.
         ended_early: None where all planned steps were taken. Else ``steps``, the ``epsilon_of_steps`` taken, and under
@@ -243,7 +243,7 @@ def claim_of(plan: PrivacyPlan, steps: int, tuning: Mapping[str, Any] | None = N
             _ended_early(plan, steps) if early else None,
         )
     # All steps planned: another run of the tuning may have taken them.
-    event = accounting.random_stopping_event(plan.event(), float(tuning["mean_runs"]), str(tuning["distribution"]))
+    event = random_stopping.random_stopping_event(plan.event(), float(tuning["mean_runs"]), str(tuning["distribution"]))
     epsilon = accounting.epsilon(event, plan.delta)
     accuracy = accounting.accuracy_within(epsilon, plan.delta)
     curve = accounting.rdp_curve(event)

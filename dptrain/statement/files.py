@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .. import files
 from ..errors import ConfigError
-from ..files import file_hash, write_text
+from ..support import files
+from ..support.files import file_hash, write_text
 from .facts import STATEMENT_FORMAT, sealed
 from .page import to_html
 from .render import to_json, to_markdown

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..rounding import round_up
+from ..support.words import round_up
 from .render import headline, made_by, sections, status_line, summary
 
 

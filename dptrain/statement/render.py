@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..rounding import round_up
+from ..support.words import round_up
 
 _MOST_FACTOR = 1e6  # beyond this e^epsilon is written as a power of ten
 _TIERS = ((1.0, "strong"), (10.0, "reasonable"), (math.inf, "weak to none by itself"))

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .. import accounting
-from ..rounding import round_up
-from ..wording import counted
+from ..privacy import accounting, random_stopping
+from ..support.words import counted, round_up
 
 TOGETHER = (
     "for a unit that was in this run and in every run that its start was made from: all planned steps of all of them, "
@@ -84,7 +83,7 @@ class StartRun:
         if not isinstance(run.sha256, str) or not isinstance(run.unit, str) or not isinstance(run.valid, bool):
             raise ValueError("a value of another kind")
         if run.distribution is not None and (
-            run.distribution not in list(accounting.RANDOM_STOPPING)
+            run.distribution not in list(random_stopping.RANDOM_STOPPING)
             or not _is_positive(run.mean_runs)
             or not 1.0 <= float(run.mean_runs or 0.0) <= 1e6
         ):
@@ -101,7 +100,7 @@ class StartRun:
             return accounting.dp_sgd_rdp_curve(self.sample_rate, self.steps, self.noise_multiplier)
         event = accounting.dp_sgd_event(self.sample_rate, self.steps, self.noise_multiplier)
         return accounting.rdp_curve(
-            accounting.random_stopping_event(event, float(self.mean_runs or 0.0), self.distribution)
+            random_stopping.random_stopping_event(event, float(self.mean_runs or 0.0), self.distribution)
         )
 
 

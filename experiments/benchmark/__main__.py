@@ -23,11 +23,12 @@ from typing import Any
 
 from dp_accounting import dp_event
 
-from dptrain import PrivacyPlan, accounting
-from dptrain import config as settings
+from dptrain import PrivacyPlan
 from dptrain.errors import DptrainError
-from dptrain.files import write_text
-from dptrain.rounding import round_up
+from dptrain.privacy import accounting
+from dptrain.settings import resolve as settings
+from dptrain.support.files import write_text
+from dptrain.support.words import round_up
 from experiments.benchmark.runs import Job, Results, Row, jobs_of
 from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
 from experiments.benchmark.table import draw, table

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from dptrain.files import write_json
+from dptrain.support.files import write_json
 from experiments.benchmark.runs import Job, measure
 from experiments.benchmark.sets import SETS, BenchmarkSet
 from experiments.sweep import machine

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import commit
-from dptrain.files import file_hash, write_json
+from dptrain.support.files import file_hash, write_json
 from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
 from experiments.sweep import machine
 
@@ -113,7 +113,7 @@ def _end_with_parent() -> None:
 
 def measure(job: Job, data: Path, folder: Path) -> Row:
     """Do one run; called in a process of its own, whose memory is then the run's."""
-    from dptrain.results import MAP, MAP50
+    from dptrain.statement.results import MAP, MAP50
 
     found = SETS[job.set]
     began = time.perf_counter()

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dptrain.files import file_hash
-from dptrain.pretraining.scenes import load_generator, write_scenes
+from dptrain.run.pretraining.scenes import load_generator, write_scenes
+from dptrain.support.files import file_hash
 from experiments.bccd import DEFAULT_DATA as BCCD
 from experiments.digits import public_start as digits_start
 from experiments.digits import scenes as digits

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.pretraining.scenes import write_split, write_yaml
+from dptrain.run.pretraining.scenes import write_split, write_yaml
 from experiments.painting import Boxes, Image
 
 NAMES = {0: "RBC", 1: "WBC", 2: "Platelets"}

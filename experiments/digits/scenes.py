@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.pretraining.scenes import write_split, write_yaml
+from dptrain.run.pretraining.scenes import write_split, write_yaml
 from experiments.digits.glyphs import Glyph, enlarge, font_glyph, handwritten_glyphs
 from experiments.painting import SIZE, Box, Boxes, Image, background, finish, free_place, ink_colour
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dptrain.pretraining.scenes import write_yaml
+from dptrain.run.pretraining.scenes import write_yaml
 from experiments.fashion import drawings, scenes
 from experiments.painting import Boxes, Image
 

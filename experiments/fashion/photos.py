@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.pretraining.scenes import Scene, write_split, write_yaml
+from dptrain.run.pretraining.scenes import Scene, write_split, write_yaml
 from experiments.fashion.drawings import NAMES
 from experiments.fashion.scenes import SIZES, paint
 

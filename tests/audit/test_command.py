@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from dptrain import noise
-from dptrain.cli import main
+from dptrain.commands.main import main
+from dptrain.privacy import noise
 from dptrain.statement import report
 from dptrain.statement.audit import read_audit
 

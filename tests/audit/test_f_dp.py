@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from dptrain.audit import Family, default_plan, epsilon_lower_bound, f_dp_lower_bound
 from dptrain.audit.f_dp import refutes
-from dptrain.trade_off import TradeOff, trade_off_of_steps
+from dptrain.privacy.trade_off import TradeOff, trade_off_of_steps
 
 DELTA = 1e-5
 

@@ -34,7 +34,7 @@ def test_trying_many_numbers_of_guesses_does_not_raise_the_rate_of_false_alarms(
 
 
 def test_the_gaussian_mechanism_passes_its_own_epsilon_as_rarely_as_stated() -> None:
-    from dptrain.accounting import dp_sgd_epsilon
+    from dptrain.privacy.accounting import dp_sgd_epsilon
 
     rng = np.random.default_rng(2)
     sigma, canaries = 1.0, 500

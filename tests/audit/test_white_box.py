@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from dptrain import clipping, noise, sampling
 from dptrain.audit import AuditResult, audit_training, default_plan
 from dptrain.audit.scenes import draw_scene, write_dataset
 from dptrain.errors import ConfigError
-from dptrain.sampling import Draw
+from dptrain.privacy import clipping, noise, sampling, streams
+from dptrain.privacy.sampling import Draw
 
 SMALL = {"steps": 10, "canaries": 400}
 
@@ -81,7 +81,7 @@ def test_a_unit_that_is_counted_twice_is_found(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_noise_that_is_used_again_at_the_next_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise.NoiseStream, "at", lambda self, step: noise.NoiseStream(0, self._purpose))
+    monkeypatch.setattr(streams.NoiseStream, "at", lambda self, step: streams.NoiseStream(0, self._purpose))
     monkeypatch.setattr(sampling.PoissonSampler, "draw", unseeded_draw)
     assert "of the noise is that of the step before" in audit().faults[-1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dptrain.cli import main
+from dptrain.commands.main import main
 
 GRID = "plan --dataset-size 10000 --epsilon 8 --batch-sizes 256,1024 --steps 100,200".split()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dptrain.cli import main
+from dptrain.commands.main import main
 
 from ..statement.runs import PLAN, edit, make_run
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import dptrain
-from dptrain import ConfigError, DataError, PrivacyPlan, noise
-from dptrain import config as settings
+from dptrain import ConfigError, DataError, PrivacyPlan
 from dptrain.datasets.identity import pictures_in
 from dptrain.datasets.images import read_image
 from dptrain.datasets.repeats import refuse_repeats
+from dptrain.privacy import noise
 from dptrain.sealing.keys import new_identity
-from dptrain.sealing.run import seal
+from dptrain.settings import resolve as settings
+from dptrain.toolbox.seal import seal
 
 from ..conftest import MakeDataset, run_options
 from .turned import copies, views

@@ -18,7 +18,8 @@ from dptrain.detection import loader as loader_module
 from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, collate, load_data, to_device
 from dptrain.errors import DataError
 from dptrain.gradients import UnitBatch
-from dptrain.sampling import Draw, UnitRows
+from dptrain.privacy.sampling import Draw
+from dptrain.privacy.units import UnitRows
 
 DRAWS = [[], [0, 3, 4], [], [], [5], [0, 1, 2, 3, 4, 5], [2], []]
 

@@ -25,7 +25,7 @@ import dptrain
 from dptrain.detection import load_model, per_image_losses, save_weights, set_names, set_trainable
 from dptrain.detection.model import stock_copy
 from dptrain.gradients.checks import refuse_coupling, refuse_unsupported
-from dptrain.layers import FrozenBatchNorm2d, group_count, group_norm_from_batch_norm
+from dptrain.gradients.modules import FrozenBatchNorm2d, group_count, group_norm_from_batch_norm
 
 from ..conftest import SMALL, MakeDataset
 from ..detectors import FAMILIES, random_batch, stock_detector, write_checkpoint
@@ -487,7 +487,7 @@ def test_importing_ultralytics_leaves_the_threads_alone() -> None:
     ask = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
     asked = subprocess.run(ask, env=plain, capture_output=True, text=True, check=True)
     for environment, expected in ((plain, f"{asked.stdout.strip()} None"), ({**plain, "OMP_NUM_THREADS": "1"}, "1 1")):
-        for prefix in ("", "import dptrain.run; "):
+        for prefix in ("", "import dptrain.run.job; "):
             done = subprocess.run(
                 [sys.executable, "-c", prefix + code], env=environment, capture_output=True, text=True, check=True
             )

@@ -14,11 +14,11 @@ import pytest
 
 import dptrain
 from dptrain import BudgetError, BudgetLedger, DataError, PrivacyPlan
-from dptrain import run as run_module
 from dptrain.datasets.contents import files_held
 from dptrain.detection.data import DetectionDataset, StepLoader, load_data
-from dptrain.sampling import Draw
-from dptrain.spending import Spending
+from dptrain.privacy.sampling import Draw
+from dptrain.run import job as run_module
+from dptrain.run.spending import Spending
 
 from ..conftest import MakeDataset, run_options
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import dptrain
 from dptrain import Clipping, DataError
-from dptrain.clipping import ScaledClip
 from dptrain.detection import load_model
 from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.loader import collate, to_device
@@ -21,6 +20,7 @@ from dptrain.detection.loss import PerImageLoss
 from dptrain.detection.scales import IMAGES, layer_scales, public_part
 from dptrain.detection.trainable import set_trainable
 from dptrain.gradients import trainable_parameters
+from dptrain.privacy.clipping import ScaledClip
 
 from ..conftest import MakeDataset
 

@@ -14,13 +14,13 @@ from ultralytics.nn.modules import Detect
 
 import dptrain
 from dptrain import PrivacyPlan
-from dptrain.config import from_kwargs
 from dptrain.detection import Lora, LossSettings, PerImageLoss, load_model, save_weights, set_trainable
-from dptrain.detection.from_settings import with_rate
 from dptrain.detection.heads import OneToOneDetect
 from dptrain.detection.model import norm_of, stock_copy
 from dptrain.detection.probe import refuse_coupled_images
-from dptrain.layers import LowRankConv2d
+from dptrain.gradients.modules import LowRankConv2d
+from dptrain.run.build import with_rate
+from dptrain.settings.resolve import from_kwargs
 
 from ..detectors import one_image, random_batch, stock_detector, write_checkpoint
 from ..gradients.oracle import assert_same

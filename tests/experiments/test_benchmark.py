@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from dp_accounting.rdp import compute_epsilon
 
-from dptrain import accounting
-from dptrain import config as settings
+from dptrain.privacy import accounting
+from dptrain.settings import resolve as settings
 from experiments import tuning
 from experiments.benchmark import __main__ as command
 from experiments.benchmark import band, runs, sets

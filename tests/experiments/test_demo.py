@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from dptrain.detection import load_model
-from dptrain.results import MAP, MAP50
+from dptrain.statement.results import MAP, MAP50
 from experiments import bccd, demo, recipe
 from experiments.digits import scenes
 from experiments.digits.public_start import WEIGHTS

@@ -17,10 +17,12 @@ from typing import Any
 
 import sqlalchemy
 
-import dptrain.run
-from dptrain import PrivacyPlan, noise
-from dptrain.cli import main
+import dptrain.run.job
+import dptrain.run.train
+from dptrain import PrivacyPlan
 from dptrain.commands.console import described
+from dptrain.commands.main import main
+from dptrain.privacy import noise
 
 from ..conftest import run_options
 
@@ -100,7 +102,7 @@ def _train(options: dict[str, Any], report: Path, at: tuple[str, int] | None, be
     _count_released(report)
     _watch(Points(report, at))
     try:
-        dptrain.run.train(**options)
+        dptrain.run.train.train(**options)
     except SystemExit as stopped:
         (report / "error").write_text(str(stopped))
         raise SystemExit(1) from None

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dptrain import BudgetLedger
-from dptrain.checkpoint import StepJournal
-from dptrain.cli import main
-from dptrain.files import steps_started
+from dptrain.commands.main import main
+from dptrain.training.journal import StepJournal, steps_started
 
 from ..conftest import MakeDataset
 from . import process

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from dptrain import BudgetLedger
-from dptrain.checkpoint import load_checkpoint
-from dptrain.files import steps_started
-from dptrain.results import read_rows
-from dptrain.spending import read_note
+from dptrain.run.spending import read_note
+from dptrain.statement.results import read_rows
+from dptrain.training.checkpoint import load_checkpoint
+from dptrain.training.journal import steps_started
 
 from ..conftest import MakeDataset
 from . import process

@@ -13,11 +13,11 @@ from dptrain import ModelError
 from dptrain.detection import loader as loader_module
 from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, load_data
 from dptrain.gradients.batches import in_pieces
-from dptrain.out_of_memory import is_out_of_memory
-from dptrain.training import PrivateTrainer
+from dptrain.support.out_of_memory import is_out_of_memory
+from dptrain.training.trainer import PrivateTrainer
 
 from ..conftest import MakeDataset
-from ..test_training import Batches, grouped, losses, make, plan, weights
+from ..training.test_trainer import Batches, grouped, losses, make, plan, weights
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "cuda": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -122,6 +122,6 @@ def test_a_batch_that_does_not_fit_on_the_device_stops_the_run(
 def _draw(rows: Any) -> Any:
     import numpy as np
 
-    from dptrain.sampling import Draw
+    from dptrain.privacy.sampling import Draw
 
     return Draw(np.array(list(rows), dtype=np.int64), 9)

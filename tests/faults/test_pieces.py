@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 import dptrain
-from dptrain import BudgetLedger, noise
-from dptrain.sampling import Draw, PoissonSampler
+from dptrain import BudgetLedger
+from dptrain.privacy import noise
+from dptrain.privacy.sampling import Draw, PoissonSampler
 
 from ..conftest import MakeDataset
 from .process import options
@@ -31,14 +32,14 @@ def train(folder: Path, out: str, data: Path, **changes: Any) -> dptrain.TrainRe
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, cut: int | None, how: Callable[[], None]) -> None:
     """Let a run be cut when ``cut`` steps are done."""
-    real = dptrain.run.Progress.update
+    real = dptrain.run.job.Progress.update
 
     def update(self: Any, step: int) -> None:
         real(self, step)
         if step == cut:
             how()
 
-    monkeypatch.setattr("dptrain.run.Progress.update", update)
+    monkeypatch.setattr("dptrain.run.job.Progress.update", update)
 
 
 def fail() -> None:

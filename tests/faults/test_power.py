@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dptrain.checkpoint import StepJournal
-from dptrain.files import write_atomically
+from dptrain.support.files import write_atomically
+from dptrain.training.journal import StepJournal
 
 
 class Disk:

@@ -16,9 +16,8 @@ import pytest
 
 import dptrain
 from dptrain import BudgetError, BudgetLedger
-from dptrain.checkpoint import StepJournal
-from dptrain.cli import main
-from dptrain.files import steps_started
+from dptrain.commands.main import main
+from dptrain.training.journal import StepJournal, steps_started
 
 from ..conftest import MakeDataset
 from . import process
@@ -29,7 +28,7 @@ def test_a_step_that_cannot_be_counted_is_not_taken(
     make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, out, released = make_dataset(), tmp_path / "out", []
-    real_write, real_noise = os.write, dptrain.noise.privatize
+    real_write, real_noise = os.write, dptrain.privacy.noise.privatize
 
     def write(handle: int, text: bytes) -> int:
         if text.strip(b".") == b"" and len(released) == 2:
@@ -37,7 +36,7 @@ def test_a_step_that_cannot_be_counted_is_not_taken(
         return real_write(handle, text)
 
     monkeypatch.setattr(os, "write", write)
-    monkeypatch.setattr("dptrain.noise.privatize", lambda *a, **k: (released.append(1), real_noise(*a, **k))[1])
+    monkeypatch.setattr("dptrain.privacy.noise.privatize", lambda *a, **k: (released.append(1), real_noise(*a, **k))[1])
     with pytest.raises(OSError, match="No space left") as caught:
         dptrain.train(**options(tmp_path, out, data, validation="off"))
     assert len(released) == steps_started(out) == 2
@@ -61,20 +60,20 @@ def test_a_ledger_that_stays_locked_stops_a_run_before_it_begins_and_loses_none(
     data, out, file = make_dataset(), tmp_path / "out", tmp_path / "budget.db"
     BudgetLedger(f"sqlite:///{file}")
     monkeypatch.setattr("dptrain.ledger.store._BUSY_SECONDS", 0.2)
-    monkeypatch.setattr("dptrain.spending._RETRIES", (0.01,))
+    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.01,))
     with locked(file), pytest.raises(BudgetError, match=r"locked.*another process") as caught:
         dptrain.train(**options(tmp_path, out, data, validation="off"))
     assert "\n" not in str(caught.value) and not out.exists()
 
-    real = dptrain.run.Run._write_weights
+    real = dptrain.run.job.Run._write_weights
     lock = locked(file)
 
-    def lock_at_the_end(run: dptrain.run.Run) -> None:
+    def lock_at_the_end(run: dptrain.run.job.Run) -> None:
         real(run)
         if run.trainer.step == PLAN.steps:
             lock.__enter__()
 
-    monkeypatch.setattr("dptrain.run.Run._write_weights", lock_at_the_end)
+    monkeypatch.setattr("dptrain.run.job.Run._write_weights", lock_at_the_end)
     result = dptrain.train(**options(tmp_path, out, data, validation="off"))
     lock.__exit__(None, None, None)
     assert result.statement["status"] == "finished"

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dptrain import ModelError, PrivacyError, PrivacyPlan
-from dptrain.checkpoint import load_checkpoint, plan_values, save_checkpoint
 from dptrain.detection.model import load_model, save_weights
+from dptrain.training.checkpoint import load_checkpoint, plan_values, save_checkpoint
 
 from .harness import answer, cases, contents, damaged
 

@@ -12,13 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dptrain import BudgetLedger
-from dptrain.accounting import dp_sgd_event
-from dptrain.cli import main
 from dptrain.commands.evaluate import run_imgsz
-from dptrain.files import flatten
-from dptrain.folder import RunFolder
+from dptrain.commands.main import main
 from dptrain.ledger.manifest import Picture, from_pictures
-from dptrain.spending import read_note
+from dptrain.privacy.accounting import dp_sgd_event
+from dptrain.run.folder import RunFolder
+from dptrain.run.spending import read_note
+from dptrain.support.files import flatten
 
 from .harness import answer, cases, check_message, contents, damaged, edited, hostile_json, limited
 

@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.accounting import dp_sgd_event
 from dptrain.ledger.manifest import Manifest, Picture, from_pictures
+from dptrain.privacy.accounting import dp_sgd_event
 
 from .harness import answer, cases, check_message, contents, damaged
 from .test_folders import command

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 import dptrain
 from dptrain.detection import load_model
 from dptrain.detection.loss import PerImageLoss
-from dptrain.devices import refuse_single_precision
 from dptrain.errors import ConfigError
 from dptrain.gradients import ENGINES
 from dptrain.gradients.arithmetic import blank_of, everywhere_alike
-from dptrain.gradients.layers.conv_forms import Booked, Geometry
-from dptrain.gradients.tuning import by_rule
+from dptrain.gradients.autotune import by_rule
+from dptrain.gradients.rules.conv_forms import Booked, Geometry
+from dptrain.support.devices import refuse_single_precision
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -173,12 +173,12 @@ def test_apples_gpus_are_refused_before_anything_is_reserved(monkeypatch: pytest
     """Norms and noise are made in double precision; a step that fails for the want of it has been counted."""
     from types import SimpleNamespace
 
-    from dptrain import training
+    from dptrain.training import trainer
 
-    from ..test_training import make, plan
+    from ..training.test_trainer import make, plan
 
     with pytest.raises(ConfigError, match=r"device=mps: .*double precision.*; take device=cpu"):
         refuse_single_precision("mps")
-    monkeypatch.setattr(training, "trainable_parameters", lambda _: {"w": SimpleNamespace(device=torch.device("mps"))})
+    monkeypatch.setattr(trainer, "trainable_parameters", lambda _: {"w": SimpleNamespace(device=torch.device("mps"))})
     with pytest.raises(ConfigError, match="device=mps"):
         make(plan())

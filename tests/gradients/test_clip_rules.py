@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import dptrain
 from dptrain import Clipping
-from dptrain.clip_settings import CLIPPINGS
-from dptrain.clipping import ClipRule
 from dptrain.gradients import ENGINES, trainable_parameters
+from dptrain.privacy.clipping import CLIPPINGS, ClipRule
+from dptrain.training.trainer import clipped_on_grid, clipped_sum
 
 from .oracle import one_at_a_time, projected_losses
 from .test_engines import Cnn, images, seeded
@@ -101,15 +101,15 @@ def test_a_layer_that_the_loss_does_not_reach_is_named_also_where_it_is_a_group(
 
 @pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: clipping.name)
 def test_whole_numbers_of_every_rule_stay_within_their_grid(clipping: Clipping) -> None:
-    from dptrain.exact import SENSITIVITY
+    from dptrain.privacy.exact import SENSITIVITY
 
     module: Any = seeded(Cnn)
     norm = 1.0 if clipping.name == "automatic" else 0.1
     plan = dptrain.PrivacyPlan(0.5, 2, 1.1, norm, 1e-5, 8, clipping=clipping)
-    one = plan.clipped_on_grid(module, losses, 100.0 * images(1))
+    one = clipped_on_grid(plan, module, losses, 100.0 * images(1))
     length = math.sqrt(sum(int(entry) ** 2 for tensor in one.values() for entry in tensor.flatten()))
     assert 0.9 * SENSITIVITY < length <= SENSITIVITY
-    clipped = plan.clipped_sum(module, losses, 100.0 * images(1))
+    clipped = clipped_sum(plan, module, losses, 100.0 * images(1))
     scale = plan.clip_rule(clipped).sensitivity() / SENSITIVITY
     for name, tensor in one.items():
         torch.testing.assert_close(tensor.double() * scale, clipped[name], rtol=1e-4, atol=1e-6)

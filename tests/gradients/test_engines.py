@@ -19,7 +19,7 @@ import dptrain
 from benchmarks.modules import Block
 from dptrain.detection import PerImageLoss, load_model, per_image_losses
 from dptrain.gradients import ENGINES
-from dptrain.layers import FrozenBatchNorm2d
+from dptrain.gradients.modules import FrozenBatchNorm2d
 
 from ..detectors import FAMILIES, random_batch, stock_detector, ultralytics_gradients, write_checkpoint
 from .oracle import assert_same, clipped, one_at_a_time, projected_losses, squared_norms

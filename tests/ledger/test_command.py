@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from dptrain import BudgetLedger
-from dptrain.accounting import dp_sgd_event
-from dptrain.checkpoint import StepJournal
-from dptrain.cli import main
-from dptrain.schema import BudgetConfig
-from dptrain.spending import Spending
+from dptrain.commands.main import main
+from dptrain.privacy.accounting import dp_sgd_event
+from dptrain.run.spending import Spending
+from dptrain.settings.schema import BudgetConfig
+from dptrain.training.journal import StepJournal
 
 from ..conftest import MakeDataset
 from .pictures import pictures
@@ -139,7 +139,7 @@ def test_a_folder_without_a_charge_is_named(
 
 def test_showing_a_budget_needs_no_accountant_and_little_time(used: BudgetLedger, url: str) -> None:
     code = (
-        "import sys; from dptrain.cli import main; main(['budget', 'show']); "
+        "import sys; from dptrain.commands.main import main; main(['budget', 'show']); "
         "print([name for name in ('torch', 'scipy', 'dp_accounting', 'alembic', 'cv2') if name in sys.modules])"
     )
     begin = time.perf_counter()

@@ -9,11 +9,12 @@ import pytest
 from dp_accounting import dp_event
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.accounting import RANDOM_STOPPING, dp_sgd_event, epsilon, random_stopping_event
-from dptrain.cli import main
+from dptrain.commands.main import main
 from dptrain.ledger import curves, filters
-from dptrain.renyi import ORDERS
-from dptrain.rounding import shown
+from dptrain.privacy.accounting import dp_sgd_event, epsilon
+from dptrain.privacy.random_stopping import RANDOM_STOPPING, random_stopping_event
+from dptrain.privacy.rdp import ORDERS
+from dptrain.support.words import shown
 
 from .pictures import pictures
 

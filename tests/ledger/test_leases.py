@@ -23,13 +23,12 @@ from hypothesis.stateful import (
 )
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.accounting import dp_sgd_event
-from dptrain.checkpoint import StepJournal
 from dptrain.commands.budget import _settle as settle_command
 from dptrain.errors import PrivacyError, SupersededError
-from dptrain.files import steps_started
-from dptrain.schema import BudgetConfig
-from dptrain.spending import Spending, read_note, steps_per_lease
+from dptrain.privacy.accounting import dp_sgd_event
+from dptrain.run.spending import Spending, read_note, steps_per_lease
+from dptrain.settings.schema import BudgetConfig
+from dptrain.training.journal import StepJournal, steps_started
 
 from .conftest import KEY
 from .pictures import pictures
@@ -207,7 +206,7 @@ def test_a_process_with_the_memory_of_another_gets_no_second_lease(run: Process,
 
 def test_a_lost_answer_is_no_refusal(run: Process, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger had given leave, and the process never heard of it."""
-    monkeypatch.setattr("dptrain.spending._RETRIES", (0.0,))
+    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.0,))
     real, lost = BudgetLedger.advance, iter([True, False])
 
     def advance(self: BudgetLedger, *args: object, **kwargs: object) -> None:
@@ -222,7 +221,7 @@ def test_a_lost_answer_is_no_refusal(run: Process, url: str, monkeypatch: pytest
 
 
 def test_no_step_is_taken_without_the_ledgers_leave(run: Process, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dptrain.spending._RETRIES", (0.0,))
+    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.0,))
     with monkeypatch.context() as patch:
         patch.setattr(BudgetLedger, "advance", lambda *_, **__: (_ for _ in ()).throw(BudgetError("gone")))
         with pytest.raises(BudgetError, match="step 4 is not taken without the ledger's leave: gone"):
@@ -293,7 +292,7 @@ class Folders(RuleBasedStateMachine):
     @initialize(per_lease=st.sampled_from([1, 3, 5]), before=st.integers(0, 3), after=st.integers(1, 3))
     def begin(self, per_lease: int, before: int, after: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dptrain.spending._LEASES", STEPS // per_lease)
+        self.patch.setattr("dptrain.run.spending._LEASES", STEPS // per_lease)
         self.home = self.base / f"folders{next(self.numbers)}"
         self.home.mkdir()
         shutil.copy(self.template, self.home / "budget.db")

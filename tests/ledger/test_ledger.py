@@ -8,7 +8,8 @@ import pytest
 from dp_accounting import dp_event
 
 from dptrain import BudgetError, BudgetLedger, ConfigError
-from dptrain.accounting import calibrate_noise, dp_sgd_epsilon, dp_sgd_event, epsilon
+from dptrain.privacy.accounting import dp_sgd_epsilon, dp_sgd_event, epsilon
+from dptrain.privacy.calibration import calibrate_noise
 
 from .pictures import pictures
 

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.accounting import dp_sgd_event, epsilon
-from dptrain.folder import RunFolder
 from dptrain.ledger import curves
-from dptrain.schema import BudgetConfig
-from dptrain.spending import NOTE, Spending, read_note
+from dptrain.privacy.accounting import dp_sgd_event, epsilon
+from dptrain.run.folder import RunFolder
+from dptrain.run.spending import NOTE, Spending, read_note
+from dptrain.settings.schema import BudgetConfig
 
 from .conftest import KEY
 from .pictures import pictures

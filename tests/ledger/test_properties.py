@@ -16,9 +16,10 @@ from dp_accounting.rdp import RdpAccountant, rdp_privacy_accountant
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from dptrain import BudgetError, BudgetLedger, accounting
+from dptrain import BudgetError, BudgetLedger
 from dptrain.ledger import curves
-from dptrain.rounding import shown
+from dptrain.privacy import accounting
+from dptrain.support.words import shown
 
 from .conftest import KEY
 from .pictures import pictures

@@ -10,11 +10,11 @@ import pytest
 
 import dptrain
 from dptrain import BudgetError, BudgetLedger, PrivacyPlan
-from dptrain import run as run_module
 from dptrain.datasets.identity import pictures_in
 from dptrain.detection.data import load_data
-from dptrain.schema import BudgetConfig
-from dptrain.spending import UNRECORDED, Spending, read_note
+from dptrain.run import job as run_module
+from dptrain.run.spending import UNRECORDED, Spending, read_note
+from dptrain.settings.schema import BudgetConfig
 
 from ..conftest import MakeDataset, run_options
 
@@ -178,7 +178,7 @@ def test_a_ledger_that_goes_away_does_not_lose_the_run(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("dptrain.spending._RETRIES", (0.01,))
+    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.01,))
     charge = spending(tmp_path, images)
     charge.begin(folder)
     with monkeypatch.context() as patch:

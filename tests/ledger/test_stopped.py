@@ -7,9 +7,9 @@ import math
 import pytest
 
 from dptrain import BudgetLedger
-from dptrain.accounting import dp_sgd_epsilon, dp_sgd_event
 from dptrain.ledger.reading import DatasetReading
-from dptrain.renyi import rdp_at
+from dptrain.privacy.accounting import dp_sgd_epsilon, dp_sgd_event
+from dptrain.privacy.rdp import rdp_at
 
 from .pictures import pictures
 

@@ -13,9 +13,9 @@ from alembic.migration import MigrationContext
 from sqlalchemy import URL, make_url, text
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.accounting import dp_sgd_event
 from dptrain.ledger.store import SCHEMA, SYNCHRONOUS
 from dptrain.ledger.tables import metadata
+from dptrain.privacy.accounting import dp_sgd_event
 
 from .conftest import KEY
 from .pictures import pictures

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.accounting import dp_sgd_event
+from dptrain.privacy.accounting import dp_sgd_event
 
 from .pictures import pictures
 

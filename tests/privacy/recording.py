@@ -18,14 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dptrain import PrivacyPlan, noise
+from dptrain import PrivacyPlan
 from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, collate, load_data, to_device
 from dptrain.detection.loss import PerImageLoss
-from dptrain.noise import NoiseStream
-from dptrain.optimizers import make_optimizer
-from dptrain.sampling import PoissonSampler
-from dptrain.schema import OptimizerConfig
-from dptrain.training import PrivateTrainer
+from dptrain.privacy import noise
+from dptrain.privacy.sampling import PoissonSampler
+from dptrain.privacy.streams import NoiseStream
+from dptrain.run.optimizers import make_optimizer
+from dptrain.settings.schema import OptimizerConfig
+from dptrain.training.trainer import PrivateTrainer, clipped_sum
 
 from .datasets import AFTER_AUGMENTATION, DETECTORS, SIZE, Neighbours, detector
 
@@ -110,7 +111,7 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
         seen.events.append(("release", steps))
         if seen.newcomer[-1]:  # the weights are still those of the sum
             alone = to_device(collate(seen.newcomer[-1]), "cpu")
-            seen.own.append(settings.plan.clipped_sum(model, loss, alone, settings.engine))
+            seen.own.append(clipped_sum(settings.plan, model, loss, alone, settings.engine))
         else:
             seen.own.append({})
 

@@ -25,8 +25,9 @@ from torch import Tensor
 from dptrain import PrivacyPlan
 from dptrain.detection.data import DetectionDataset, StepLoader, load_data
 from dptrain.detection.loss import PerImageLoss
-from dptrain.noise import NoiseStream
-from dptrain.training import PrivateTrainer
+from dptrain.privacy.streams import NoiseStream
+from dptrain.training import trainer as trainer_module
+from dptrain.training.trainer import PrivateTrainer
 
 from .datasets import SIZE, detector, write_neighbours
 
@@ -59,10 +60,10 @@ def added_noise(trainer: PrivateTrainer, patch: pytest.MonkeyPatch, steps: int) 
     """Take steps; return what the optimizer was given above the clipped sums, {parameter name: (steps, entries)}."""
     parts: list[dict[str, Tensor]] = []
     rows: dict[str, list[np.ndarray]] = {name: [] for name in trainer.parameters}
-    real = PrivacyPlan.clipped_sum
+    real = trainer_module.clipped_sum
 
-    def clipped_sum(self: PrivacyPlan, *arguments: Any) -> dict[str, Tensor]:
-        parts.append(real(self, *arguments))
+    def clipped_sum(*arguments: Any) -> dict[str, Tensor]:
+        parts.append(real(*arguments))
         return parts[-1]
 
     def look(*_: Any) -> None:
@@ -73,7 +74,7 @@ def added_noise(trainer: PrivateTrainer, patch: pytest.MonkeyPatch, steps: int) 
             rows[name].append((noised - total).flatten().numpy())
         parts.clear()
 
-    patch.setattr(PrivacyPlan, "clipped_sum", clipped_sum)
+    patch.setattr(trainer_module, "clipped_sum", clipped_sum)
     trainer.optimizer.register_step_pre_hook(look)
     for step in trainer.run():
         if step == steps:
@@ -164,7 +165,7 @@ def test_no_word_of_the_keystream_is_used_twice_across_steps_and_resumes(
 
 _PROCESS = """
 import json, os, sys
-from dptrain.noise import NoiseStream
+from dptrain.privacy.streams import NoiseStream
 import torch
 streams = [NoiseStream(None, purpose) for purpose in ("noise", "noise", "sampling")]
 words = [str(stream.at(step).integer()) for stream in streams for step in range(3000)]

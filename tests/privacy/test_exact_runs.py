@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import dptrain
-from dptrain import ConfigError, PrivacyError, noise
-from dptrain.cli import main
-from dptrain.exact import SENSITIVITY
-from dptrain.noise import privatize
+from dptrain import ConfigError, PrivacyError
+from dptrain.commands.main import main
+from dptrain.privacy import noise
+from dptrain.privacy.exact import SENSITIVITY
+from dptrain.privacy.noise import privatize
 from dptrain.statement import make_statement, report
 
 from .test_spent_steps import PLAN, options
@@ -73,7 +74,7 @@ def test_a_run_from_python_does_and_goes_on_only_as_it_began(
         raise OSError("power gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dptrain.run.Run._finish", cut)
+        patch.setattr("dptrain.run.job.Run._finish", cut)
         with pytest.raises(OSError, match="power gone"):
             dptrain.train(**options(tmp_path, **EXACT))
     with pytest.raises(PrivacyError, match=r"noise\.exact"):

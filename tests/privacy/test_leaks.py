@@ -24,13 +24,13 @@ from torch import Tensor
 
 import dptrain
 from dptrain import PrivacyPlan
-from dptrain.checkpoint import CHECKPOINT_KEYS
-from dptrain.clipping import FlatClip
 from dptrain.detection.data import DetectionDataset
 from dptrain.detection.loss import PerImageLoss
-from dptrain.sampling import PoissonSampler
-from dptrain.schema import keys
+from dptrain.privacy.clipping import FlatClip
+from dptrain.privacy.sampling import PoissonSampler
+from dptrain.settings.schema import keys
 from dptrain.statement.facts import SPENT
+from dptrain.training.checkpoint import CHECKPOINT_KEYS
 
 from ..conftest import dataset_maker, run_options
 

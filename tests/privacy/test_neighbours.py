@@ -31,10 +31,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from dptrain import BudgetLedger, Clipping, PrivacyPlan
-from dptrain.clip_settings import CLIPPINGS
 from dptrain.detection.model import load_model, save_weights
 from dptrain.gradients import ENGINES
-from dptrain.gradients.tuning import by_rule
+from dptrain.gradients.autotune import by_rule
+from dptrain.privacy.clipping import CLIPPINGS
 
 from .datasets import DETECTORS, IMAGES, NEWCOMERS, detector, write_neighbours
 from .recording import Settings, difference, length, record

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import dptrain
-import dptrain.run
+import dptrain.run.job
 from dptrain import DataError, PrivacyPlan
 from dptrain.detection.evaluate import KEYS, Metrics
-from dptrain.results import read_rows
+from dptrain.statement.results import read_rows
 
 from ..conftest import MakeDataset, run_options
 
@@ -88,7 +88,7 @@ def test_what_validation_shows_decides_nothing(
     data, ends = make_dataset(), []
     for name, scores in (("rising", [0.1, 0.5, 0.9]), ("falling", [0.9, 0.5, 0.1])):
         left = iter(scores)
-        monkeypatch.setattr(dptrain.run, "evaluate", lambda *_, **__: Metrics(dict.fromkeys(KEYS, next(left)), {}))  # noqa: B023
+        monkeypatch.setattr(dptrain.run.job, "evaluate", lambda *_, **__: Metrics(dict.fromkeys(KEYS, next(left)), {}))  # noqa: B023
         torch.manual_seed(0)
         result = dptrain.train(
             data=data,

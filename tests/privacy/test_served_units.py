@@ -17,12 +17,12 @@ from rich.console import Console
 from scipy import stats
 
 from dptrain import PrivacyPlan
-from dptrain import config as config_module
 from dptrain.detection.data import StepLoader
 from dptrain.detection.model import save_weights
-from dptrain.noise import NoiseStream
-from dptrain.run import Run
-from dptrain.sampling import PoissonSampler
+from dptrain.privacy.sampling import PoissonSampler
+from dptrain.privacy.streams import NoiseStream
+from dptrain.run.job import Run
+from dptrain.settings import resolve as config_module
 
 from .datasets import detector, write_neighbours
 

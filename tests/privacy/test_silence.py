@@ -25,7 +25,7 @@ from dptrain.datasets import silence
 from dptrain.datasets.images import read_image
 from dptrain.datasets.silence import codecs_silenced
 from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, load_data
-from dptrain.sampling import Draw
+from dptrain.privacy.sampling import Draw
 
 from ..conftest import dataset_maker, run_options
 from .noisy_images import by_chance, by_hand

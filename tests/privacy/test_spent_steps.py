@@ -10,7 +10,7 @@ import pytest
 import dptrain
 from dptrain import BudgetLedger, PrivacyPlan
 from dptrain.detection.model import save_weights
-from dptrain.run import Run
+from dptrain.run.job import Run
 
 from .datasets import detector, write_neighbours
 

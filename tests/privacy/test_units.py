@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 import dptrain
-from dptrain import BudgetError, BudgetLedger, DataError, PrivacyPlan, noise
+from dptrain import BudgetError, BudgetLedger, DataError, PrivacyPlan
+from dptrain.datasets.groups import GroupsConfig, groups_of
 from dptrain.detection.data import DetectionDataset, StepLoader, load_data
-from dptrain.detection.groups import groups_of
 from dptrain.detection.loss import PerImageLoss
 from dptrain.detection.model import save_weights
-from dptrain.sampling import UnitRows
-from dptrain.schema import GroupsConfig
-from dptrain.training import PrivateTrainer
+from dptrain.privacy import noise
+from dptrain.privacy.units import UnitRows
+from dptrain.training.trainer import PrivateTrainer
 
 from .datasets import SIZE, detector, write_image
 from .recording import AUGMENTED, difference, length

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 import dptrain
-from dptrain import PrivacyPlan, noise
-from dptrain.noise import NoiseStream
+from dptrain import PrivacyPlan
+from dptrain.privacy import noise
+from dptrain.privacy.streams import NoiseStream
 
 
 @dataclass

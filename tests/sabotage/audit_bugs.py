@@ -32,8 +32,8 @@ AUDIT_BUGS = (
     bug(
         "true positives without delta",
         "The rate that the claim leaves to an attacker is e^epsilon times the false-positive rate, and no delta.",
-        "dptrain.trade_off:TradeOff.most", "(self.deltas + grow * chance)", "(grow * chance)",
-        "tests/test_trade_off.py::test_the_rates_of_one_gaussian_step_are_those_of_the_best_test",
+        "dptrain.privacy.trade_off:TradeOff.most", "(self.deltas + grow * chance)", "(grow * chance)",
+        "tests/privacy/test_trade_off.py::test_the_rates_of_one_gaussian_step_are_those_of_the_best_test",
     ),
     bug(
         "true positives of one run",

@@ -6,7 +6,7 @@ from .edits import bug
 
 STATEMENT = "tests/statement/test_check.py::"
 INFINITIES = "tests/ledger/test_infinities.py::"
-SWEEP = "tests/sweep/test_sweep_record.py::"
+SWEEP = "tests/run/sweep/test_sweep_record.py::"
 _CLAIM = "dptrain.statement.facts:claim_of"
 
 CLAIM_BUGS = (
@@ -20,7 +20,7 @@ CLAIM_BUGS = (
     bug(
         "stopped sweep at its steps",
         "A sweep that was stopped claims what its jobs had taken by then.",
-        "dptrain.sweep.cost:JobCost.counted_steps", "max(self.steps, self.planned_steps)", "self.steps",
+        "dptrain.run.sweep.cost:JobCost.counted_steps", "max(self.steps, self.planned_steps)", "self.steps",
         SWEEP + "test_the_composed_epsilon_counts_every_planned_step_of_unfinished_jobs_too",
         SWEEP + "test_a_sweep_stopped_before_its_last_jobs_costs_what_all_of_them_would",
     ),
@@ -47,22 +47,22 @@ CLAIM_BUGS = (
     bug(
         "milliseconds in MLflow",
         "Every metric is stored with the time at which it came in, which tells how long the steps before it took.",
-        "dptrain.tracking:Tracker.metrics", "float(value), self._at, int(step)",
+        "dptrain.run.tracking:Tracker.metrics", "float(value), self._at, int(step)",
         "float(value), int(__import__('time').time() * 1000), int(step)",
-        "tests/test_tracking.py::"
+        "tests/run/test_tracking.py::"
         "test_two_runs_that_took_their_time_at_different_steps_leave_the_same_rows_and_file_times",
     ),
     bug(
         "end of a run in MLflow",
         "A run is closed at the time it ended, which tells how long all of it took.",
-        "dptrain.tracking:Tracker.end", "status, self._at", "status",
-        "tests/test_tracking.py::"
+        "dptrain.run.tracking:Tracker.end", "status, self._at", "status",
+        "tests/run/test_tracking.py::"
         "test_two_runs_that_took_their_time_at_different_steps_leave_the_same_rows_and_file_times",
     ),
     bug(
         "error texts in the sweep",
         "Why a job failed stands in the sweep's folder, with the names of private files.",
-        "dptrain.sweep.jobs:SweepRecord.tell_failure", "label=label,", "label=label, error=str(error),",
+        "dptrain.run.sweep.jobs:SweepRecord.tell_failure", "label=label,", "label=label, error=str(error),",
         SWEEP + "test_why_a_job_failed_stays_in_the_owners_folder",
     ),
 )  # fmt: skip

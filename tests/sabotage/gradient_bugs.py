@@ -7,14 +7,14 @@ from .edits import bug, bugs
 PAIRS = "tests/privacy/test_neighbours.py::test_one_image_changes_the_sum_by_at_most_the_sensitivity_and_nothing_else"
 SERVED = "tests/privacy/test_served_units.py::"
 ENGINES = "tests/gradients/test_engines.py::"
-LAYERS = "tests/gradients/test_layers.py::"
+LAYERS = "tests/gradients/test_rules.py::"
 DATA = "tests/detection/test_data.py::"
-CLIPS = "tests/test_clipping.py::"
+CLIPS = "tests/privacy/test_clipping.py::"
 GROUPS = "tests/gradients/test_clip_rules.py::test_one_example_moves_the_sum_by_at_most_the_sensitivity"
 RULES = "tests/privacy/test_neighbours.py::test_every_clip_rule_on_every_engine_holds_its_own_sensitivity"
 
 _FACTORS = "(self.clip_norm * _ROUNDING / norms).clamp(max=1.0)"
-_WEIGHTS = "dptrain.clipping:FlatClip.weights"
+_WEIGHTS = "dptrain.privacy.clipping:FlatClip.weights"
 _COUPLING = "dptrain.gradients.checks:refuse_coupling"
 _NORMS = "dptrain.detection.model:_replace_norms"
 _LARGEST = ENGINES + "test_no_example_adds_more_than_the_clip_norm"
@@ -47,24 +47,24 @@ GRADIENT_BUGS = (
     bug(
         "scales left out of the norm",
         "Scaled clipping: the norm is taken before the layers are scaled, and what is released after.",
-        "dptrain.clipping:ScaledClip.weights",
+        "dptrain.privacy.clipping:ScaledClip.weights",
         "(squared * scales.square())", "squared",
         GROUPS, RULES,
     ),
     bug(
         "scales of private images",
         "Nobody looks whether a private image is among those that the scales were measured on.",
-        "dptrain.run:Run._with_scales",
+        "dptrain.run.job:Run._with_scales",
         "declared.refuse_training(self.pictures)", "pass",
-        "tests/test_run.py::"
+        "tests/run/test_job.py::"
         "test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written",
     ),
     bug(
         "scales measured anew",
         "A run that goes on measures its scales with the weights that it has by then, which private images moved.",
-        "dptrain.run:Run._with_scales",
+        "dptrain.run.job:Run._with_scales",
         "self.config.resume and", "False and",
-        "tests/test_run.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
+        "tests/run/test_job.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
     ),
     bug(
         "one layer left out of the norm",
@@ -84,7 +84,7 @@ GRADIENT_BUGS = (
     bug(
         "norms in single precision",
         "A long gradient's squares are added up in one float32 sum, which comes out short.",
-        "dptrain.gradients.layers.base:block_norms",
+        "dptrain.gradients.rules.base:block_norms",
         "flat = gradients.flatten(1)",
         "flat = gradients.flatten(1)\n    return [torch.linalg.vector_norm(flat, dim=1, keepdim=True)]",
         LAYERS + "test_the_norm_of_a_long_row_is_right_in_single_precision",
@@ -92,8 +92,8 @@ GRADIENT_BUGS = (
     bug(
         "sums in single precision",
         "The sum over physical batches is kept in float32, whose rounding grows with the draw.",
-        "dptrain.training:_wide", "else torch.float64", "else torch.float32",
-        "tests/test_training.py::test_the_sum_over_physical_batches_is_kept_in_double_precision",
+        "dptrain.training.trainer:_wide", "else torch.float64", "else torch.float32",
+        "tests/training/test_trainer.py::test_the_sum_over_physical_batches_is_kept_in_double_precision",
     ),
     bug(
         "no room for rounding",
@@ -111,29 +111,29 @@ GRADIENT_BUGS = (
     bug(
         "sensitivity halved",
         "The clip states C / 2, as if a unit could move the sum only one way.",
-        "dptrain.clipping:FlatClip.sensitivity", "return self.clip_norm\n", "return self.clip_norm / 2\n",
-        PAIRS, "tests/test_clipping.py::test_sensitivity",
+        "dptrain.privacy.clipping:FlatClip.sensitivity", "return self.clip_norm\n", "return self.clip_norm / 2\n",
+        PAIRS, "tests/privacy/test_clipping.py::test_sensitivity",
     ),
     bugs(
         "every layer clipped to the whole norm",
         "Each of K layers gets all of C, and the noise is scaled to C: a unit adds up to C times the root of K.",
         [
-            ("dptrain.clip_settings:Clipping.rule", "clip_norm / math.sqrt(count)", "clip_norm"),
-            ("dptrain.clipping:GroupClip.sensitivity", "math.hypot(*self.norms)", "self.norms[0]"),
+            ("dptrain.privacy.clipping:Clipping.rule", "clip_norm / math.sqrt(count)", "clip_norm"),
+            ("dptrain.privacy.clipping:GroupClip.sensitivity", "math.hypot(*self.norms)", "self.norms[0]"),
         ],
         RULES, GROUPS, CLIPS + "test_no_unit_passes_the_sensitivity_of_any_rule",
     ),
     bug(
         "a group kept where another is infinite",
         "A broken image drops out of the groups that are broken, and stays in the others; the engine zeroes all.",
-        "dptrain.clipping:GroupClip.weights",
+        "dptrain.privacy.clipping:GroupClip.weights",
         "factors.masked_fill(~(factors > 0).all(1, keepdim=True), 0.0)", "factors",
         CLIPS + "test_a_gradient_that_is_not_finite_counts_as_zero_in_every_group",
     ),
     bug(
         "automatic clipping without its gamma outside",
         "g over its norm, plus gamma g, as a slip of the brackets makes of it: long gradients are not bounded.",
-        "dptrain.clipping:AutomaticClip.weights",
+        "dptrain.privacy.clipping:AutomaticClip.weights",
         "_ROUNDING / (squared_norms.double().sqrt() + GAMMA)", "_ROUNDING / squared_norms.double().sqrt() + GAMMA",
         RULES, CLIPS + "test_automatic_clipping_is_the_papers",
     ),
@@ -148,13 +148,13 @@ GRADIENT_BUGS = (
         "NaN passes the clip",
         "A norm that is NaN compares false with everything, and so it is never too long.",
         _WEIGHTS, "return _kept(factors, squared_norms)", "return factors",
-        PAIRS, "tests/test_clipping.py::test_edge_table",
+        PAIRS, "tests/privacy/test_clipping.py::test_edge_table",
     ),
     # layers and losses
     bug(
         "norms in half precision",
         "Under autocast the gradients, and their norms, are formed in bfloat16.",
-        "dptrain.gradients.layers.base:full_precision",
+        "dptrain.gradients.rules.base:full_precision",
         "return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x", "return x",
         ENGINES + "test_float16_and_bfloat16_gradients_are_formed_in_single_precision",
         "tests/gradients/test_autocast.py::test_norms_and_sums_are_in_full_precision",
@@ -162,14 +162,14 @@ GRADIENT_BUGS = (
     bug(
         "bias left out of the ghost norm",
         "The factored norm is of the weight alone, and the bias is clipped with it.",
-        "dptrain.gradients.layers.linear:GhostRecord.squared_norms",
+        "dptrain.gradients.rules.linear:GhostRecord.squared_norms",
         "norms if self.bias is None else norms + squared_norm(self.bias)", "norms",
         LAYERS + "test_linear_with_and_without_the_factored_form",
     ),
     bug(
         "timed on the batch",
         "The fastest way is found with the images at hand: the choice, and the time, tell of them.",
-        "dptrain.gradients.layers.conv:choose",
+        "dptrain.gradients.rules.conv:choose",
         "a, g = _random((n * rows, *x.shape[1:]), x), _random((n * rows, *b.shape[1:]), b)",
         "a, g = x[: n * rows], b[: n * rows]",
         LAYERS + "test_what_is_timed_is_not_the_batch",
@@ -177,7 +177,7 @@ GRADIENT_BUGS = (
     bug(
         "second use of a layer not seen",
         "A layer that is called twice keeps the gradient of one call.",
-        "dptrain.gradients.layers.base:Tape.take",
+        "dptrain.gradients.rules.base:Tape.take",
         "records[0] if len(records) == 1 else _sum(module, records, check_rows)", "records[0]",
         LAYERS + "test_a_layer_used_twice",
     ),
@@ -215,16 +215,16 @@ GRADIENT_BUGS = (
     bug(
         "frozen batch norm thaws",
         "model.train() turns the statistics of the batch on again.",
-        "dptrain.layers:FrozenBatchNorm2d.forward",
+        "dptrain.gradients.modules:FrozenBatchNorm2d.forward",
         "False, 0.0, self.eps", "self.training, 0.03, self.eps",
         PAIRS, "tests/detection/test_model.py::test_train_never_turns_a_frozen_norm_back_on",
     ),
     bug(
         "running statistics not watched",
         "A layer that counts what it sees takes it into the weights file, and nothing noises it.",
-        "dptrain.training:PrivateTrainer._buffer_versions",
+        "dptrain.training.trainer:PrivateTrainer._buffer_versions",
         "{name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}", "{}",
-        "tests/test_training.py::test_a_layer_that_keeps_statistics_is_refused",
+        "tests/training/test_trainer.py::test_a_layer_that_keeps_statistics_is_refused",
     ),
     # images
     bug(
@@ -276,8 +276,8 @@ GRADIENT_BUGS = (
     bug(
         "shared images let through",
         "Nobody looks whether a validation image is a training image.",
-        "dptrain.declared_public:DeclaredPublic.refuse_training",
+        "dptrain.run.declared_public:DeclaredPublic.refuse_training",
         "if shared:", "if False:",
-        "tests/test_declared_public.py::test_a_training_image_among_public_ones_is_refused_under_any_name",
+        "tests/run/test_declared_public.py::test_a_training_image_among_public_ones_is_refused_under_any_name",
     ),
 )  # fmt: skip

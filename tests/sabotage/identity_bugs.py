@@ -6,9 +6,9 @@ from .edits import bug, bugs
 
 MANIFEST = "tests/ledger/test_manifest.py::"
 REPEATS = "tests/datasets/test_repeats.py::"
-PUBLIC = "tests/test_declared_public.py::"
+PUBLIC = "tests/run/test_declared_public.py::"
 
-_TRAINING = "dptrain.declared_public:DeclaredPublic.refuse_training"
+_TRAINING = "dptrain.run.declared_public:DeclaredPublic.refuse_training"
 
 IDENTITY_BUGS = (
     bug(
@@ -30,7 +30,7 @@ IDENTITY_BUGS = (
     bug(
         "val not compared with the ledger",
         "Images that are private in another project are validated on: their metrics are released without noise.",
-        "dptrain.run:Run._refuse_private_images",
+        "dptrain.run.job:Run._refuse_private_images",
         "images.refuse_protected(self.config.budget)", "pass",
         PUBLIC + "test_an_image_that_a_ledger_protects_is_no_public_one",
     ),
@@ -52,7 +52,7 @@ IDENTITY_BUGS = (
     bug(
         "copies drawn as images",
         "Copies of a picture are let in as one image, and drawn one by one: four of them move the sum by 4 C.",
-        "dptrain.run:Run._units", "if self._copies_are_one:", "if False:",
+        "dptrain.run.job:Run._units", "if self._copies_are_one:", "if False:",
         "tests/datasets/test_repeats.py::test_copies_that_count_as_one_image_move_the_sum_by_one_clip_norm",
     ),
 )  # fmt: skip

@@ -6,8 +6,8 @@ from .edits import bug, bugs
 from .gradient_bugs import PAIRS, SERVED
 
 ADDED = "tests/privacy/test_added_noise.py::"
-NOISE = "tests/test_noise.py::"
-LOOP = "tests/test_training.py::"
+NOISE = "tests/privacy/test_noise.py::"
+LOOP = "tests/training/test_trainer.py::"
 WHOLE = "tests/privacy/test_neighbours.py::test_whole_runs_on_neighbours_leave_the_same_files"
 
 _SCALE = ADDED + "test_what_was_added_is_gaussian_of_the_plans_scale_and_no_other"
@@ -16,12 +16,12 @@ _RATE = SERVED + "test_every_unit_is_served_at_the_accounted_rate_and_at_most_on
 _COINS = SERVED + "test_coins_are_independent_between_units_and_between_steps"
 _SIZES = SERVED + "test_sizes_are_those_of_independent_coins"
 
-_DRAW = "dptrain.sampling:PoissonSampler.draw"
+_DRAW = "dptrain.privacy.sampling:PoissonSampler.draw"
 _DRAWN = "np.flatnonzero(stream.uniform(self.num_units) < self.sample_rate)"
-_DOOR = "dptrain.noise:privatize"
-_STEP = "dptrain.training:PrivateTrainer._take_step"
-_SUM = "dptrain.training:PrivateTrainer._clipped_sum"
-_STREAM = "dptrain.noise:NoiseStream."
+_DOOR = "dptrain.privacy.noise:privatize"
+_STEP = "dptrain.training.trainer:PrivateTrainer._take_step"
+_SUM = "dptrain.training.trainer:PrivateTrainer._clipped_sum"
+_STREAM = "dptrain.privacy.streams:NoiseStream."
 _FORKED = "if self.secure and self._process != os.getpid():"
 _COUNT = "counts.append(len(batch['img'] if isinstance(batch, dict) else batch[0]))"
 _NOISED = "gradient = self.plan.noise(total, self.noise_stream.at(self.step))"
@@ -34,7 +34,7 @@ NOISE_BUGS = (
         "A shuffled loader: every step has as many images as the rate asks for, never more nor fewer.",
         _DRAW, _DRAWN,
         "np.sort(np.argsort(stream.uniform(self.num_units))[: round(self.sample_rate * self.num_units)])",
-        _SIZES, "tests/test_sampling.py::test_draw_sizes_vary_as_independent_coins_do",
+        _SIZES, "tests/privacy/test_sampling.py::test_draw_sizes_vary_as_independent_coins_do",
     ),
     bug(
         "epochs",
@@ -61,7 +61,7 @@ NOISE_BUGS = (
         "the same draw in every step",
         "A sampler seeded for reproducibility.",
         _DRAW, "stream = self._stream.at(step)", "stream = NoiseStream(0, 'sampling')",
-        _COINS, "tests/test_sampling.py::test_units_and_steps_are_independent",
+        _COINS, "tests/privacy/test_sampling.py::test_units_and_steps_are_independent",
     ),
     bug(
         "seed after the coins",
@@ -71,15 +71,15 @@ NOISE_BUGS = (
         "    return Draw(np.flatnonzero(stream.uniform(self.num_units) < self.sample_rate), seed)",
         "drawn = np.flatnonzero(stream.uniform(self.num_units) < self.sample_rate)\n"
         "    return Draw(drawn, stream.integer())",
-        PAIRS, "tests/test_sampling.py::test_adding_a_unit_at_the_end_leaves_the_others_draws_alone",
+        PAIRS, "tests/privacy/test_sampling.py::test_adding_a_unit_at_the_end_leaves_the_others_draws_alone",
     ),
     bug(
         "rate from the folder",
         "The sampler's rate is the batch over the true number of images, the accountant's the one that was declared.",
-        "dptrain.plan:PrivacyPlan.sampler",
+        "dptrain.privacy.plan:PrivacyPlan.sampler",
         "self.sample_rate", "min(1.0, self.expected_batch_size / max(1, num_units))",
         SERVED + "test_a_run_samples_at_the_rate_of_its_event_however_many_images_there_are",
-        "tests/test_plan.py::test_parts_come_from_the_plan",
+        "tests/privacy/test_plan.py::test_parts_come_from_the_plan",
     ),
     bug(
         "empty draws skipped",
@@ -219,21 +219,21 @@ NOISE_BUGS = (
     bug(
         "journal not on the disk",
         "The count stays in the system's memory, and a power cut forgets it.",
-        "dptrain.checkpoint:StepJournal.record", "os.fsync(self._handle)", "pass",
+        "dptrain.training.journal:StepJournal.record", "os.fsync(self._handle)", "pass",
         WHOLE,
         "tests/faults/test_power.py::test_a_step_is_on_the_disk_when_it_is_counted_and_so_is_the_journals_name",
     ),
     bug(
         "resume forgets steps",
         "A resumed run goes on from its checkpoint and takes the lost steps again, with new noise.",
-        "dptrain.training:PrivateTrainer.restore", 'max(state["step"], step or 0)', 'state["step"]',
+        "dptrain.training.trainer:PrivateTrainer.restore", 'max(state["step"], step or 0)', 'state["step"]',
         LOOP + "test_lost_steps_stay_spent",
     ),
     bugs(
         "more steps than planned",
         "Whoever asks gets more steps than were accounted for.",
         [
-            ("dptrain.training:PrivateTrainer.run", "if until > self.plan.steps:", "if False:"),
+            ("dptrain.training.trainer:PrivateTrainer.run", "if until > self.plan.steps:", "if False:"),
             (_STEP, "if self.step >= self.plan.steps:", "if False:"),
         ],
         LOOP + "test_more_steps_than_planned_are_refused",

@@ -6,10 +6,10 @@ from .edits import bug
 
 FILES = "tests/privacy/test_neighbours.py::test_whole_runs_on_neighbours_leave_the_same_files"
 LEAKS = "tests/privacy/test_leaks.py::"
-_SPENDING = "dptrain.spending:Spending."
+_SPENDING = "dptrain.run.spending:Spending."
 
-ENVIRONMENT = "tests/test_environment.py::"
-STARTS = "tests/test_start_runs.py::"
+ENVIRONMENT = "tests/settings/test_environment.py::"
+STARTS = "tests/run/test_start_runs.py::"
 
 PUBLISHED_BUGS = (
     bug(
@@ -45,14 +45,14 @@ PUBLISHED_BUGS = (
     bug(
         "grandparents forgotten",
         "Only the run whose weights are the start is counted, and not those that its own start was made from.",
-        "dptrain.run_facts:runs_behind",
+        "dptrain.run.facts:runs_behind",
         '(section or {"runs": []})["runs"]', "()",
         STARTS + "test_a_mean_of_two_private_runs_states_what_all_three_cost",
     ),
     bug(
         "plan of another ledger",
         "What is left of a budget is read in the working directory, whatever ledger the environment names.",
-        "dptrain.environment:ledger_address",
+        "dptrain.support.environment:ledger_address",
         'os.environ.get("DPTRAIN_BUDGET_URL")', "None",
         ENVIRONMENT + "test_a_plan_for_a_budget_asks_the_ledger_that_trainings_are_charged_in",
     ),

@@ -5,22 +5,22 @@ from __future__ import annotations
 from .edits import bug, bugs
 from .noise_bugs import WHOLE
 
-ACCOUNTANT = "tests/test_accounting.py::"
+ACCOUNTANT = "tests/privacy/test_accounting.py::"
 LEDGER = "tests/ledger/test_ledger.py::"
-PRETRAINING = "tests/pretraining/test_pretrain.py::"
+PRETRAINING = "tests/run/pretraining/test_pretrain.py::"
 _GOLDENS = ACCOUNTANT + "test_goldens"
 _FAST = ACCOUNTANT + "test_fast_rdp_is_dp_accountings_own"
 _LEDGER = "dptrain.ledger.ledger:BudgetLedger."
-_EPSILON = "dptrain.accounting:dp_sgd_epsilon"
+_EPSILON = "dptrain.privacy.accounting:dp_sgd_epsilon"
 
 RECORD_BUGS = (
     # the accountant
     bug(
         "wrong rate accounted",
         "The event has half the rate: as if an image could be drawn from one half of the data only.",
-        "dptrain.accounting:dp_sgd_event",
+        "dptrain.privacy.accounting:dp_sgd_event",
         "PoissonSampledDpEvent(sample_rate,", "PoissonSampledDpEvent(sample_rate / 2,",
-        _GOLDENS, "tests/test_plan.py::test_parts_come_from_the_plan",
+        _GOLDENS, "tests/privacy/test_plan.py::test_parts_come_from_the_plan",
     ),
     bug(
         "one step too few",
@@ -31,7 +31,7 @@ RECORD_BUGS = (
     bug(
         "epsilon of one step",
         "What a step costs is shown for the run.",
-        "dptrain.plan:PrivacyPlan.epsilon", "count = self._steps(steps)", "count = min(1, self._steps(steps))",
+        "dptrain.privacy.plan:PrivacyPlan.epsilon", "count = self._steps(steps)", "count = min(1, self._steps(steps))",
         _GOLDENS, ACCOUNTANT + "test_epsilon_grows_with_steps_and_starts_at_zero",
     ),
     bug(
@@ -44,21 +44,22 @@ RECORD_BUGS = (
     bug(
         "variance taken for the deviation",
         "The accountant is told sigma squared.",
-        "dptrain.accounting:dp_sgd_event", "GaussianDpEvent(noise_multiplier)", "GaussianDpEvent(noise_multiplier**2)",
-        _GOLDENS, "tests/test_plan.py::test_parts_come_from_the_plan",
+        "dptrain.privacy.accounting:dp_sgd_event",
+        "GaussianDpEvent(noise_multiplier)", "GaussianDpEvent(noise_multiplier**2)",
+        _GOLDENS, "tests/privacy/test_plan.py::test_parts_come_from_the_plan",
     ),
     bug(
         "epsilon rounded to the nearest",
         "What is shown may be below what was spent.",
-        "dptrain.rounding:shown", "ROUND_CEILING", "'ROUND_HALF_EVEN'",
+        "dptrain.support.words:shown", "ROUND_CEILING", "'ROUND_HALF_EVEN'",
         "tests/ledger/test_properties.py::test_what_is_written_with_decimals_is_rounded_up",
     ),
     bug(
         "resume under another plan",
         "The checkpoint of a run with more noise goes on with less, and is accounted by one of the two.",
-        "dptrain.checkpoint:load_checkpoint",
+        "dptrain.training.checkpoint:load_checkpoint",
         "for key, value in wanted.items():", "for key, value in ():",
-        "tests/test_checkpoint.py::test_another_plan_is_refused",
+        "tests/training/test_checkpoint.py::test_another_plan_is_refused",
     ),
     # the ledger
     bugs(
@@ -73,7 +74,7 @@ RECORD_BUGS = (
     bug(
         "failed runs are free",
         "A run that ends with an error is settled at no steps, though its checkpoints are there.",
-        "dptrain.run:Run._settle", "self.spending.settle(steps, reason)",
+        "dptrain.run.job:Run._settle", "self.spending.settle(steps, reason)",
         "self.spending.settle(0 if reason == 'failed' else steps, reason)",
         "tests/privacy/test_spent_steps.py::test_a_run_that_fails_is_charged_the_steps_it_started",
     ),
@@ -116,32 +117,32 @@ RECORD_BUGS = (
     bug(
         "a sweep for the price of one",
         "The cost of having looked at all runs is that of the dearest.",
-        "dptrain.sweep.cost:compose", "for cost in costs]", "for cost in costs][-1:]",
-        "tests/sweep/test_sweep_record.py::test_the_composed_epsilon_counts_every_planned_step_of_unfinished_jobs_too",
+        "dptrain.run.sweep.cost:compose", "for cost in costs]", "for cost in costs][-1:]",
+        "tests/run/sweep/test_sweep_record.py::test_the_composed_epsilon_counts_every_planned_step_of_unfinished_jobs_too",
     ),
     bug(
         "a seed hidden",
         "A seeded run, whose noise anyone can subtract, states a guarantee.",
-        "dptrain.run:Run._write_statement", "secure=self.trainer.secure,", "secure=True,",
+        "dptrain.run.job:Run._write_statement", "secure=self.trainer.secure,", "secure=True,",
         "tests/privacy/test_spent_steps.py::test_a_seeded_run_states_no_guarantee",
     ),
     bug(
         "number of images told",
         "The statement has the true size of the folder in place of the one that was declared.",
-        "dptrain.run:Run._write_statement", "self.config.privacy.dataset_size", "len(self.dataset)",
+        "dptrain.run.job:Run._write_statement", "self.config.privacy.dataset_size", "len(self.dataset)",
         WHOLE,
     ),
     bug(
         "number of images on the screen",
         "The first lines of a run say how many images it found.",
-        "dptrain.run:Run._describe",
+        "dptrain.run.job:Run._describe",
         "parameters train, {self.device}", "parameters train on {len(self.dataset)} images, {self.device}",
         WHOLE,
     ),
     bug(
         "clean gradient in the checkpoint",
         "The last sum is kept, to look at later.",
-        "dptrain.training:PrivateTrainer.state", '"step": self.step,',
+        "dptrain.training.trainer:PrivateTrainer.state", '"step": self.step,',
         '"step": self.step, "gradient": {name: p.grad for name, p in self.parameters.items()},',
         WHOLE, "tests/privacy/test_spent_steps.py::test_a_run_that_fails_is_charged_the_steps_it_started",
     ),
@@ -149,25 +150,25 @@ RECORD_BUGS = (
     bug(
         "private images in the public start",
         "Pre-training looks at the ledger, and goes on whatever it finds there.",
-        "dptrain.declared_public:DeclaredPublic.refuse_held", "if held:", "if held and not self.files:",
+        "dptrain.run.declared_public:DeclaredPublic.refuse_held", "if held:", "if held and not self.files:",
         PRETRAINING + "test_images_that_a_ledger_protects_are_refused_under_any_name",
     ),
     bug(
         "validation images not looked at",
         "Only the training split of a public set is held against the ledger.",
-        "dptrain.pretraining.run:PublicRun._compare_with_ledger", ', *self.data.files("val")]', "]",
+        "dptrain.run.pretraining.run:PublicRun._compare_with_ledger", ', *self.data.files("val")]', "]",
         PRETRAINING + "test_images_that_a_ledger_protects_are_refused_under_any_name",
     ),
     bug(
         "private weights called public",
         "What a private run made may start a public training, and its record says that the data was public.",
-        "dptrain.pretraining.record:refuse_private_start", '(start.parent / "statement.json").is_file()', "not start",
+        "dptrain.run.public_start:refuse_private_start", '(start.parent / "statement.json").is_file()', "not start",
         PRETRAINING + "test_weights_of_a_private_run_are_no_public_start",
     ),
     bug(
         "record of other weights",
         "The statement takes its words on public data from a record that lies beside other weights.",
-        "dptrain.pretraining.record:declared_start", "weights_hash(file) in known.values()", "known",
+        "dptrain.run.public_start:declared_start", "weights_hash(file) in known.values()", "known",
         PRETRAINING + "test_the_record_of_other_weights_declares_nothing",
     ),
 )  # fmt: skip

@@ -37,7 +37,7 @@ SHAPE_BUGS = (
     bug(
         "doubles on mps",
         "A run on an Apple GPU begins, is charged, and fails where the noise is made in double precision.",
-        "dptrain.devices:refuse_single_precision", 'device == "mps"', "False",
+        "dptrain.support.devices:refuse_single_precision", 'device == "mps"', "False",
         ARITHMETIC + "test_apples_gpus_are_refused_before_anything_is_reserved",
         "tests/privacy/test_exact_runs.py::"
         "test_a_device_without_double_precision_is_refused_before_anything_is_written",

@@ -25,7 +25,9 @@ CRASHES = {"NameError", "UnboundLocalError", "AttributeError", "TypeError", "Imp
 
 # Every trial is a fresh process, forked from one that has imported what is slow to import and done nothing else.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["dptrain.run", "opacus.grad_sample", "hypothesis", "scipy.stats", "mlflow.tracking"])
+_PROCESSES.set_forkserver_preload(
+    ["dptrain.run.job", "opacus.grad_sample", "hypothesis", "scipy.stats", "mlflow.tracking"]
+)
 
 LONGEST = 600  # seconds; a bug that hangs its tests is not caught either
 

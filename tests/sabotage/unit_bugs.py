@@ -19,8 +19,8 @@ UNIT_BUGS = (
     bug(
         "rows of a group clipped one by one",
         "The plan hands the rows on and forgets their units: a patient adds as many clipped gradients as images.",
-        "dptrain.plan:PrivacyPlan.clipped_sum", "(batch.rows, batch.units) if", "(batch.rows, None) if",
-        WHOLE, "tests/test_training.py::test_units_of_several_rows_are_clipped_as_one",
+        "dptrain.training.trainer:clipped_sum", "(batch.rows, batch.units) if", "(batch.rows, None) if",
+        WHOLE, "tests/training/test_trainer.py::test_units_of_several_rows_are_clipped_as_one",
     ),
     bug(
         "a unit split over two physical batches",
@@ -64,20 +64,20 @@ UNIT_BUGS = (
     bug(
         "one draw of rows for all groups",
         "The seed of the subset leaves the group out: patients with as many images are always cut at the same places.",
-        "dptrain.sampling:UnitRows.chosen", "SeedSequence([seed, unit]", "SeedSequence([seed]",
-        "tests/test_sampling.py::test_every_subset_of_a_large_group_is_as_likely_and_drawn_anew_each_step",
+        "dptrain.privacy.units:UnitRows.chosen", "SeedSequence([seed, unit]", "SeedSequence([seed]",
+        "tests/privacy/test_sampling.py::test_every_subset_of_a_large_group_is_as_likely_and_drawn_anew_each_step",
     ),
     bug(
         "groups counted by images",
         "The sampler tosses a coin an image where groups are protected.",
-        "dptrain.run:Run._trainer",
+        "dptrain.run.job:Run._trainer",
         "len(self.dataset) if self.units is None else len(self.units)", "len(self.dataset)",
         "tests/privacy/test_units.py::test_a_run_of_groups_samples_states_and_charges_groups",
     ),
     bug(
         "a group in train and in val",
         "Only single images are compared between the splits.",
-        "dptrain.detection.groups:refuse_shared_groups", "if group in first:", "if False:",
+        "dptrain.datasets.groups:refuse_shared_groups", "if group in first:", "if False:",
         "tests/privacy/test_units.py::test_a_group_with_images_in_train_and_val_starts_no_run",
     ),
     bug(

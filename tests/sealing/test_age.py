@@ -12,7 +12,7 @@ import pyrage
 import pytest
 
 from dptrain import ConfigError, SealError, seal, unseal
-from dptrain.cli import main
+from dptrain.commands.main import main
 from dptrain.sealing import Keys, find_keys, new_identity
 from dptrain.sealing.age import decrypt, encrypt
 from dptrain.sealing.keys import IDENTITY, PASSPHRASE

@@ -14,7 +14,7 @@ from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 
 from dptrain import ConfigError, PrivacyError
-from dptrain.accounting import attack_accuracy, rdp_curve, true_positive_rates, true_positive_rates_within
+from dptrain.privacy.accounting import attack_accuracy, rdp_curve, true_positive_rates, true_positive_rates_within
 from dptrain.statement import report, to_html
 from dptrain.statement.facts import SPENT
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dptrain import accounting
-from dptrain.rounding import round_up
+from dptrain.privacy import accounting
 from dptrain.statement import to_html, to_markdown
 from dptrain.statement.charts import charts
 from dptrain.statement.render import sections
+from dptrain.support.words import round_up
 
 from .runs import PLAN, facts
 

@@ -1,4 +1,4 @@
-"""Seals over what admission reads. They need the key, so the ledger makes them right after (``sealing.adopt``)."""
+"""Seals over what admission reads. They need the key, so the ledger makes them right after."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,0 +1,61 @@
+"""Gaussian noise from a cryptographic generator, and the one door through which private quantities leave.
+
+Everything that private images shaped is handed to :func:`privatize` before anything else sees it. An auditor can wrap
+that one function, record what goes in, fix what comes out, and replay a run on a neighbouring dataset (Re:cord-play,
+Cebere et al. 2026): nothing else may then differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, PrivacyError
+from .exact import discrete_gaussian, variance
+from .streams import NoiseStream
+
+
+def privatize(
+    value: Mapping[str, Tensor], *, sensitivity: float, noise_multiplier: float, stream: NoiseStream
+) -> dict[str, Tensor]:
+    """Add Gaussian noise of standard deviation ``noise_multiplier * sensitivity`` to every entry.
+
+    Formal guarantee: if ``value``, all its tensors taken as one vector, changes by at most ``sensitivity`` in Euclidean
+    norm between neighbouring datasets, the result is one Gaussian mechanism with that noise multiplier
+    (``GaussianDpEvent(noise_multiplier)``). Whole numbers (int64) get noise in whole numbers, of exactly the law that
+    :mod:`dptrain.privacy.exact` has; other tensors get Gaussians up to the rounding of floating point.
+
+    Args:
+        value: What private data shaped, by name.
+        sensitivity: Stated by what made the value, such as ``FlatClip.sensitivity``.
+        noise_multiplier: Standard deviation in units of the sensitivity; above 0.
+        stream: Where the noise comes from.
+
+    Raises:
+        ConfigError: ``noise_multiplier`` or ``sensitivity`` is not a finite number above 0.
+        PrivacyError: The value holds an entry that is not finite, which noise would not hide.
+    """
+    for name, number in (("noise_multiplier", noise_multiplier), ("sensitivity", sensitivity)):
+        if not (math.isfinite(number) and number > 0):
+            raise ConfigError(f"{name}={number} must be a finite number above 0")
+    total = sum(tensor.numel() for tensor in value.values())
+    whole = all(tensor.dtype == torch.int64 for tensor in value.values())
+    if whole:
+        if int(sensitivity) != sensitivity:
+            raise ConfigError(f"sensitivity={sensitivity} of whole numbers must be a whole number")
+        noise = discrete_gaussian(total, variance(noise_multiplier, int(sensitivity)), stream)
+    else:
+        noise = stream.gaussian(total).mul_(noise_multiplier * sensitivity)
+    noised: dict[str, Tensor] = {}
+    start = 0
+    for name, tensor in value.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise PrivacyError(f"the sum for {name!r} is not finite: noise would not hide it, so the step is not taken")
+        part = noise[start : start + tensor.numel()].view(tensor.shape)
+        start += tensor.numel()
+        part = part.to(tensor.device)
+        noised[name] = tensor + part if whole else (tensor.double() + part).to(tensor.dtype)
+    return noised

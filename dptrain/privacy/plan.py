@@ -1,0 +1,168 @@
+"""The frozen plan that couples everything the guarantee rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from . import accounting, calibration
+from .clipping import FLAT, Clipping, ClipRule
+from .units import UNITS
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+    from torch import Tensor
+
+    from .sampling import PoissonSampler
+    from .streams import NoiseStream
+
+MOST_UNITS = 10**15  # of a batch or a dataset; beyond, floating-point numbers no longer count
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """DP-SGD with Poisson sampling, clipping and Gaussian noise, as one unchangeable whole.
+
+    Formal guarantee: training by this plan's sampler, clip and noise for at most ``steps`` steps is
+    (``epsilon()``, ``delta``)-differentially private for adding or removing one privacy unit, towards anyone who sees
+    every iterate (Abadi et al. 2016, algorithm 1, accounted by RDP), wherever and for whatever reason it stops. Nothing
+    can change the sampler, the clip or the noise without changing the event that is accounted, because all of them are
+    made from here.
+
+    Attributes:
+        sample_rate: Chance q that one unit is in one step's draw, in (0, 1].
+        steps: Number T of noised steps, at least 1.
+        noise_multiplier: Standard deviation of the noise in units of the sensitivity, that of the clip rule; above 0.
+        clip_norm: Largest norm C of one unit's gradient; finite and above 0.
+        delta: In (0, 1); should be well below one over the number of units.
+        expected_batch_size: Public constant that the noisy sum is divided by; never the true size of a draw.
+        unit: What one person's data is: an ``image``, or a ``group`` of images such as a patient's.
+        clipping: The clip rule, see :class:`~dptrain.Clipping`; its sensitivity is what the noise is scaled to.
+    """
+
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    clip_norm: float
+    delta: float
+    expected_batch_size: int
+    unit: str = "image"
+    clipping: Clipping = FLAT
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sample_rate <= 1.0:
+            raise ConfigError(f"sample_rate={self.sample_rate} is not in (0, 1]: the chance that one unit is in a step")
+        for name, most in (("steps", accounting.MOST_STEPS), ("expected_batch_size", MOST_UNITS)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ConfigError(f"{name}={value} must be a whole number, at least 1 and at most {most}")
+        if not 1e-3 <= self.noise_multiplier <= 1e6:
+            raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be above 0, from 0.001 to 1,000,000")
+        self.clipping.check(self.clip_norm)
+        accounting.check_delta(self.delta)
+        if self.unit not in UNITS:
+            raise ConfigError(f"unit={self.unit!r} is not one of {', '.join(UNITS)}")
+
+    @classmethod
+    def calibrate(
+        cls,
+        *,
+        epsilon: float,
+        delta: float,
+        sample_rate: float,
+        steps: int,
+        expected_batch_size: int,
+        clip_norm: float = 1.0,
+        unit: str = "image",
+        clipping: Clipping = FLAT,
+    ) -> PrivacyPlan:
+        """Return the plan with the least noise whose RDP epsilon is at most ``epsilon``."""
+        draft = cls(sample_rate, steps, 1.0, clip_norm, delta, expected_batch_size, unit)  # checks the rest
+        noise = calibration.calibrate_noise(epsilon, delta, draft.sample_rate, draft.steps)
+        return cls(sample_rate, steps, noise, clip_norm, delta, expected_batch_size, unit, clipping)
+
+    @classmethod
+    def steps_for(
+        cls,
+        *,
+        epsilon: float,
+        noise_multiplier: float,
+        delta: float,
+        sample_rate: float,
+        expected_batch_size: int,
+        clip_norm: float = 1.0,
+        unit: str = "image",
+        clipping: Clipping = FLAT,
+    ) -> PrivacyPlan:
+        """Return the plan with the most steps whose RDP epsilon is at most ``epsilon``."""
+        draft = cls(sample_rate, 1, noise_multiplier, clip_norm, delta, expected_batch_size, unit, clipping)
+        steps = calibration.calibrate_steps(epsilon, delta, draft.sample_rate, draft.noise_multiplier)
+        return replace(draft, steps=steps)
+
+    def event(self, steps: int | None = None) -> DpEvent:
+        """Return what is accounted for ``steps`` steps, all of them by default."""
+        return accounting.dp_sgd_event(self.sample_rate, self._steps(steps), self.noise_multiplier)
+
+    def epsilon(self, accountant: str = "rdp", steps: int | None = None) -> float:
+        """Return the epsilon of ``steps`` steps, all of them by default; ``rdp`` or ``pld``.
+
+        Guarantee: it bounds what the outputs of the first ``steps`` steps tell, for a number that was decided before
+        the run. It is no claim for a run that was stopped there after a look at it: that one costs ``epsilon()``.
+        """
+        count = self._steps(steps)
+        return accounting.dp_sgd_epsilon(self.sample_rate, count, self.noise_multiplier, self.delta, accountant)
+
+    def _steps(self, steps: int | None) -> int:
+        if steps is None:
+            return self.steps
+        if steps < 0:
+            raise ConfigError(f"steps={steps} must not be negative")
+        return int(steps)
+
+    @property
+    def signal(self) -> float:
+        """q sqrt(T / 2) / sigma, which grows with what can be learnt at this budget (De et al. 2022)."""
+        return self.sample_rate * math.sqrt(self.steps / 2) / self.noise_multiplier
+
+    # The three parts, for a training loop of one's own. The order of use is then the caller's duty:
+    # sampler -> clipped sum over exactly the units drawn -> noise -> anything else.
+
+    def sampler(self, num_units: int, stream: NoiseStream) -> PoissonSampler:
+        """Return the Poisson sampler of this plan over ``num_units`` units."""
+        from .sampling import PoissonSampler
+
+        return PoissonSampler(num_units, self.sample_rate, stream)
+
+    def clip_rule(self, names: Iterable[str]) -> ClipRule:
+        """Return the clip rule for parameters (or sums of gradients) of these names.
+
+        Raises:
+            ConfigError: The rule does not fit the parameters.
+        """
+        return self.clipping.rule(self.clip_norm, names)
+
+    def noise(self, total: Mapping[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
+        """Return the noised sum divided by the expected batch size: the gradient of one step.
+
+        ``total`` is the clipped sum over *all* the units of one draw; noise is added once a step. A sum of
+        :func:`dptrain.training.trainer.clipped_on_grid` gets exact noise.
+        """
+        import torch
+
+        from . import noise as door
+        from .exact import SENSITIVITY
+
+        sensitivity = self.clip_rule(total).sensitivity()
+        on_grid = all(tensor.dtype == torch.int64 for tensor in total.values())
+        noised = door.privatize(
+            total,
+            sensitivity=SENSITIVITY if on_grid else sensitivity,
+            noise_multiplier=self.noise_multiplier,
+            stream=stream,
+        )
+        if on_grid:
+            noised = {name: tensor.double() * (sensitivity / SENSITIVITY) for name, tensor in noised.items()}
+        return {name: tensor / self.expected_batch_size for name, tensor in noised.items()}

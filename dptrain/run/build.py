@@ -1,0 +1,63 @@
+"""The detector, the loss and the learning rate that the settings of a run describe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from ..detection import DetectionModel
+from ..detection.data import Augmentation, DataConfig
+from ..detection.loss import LossSettings
+from ..detection.model import load_model, norm_of
+from ..detection.trainable import RANK, Lora
+from ..gradients import trainable_parameters
+from ..privacy.plan import PrivacyPlan
+from ..sealing.weights import is_weights
+from ..settings.schema import TrainConfig
+from .rates import default_rate
+
+
+def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
+    """Load the detector for the classes of the data; refuse one that cannot train as the settings ask."""
+    assert config.head is not None, "resolve settles it"
+    targets = config.lora.targets or "all"
+    return load_model(
+        config.model,
+        data.num_classes,
+        norm=config.norm,
+        trainable=config.trainable,
+        names=data.names,
+        head=config.head,
+        lora=Lora(
+            config.lora.rank or RANK,
+            config.lora.alpha,
+            (targets,) if isinstance(targets, str) else tuple(targets),
+        ),
+        new_classes=config.new_classes,
+        similar=config.similar_classes,
+    )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """Return how images are varied; how often one is, is the sampler's."""
+    return Augmentation(**{name: getattr(config.augment, name) for name in Augmentation.__dataclass_fields__})
+
+
+def loss_settings(config: TrainConfig) -> LossSettings:
+    """Return the gains, the normaliser and the focal weighting."""
+    return LossSettings(**{name: value for name, value in asdict(config.loss).items() if value is not None})
+
+
+def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> TrainConfig:
+    """Return the settings with the learning rate written out: by rule, if nobody gave one."""
+    if config.optimizer.lr is not None:
+        return config
+    rate = default_rate(
+        config.optimizer.name,
+        plan,
+        # What noise does to the first convolution of an adapter is multiplied by the second, which begins at zero.
+        [tuple(p.shape) for name, p in trainable_parameters(model).items() if not name.endswith(".down.weight")],
+        norm=norm_of(model),
+        from_scratch=not is_weights(config.model),
+        momentum=config.optimizer.momentum,
+    )
+    return replace(config, optimizer=replace(config.optimizer, lr=rate))

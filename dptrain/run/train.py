@@ -1,0 +1,55 @@
+"""``dptrain.train``: one run, or one tuning, from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..datasets.contents import files_held
+from ..privacy.plan import PrivacyPlan
+from ..settings import resolve as settings
+from ..settings.schema import TrainConfig
+from .job import Run, TrainResult
+from .outputs import unlock
+from .progress import make_console
+from .public_start import declared_start
+
+
+def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, **options: Any) -> TrainResult:
+    """Train a detector with differential privacy.
+
+    Guarantee: what the run releases is (``result.epsilon``, ``plan.delta``)-differentially private for adding or
+    removing one training image, or one group of them (``plan.unit``), under the assumptions that ``result.statement``
+    lists.
+
+    Args:
+        model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``, ``.pt.age``).
+        data: An Ultralytics ``data.yaml``.
+        plan: The privacy plan; or leave it out and give ``privacy={"epsilon": 8, "dataset_size": 10000}``.
+        **options: The keys of ``dptrain train``; a section is a dict, such as ``optimizer={"name": "sgd", "lr": 0.1}``.
+
+    Raises:
+        DptrainError: One line with what is wrong and the mend, before the first step wherever that is possible.
+    """
+    return train_from_config(settings.from_kwargs(plan=plan, model=str(model), data=str(data), **options))
+
+
+def train_from_config(config: TrainConfig) -> TrainResult:
+    """Do what :func:`train` does, from the typed configuration that Hydra fills."""
+    with files_held():
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> TrainResult:
+    config = unlock(settings.resolve(config))
+    if config.public_data is None:
+        config = replace(config, public_data=declared_start(config.model))
+    if config.tuning.method != "none":
+        from .tuning import tune
+
+        return tune(config)
+    plan = settings.make_plan(config)
+    config = settings.with_plan(config, plan)
+    run = Run(config, plan, make_console())
+    return run.execute()

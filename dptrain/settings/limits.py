@@ -1,0 +1,170 @@
+"""What a value of the settings may be: by itself, and beside the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from ..privacy.clipping import CLIPPINGS, Clipping
+from ..privacy.random_stopping import MOST_MEAN_RUNS, STOPPINGS
+from ..privacy.units import UNITS
+from ..support.devices import refuse_single_precision
+from .schema import (
+    ENGINES,
+    HEADS,
+    NEW_CLASSES,
+    NORMALISERS,
+    NORMS,
+    OPTIMIZERS,
+    REFUSED_AUGMENTATIONS,
+    REMOVED,
+    SAME_PICTURE,
+    SCHEDULES,
+    TUNINGS,
+    VALIDATIONS,
+    SealConfig,
+    TrainConfig,
+    TuningConfig,
+    nearest_key,
+    value_at,
+)
+
+if TYPE_CHECKING:
+    from .schema import PrivacyConfig
+
+LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, and overflow where they are used
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "privacy.unit": UNITS,
+    "privacy.same_picture": SAME_PICTURE,
+    "norm": NORMS,
+    "head": HEADS,
+    "new_classes": NEW_CLASSES,
+    "loss.normaliser": NORMALISERS,
+    "tuning.method": TUNINGS,
+    "engine": ENGINES,
+    "validation": VALIDATIONS,
+    "optimizer.name": OPTIMIZERS,
+    "privacy.clipping": CLIPPINGS,
+    "schedule.name": SCHEDULES,
+}
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("privacy.epsilon", lambda v: v > 0, "more than 0 and finite: it is the privacy loss allowed"),
+    ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
+    ("privacy.noise_multiplier", lambda v: v > 0, "more than 0 and finite: without noise there is no guarantee"),
+    ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one unit can change"),
+    ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
+    (
+        "privacy.expected_batch_size privacy.dataset_size privacy.rows_per_unit augment.multiplicity steps "
+        "evaluate_every checkpoint_every",
+        lambda v: v >= 1,
+        "1 or more",
+    ),
+    ("imgsz", lambda v: v >= 32, "32 or more, a multiple of 32"),
+    ("workers seed schedule.warmup_steps optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
+    ("optimizer.lr", lambda v: v > 0, "more than 0 and finite"),
+    ("lora.rank", lambda v: v >= 1, "1 or more"),
+    ("lora.alpha loss.constant", lambda v: v > 0, "more than 0 and finite"),
+    ("loss.box loss.cls loss.dfl", lambda v: v >= 0, "0 or more"),
+    ("loss.focal_gamma", lambda v: v == 0 or 1 <= v <= 10, "0, or from 1 to 10"),
+    ("optimizer.momentum ema.decay", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("schedule.final", lambda v: 0 <= v <= 1, "in [0, 1]: a fraction of optimizer.lr"),
+    ("augment.fliplr augment.flipud", lambda v: 0 <= v <= 1, "a chance in [0, 1]"),
+    ("augment.hsv_h augment.hsv_s augment.hsv_v augment.translate", lambda v: 0 <= v <= 1, "a fraction in [0, 1]"),
+    ("augment.scale augment.crop", lambda v: 0 <= v < 1, "a fraction in [0, 1)"),
+)
+
+
+def check_values(config: TrainConfig) -> None:
+    """Refuse a value that is none of the choices, or out of range.
+
+    Raises:
+        ConfigError: It names the key, its value and the mend.
+    """
+    for key, choices in _CHOICES.items():
+        value = value_at(config, key)
+        if value not in choices:
+            if (removed := REMOVED.get(f"{key}={value}")) is not None:
+                raise ConfigError(f"{key}={value} was removed: {removed}")
+            raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
+    for name, reason in REFUSED_AUGMENTATIONS.items():
+        if getattr(config.augment, name):
+            raise ConfigError(f"augment.{name}={getattr(config.augment, name)} is refused: {reason}; leave it out")
+    for keys_, valid, needed in _RANGES:
+        for key in keys_.split():
+            value = value_at(config, key)
+            if value is not None and not (-LARGEST <= value <= LARGEST and valid(value)):
+                too_large = f", and at most {LARGEST:g}" if value > LARGEST else ""
+                raise ConfigError(f"{key}={value} must be {needed}{too_large}")
+
+
+def check_together(config: TrainConfig) -> None:
+    """Refuse what one value alone does not show.
+
+    Raises:
+        ConfigError: It names the keys, their values and the mend.
+    """
+    if config.imgsz % 32:
+        below = max(32, config.imgsz // 32 * 32)
+        raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
+    refuse_single_precision(config.device)
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"optimizer.betas={betas} must be two numbers in [0, 1), such as [0.9,0.999]")
+    clipping = clipping_of(config.privacy)
+    if clipping.name == "scaled" and not config.privacy.clip_scales:
+        raise ConfigError(
+            "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
+            "scenes/data.yaml in the folder of dptrain pretrain"
+        )
+    if config.loss.constant is not None and config.loss.normaliser != "constant":
+        raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
+    if not config.loss.box + config.loss.cls + config.loss.dfl:
+        raise ConfigError("loss.box, loss.cls and loss.dfl are all 0: nothing would be learnt")
+    adapts = "lora" in ([config.trainable] if isinstance(config.trainable, str) else config.trainable)
+    for name, given in vars(config.lora).items():
+        if given is not None and not adapts:
+            raise ConfigError(f"lora.{name}={given} has no effect without trainable=lora")
+    if config.steps is not None and config.schedule.warmup_steps > config.steps:
+        warmup = config.schedule.warmup_steps
+        raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
+
+
+def check_seal(seal: SealConfig) -> None:
+    """A secret key in the settings would be in config.yaml and in the history of a shell."""
+    from ..sealing.keys import recipients_of, refuse_secret
+
+    for key in ("identity", "keyring"):
+        refuse_secret(str(getattr(seal, key) or ""), f"seal.{key}")
+    if seal.identity and seal.keyring:
+        raise ConfigError(f"seal.identity={seal.identity} and seal.keyring={seal.keyring} are one too many: give one")
+    if seal.recipients:
+        recipients_of(seal.recipients)
+
+
+def check_tuning(tuning: TuningConfig) -> None:
+    """The bound of random stopping holds for some distributions of the number of runs only."""
+    distribution, mean = tuning.distribution, tuning.mean_runs
+    if distribution not in STOPPINGS:
+        raise ConfigError(
+            f"tuning.distribution={distribution} is not one of {', '.join(STOPPINGS)}: the bound of Papernot and "
+            "Steinke (2022) needs a random number of runs from one of them, and a fixed number does not qualify"
+        )
+    if not 1 <= mean <= MOST_MEAN_RUNS or (mean == 1 and distribution != "poisson"):
+        raise ConfigError(
+            f"tuning.mean_runs={mean} must be more than 1 and at most {MOST_MEAN_RUNS}: it is a mean, not a number"
+        )
+
+
+def clipping_of(privacy: PrivacyConfig) -> Clipping:
+    """Return the clip rule that the settings ask for.
+
+    Raises:
+        ConfigError: An option is out of range, or belongs to another rule.
+    """
+    if privacy.clip_scales is not None and privacy.clipping != "scaled":
+        raise ConfigError(f"privacy.clip_scales means nothing with clipping={privacy.clipping}: leave it out")
+    try:
+        return Clipping(privacy.clipping, tuple(privacy.clip_groups))
+    except ConfigError as error:
+        raise ConfigError(f"privacy.{error}") from error

@@ -1,0 +1,385 @@
+"""The settings of a training run: from Hydra or from Python keywords, checked once, turned into the frozen plan.
+
+``dptrain train`` fills the dataclasses of :mod:`dptrain.settings.schema` through Hydra (``conf/``),
+``dptrain.train(...)`` through :func:`from_kwargs`; both then pass :func:`resolve`, so a value is checked in the same
+words wherever it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..datasets.groups import GroupsConfig, check_groups
+from ..errors import ConfigError
+from ..support.devices import parse_device
+from ..support.environment import experiment_name, ledger_address, tracking_address
+from ..support.files import flatten
+from .limits import LARGEST, check_seal, check_together, check_tuning, check_values, clipping_of
+from .presets import apply_preset
+from .schema import (
+    CHECKPOINTS_PER_RUN,
+    DEFAULT_EXPECTED_BATCH_SIZE,
+    DEFAULT_ROWS_PER_UNIT,
+    DEFAULT_STEPS,
+    EVALUATIONS_PER_RUN,
+    REFUSED_AUGMENTATIONS,
+    AugmentConfig,
+    BudgetConfig,
+    EmaConfig,
+    LoraConfig,
+    LossConfig,
+    NoiseConfig,
+    OptimizerConfig,
+    PrivacyConfig,
+    ScheduleConfig,
+    SealConfig,
+    TrackingConfig,
+    TrainConfig,
+    TuningConfig,
+    config_error,
+    value_at,
+)
+
+if TYPE_CHECKING:
+    from ..privacy.plan import PrivacyPlan
+
+__all__ = [
+    "AugmentConfig",
+    "BudgetConfig",
+    "EmaConfig",
+    "GroupsConfig",
+    "LoraConfig",
+    "LossConfig",
+    "NoiseConfig",
+    "OptimizerConfig",
+    "PrivacyConfig",
+    "ScheduleConfig",
+    "SealConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TuningConfig",
+    "default_output_dir",
+    "from_kwargs",
+    "from_omegaconf",
+    "make_plan",
+    "resolve",
+    "with_plan",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfig:
+    """Build the configuration from Python keywords; sections are given as dicts.
+
+    ``from_kwargs(model="yolo26n.yaml", data="pets.yaml", plan=plan, optimizer={"name": "sgd", "lr": 0.1})``
+
+    Args:
+        plan: Fills ``steps`` and the ``privacy`` keys; a key given beside it that says otherwise is an error.
+        **kwargs: The fields of :class:`TrainConfig`; a section is a dict or its dataclass.
+
+    Raises:
+        ConfigError: A misspelt keyword (with the nearest name), a value of the wrong type, or one that
+            contradicts ``plan``.
+    """
+    sections = {item.name for item in dataclasses.fields(TrainConfig) if isinstance(item.default_factory, type)}
+    for name in sections & kwargs.keys():
+        value = kwargs[name]
+        if not isinstance(value, Mapping) and not (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+            shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+            raise ConfigError(f"{name}={shown} is not a dict such as {name}={{...}}")
+        kwargs[name] = dict(value) if isinstance(value, Mapping) else value
+    try:
+        config = _typed(OmegaConf.merge(_schema(), kwargs))
+    except OmegaConfBaseException as error:
+        raise config_error(error) from error
+    except OverflowError as error:  # a whole number where a fraction belongs, too large to be made one
+        large = [key for key, value in flatten(kwargs).items() if isinstance(value, int) and abs(value) > LARGEST]
+        name = large[0] if large else "a number"
+        raise ConfigError(f"{name} has too many digits: give at most {LARGEST:g}") from error
+    if plan is None:
+        return config
+    given = _given_keys(kwargs)
+    for key, value in _plan_values(plan).items():
+        if key in given and value_at(config, key) != value:
+            raise ConfigError(f"{key}={value_at(config, key)} contradicts the plan, which has {value}: give it once")
+        _set(config, key, value)
+    if config.privacy.epsilon is not None:
+        raise ConfigError("privacy.epsilon is fixed by the plan: leave it out, or leave the plan out")
+    return config
+
+
+def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
+    """Return ``config`` with everything the plan settles written out, so that it makes the same plan again.
+
+    ``privacy.epsilon`` becomes null (steps and noise determine it), and ``evaluate_every`` and
+    ``checkpoint_every`` are filled in.
+    """
+    settled = _typed(config)
+    for key, value in _plan_values(plan).items():
+        _set(settled, key, value)
+    settled.privacy.epsilon = None
+    if settled.evaluate_every is None:
+        settled.evaluate_every = max(1, plan.steps // EVALUATIONS_PER_RUN)
+    if settled.checkpoint_every is None:
+        settled.checkpoint_every = max(1, plan.steps // CHECKPOINTS_PER_RUN)
+    return settled
+
+
+def default_output_dir() -> str:
+    """``runs/<date>_<time>``, relative to the working directory."""
+    return datetime.now().strftime("runs/%Y-%m-%d_%H-%M-%S")
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Check every value, once, and return a copy in canonical form.
+
+    Raises:
+        ConfigError: One line that names the key, its value and the mend.
+    """
+    try:
+        config = _typed(config)
+    except OmegaConfBaseException as error:
+        raise config_error(error) from error
+    for key, example in (("model", "model=yolo26n.yaml or model=start.pt"), ("data", "data=pets.yaml")):
+        if value_at(config, key) in ("", MISSING):
+            raise ConfigError(f"{key} is not set: give {example}")
+    config.optimizer.name = config.optimizer.name.lower()
+    config.device = parse_device(config.device)
+    config.output_dir = config.output_dir or default_output_dir()
+    config.tracking.uri = tracking_address(config.tracking.uri)
+    config.tracking.experiment = experiment_name(config.tracking.experiment)
+    if config.budget.url == "":  # the variable is set and empty
+        config.budget.url = ledger_address()
+    if chosen := apply_preset(config):
+        logger.info("%s", chosen)
+    config.trainable = _names("trainable", config.trainable)
+    if config.lora.targets is not None:
+        config.lora.targets = _names("lora.targets", config.lora.targets)
+    config.physical_batch_size = _physical_batch_size(config.physical_batch_size)
+
+    check_values(config)
+    check_together(config)
+    _check_units(config)
+    check_seal(config.seal)
+    check_tuning(config.tuning)
+    return config
+
+
+def make_plan(config: TrainConfig) -> PrivacyPlan:
+    """Turn a resolved configuration into the frozen plan; any two of {epsilon, noise_multiplier, steps} find the third.
+
+    With only epsilon or only noise_multiplier, ``steps`` is :data:`DEFAULT_STEPS`. No value is ever taken from the
+    images: sample rate, batch size and delta come from the settings or from the *declared* dataset size.
+
+    Warns, on the logger ``dptrain.settings.resolve``, of a delta that is not below 1/n and of a seed.
+
+    Raises:
+        ConfigError: Too few or too many of the three are given, a public constant is missing, or the target
+            cannot be met.
+    """
+    from ..privacy.plan import PrivacyPlan
+
+    privacy, steps = config.privacy, config.steps
+    if privacy.epsilon is None and privacy.noise_multiplier is None:
+        raise ConfigError(
+            "no guarantee is asked for: give privacy.epsilon=8 (the target) or privacy.noise_multiplier=1.0"
+        )
+    if privacy.epsilon is not None and privacy.noise_multiplier is not None and steps is not None:
+        raise ConfigError(
+            f"privacy.epsilon={privacy.epsilon}, privacy.noise_multiplier={privacy.noise_multiplier} and steps={steps} "
+            "are one too many: any two determine the third, so leave one out"
+        )
+    batch_size, sample_rate, delta = _public_constants(privacy)
+    _warn(config, delta)
+    settled = steps if steps is not None else DEFAULT_STEPS
+    if steps is None and (privacy.epsilon is None or privacy.noise_multiplier is None):
+        logger.info("steps is not set: %d steps", settled)
+    common: dict[str, Any] = {
+        "sample_rate": sample_rate,
+        "clip_norm": privacy.clip_norm,
+        "delta": delta,
+        "expected_batch_size": batch_size,
+        "unit": privacy.unit,
+        "clipping": clipping_of(privacy),
+    }
+    if privacy.epsilon is None:
+        assert privacy.noise_multiplier is not None
+        return PrivacyPlan(noise_multiplier=privacy.noise_multiplier, steps=settled, **common)
+    if privacy.noise_multiplier is None:
+        return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=settled, **common)
+    return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
+
+
+def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
+    """Expected batch size, sample rate and delta from what is declared; each default is said in a line."""
+    size, batch_size, sample_rate, delta = (
+        privacy.dataset_size,
+        privacy.expected_batch_size,
+        privacy.sample_rate,
+        privacy.delta,
+    )
+    declare = f"declare the number of training {privacy.unit}s you are willing to make public, privacy.dataset_size=..."
+    if sample_rate is None:
+        if size is None:
+            raise ConfigError(
+                f"privacy.sample_rate is not set, and the files are not counted for it (their number is private): "
+                f"{declare}, or give privacy.sample_rate=..."
+            )
+        if batch_size is None:
+            batch_size = min(DEFAULT_EXPECTED_BATCH_SIZE, size)
+            logger.info("privacy.expected_batch_size is not set: %d", batch_size)
+        sample_rate = batch_size / size
+        if sample_rate > 1:
+            raise ConfigError(
+                f"privacy.expected_batch_size={batch_size} is more than privacy.dataset_size={size}: "
+                "the sample rate would be over 1; give a smaller batch"
+            )
+        logger.info("privacy.sample_rate is %d/%d = %.6g", batch_size, size, sample_rate)
+    elif batch_size is None:
+        if size is None:
+            raise ConfigError(
+                f"privacy.expected_batch_size is not set: give it (such as {DEFAULT_EXPECTED_BATCH_SIZE}), or {declare}"
+            )
+        batch_size = max(1, round(sample_rate * size))
+        logger.info("privacy.expected_batch_size is %.6g x %d = %d", sample_rate, size, batch_size)
+    if delta is None:
+        if size is None:
+            raise ConfigError(f"privacy.delta is not set: give privacy.delta=1e-5 (no silent default), or {declare}")
+        delta = float(size) ** -1.1
+        logger.info("privacy.delta is dataset_size**-1.1 = %.3g", delta)
+    return batch_size, sample_rate, delta
+
+
+def _check_units(config: TrainConfig) -> None:
+    """What is one record, and whether its rows differ."""
+    privacy = config.privacy
+    if privacy.unit == "group":
+        check_groups(privacy.groups)
+        privacy.rows_per_unit = privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT
+        if privacy.same_picture != "refuse":
+            raise ConfigError(
+                f"privacy.same_picture={privacy.same_picture} means nothing with privacy.unit=group, where copies in "
+                "one group count once: leave it out"
+            )
+    else:
+        given = {f"groups.{name}": value for name, value in vars(privacy.groups).items()}
+        for name, value in {**given, "rows_per_unit": privacy.rows_per_unit}.items():
+            if value is not None:
+                raise ConfigError(
+                    f"privacy.{name}={value} is of groups, and privacy.unit=image protects single images: give "
+                    f"privacy.unit=group, or leave it out"
+                )
+    augment = config.augment
+    if augment.multiplicity > 1 and not any(
+        value for name, value in vars(augment).items() if name != "multiplicity" and name not in REFUSED_AUGMENTATIONS
+    ):
+        raise ConfigError(
+            f"augment.multiplicity={augment.multiplicity} without an augmentation averages equal gradients, and costs "
+            f"{augment.multiplicity} times as much: turn one on, such as augment.fliplr=0.5, or leave it out"
+        )
+
+
+def _warn(config: TrainConfig, delta: float) -> None:
+    size = config.privacy.dataset_size
+    if size is not None and delta >= 1 / size:
+        logger.warning(
+            "privacy.delta=%g is not below 1/dataset_size=%.3g, and so permits releasing whole records: "
+            "leave it out for %.3g",
+            delta,
+            1 / size,
+            size**-1.1,
+        )
+    if config.seed is not None:
+        logger.warning("seed=%d: noise that can be predicted protects nobody; the guarantee is void", config.seed)
+
+
+def _physical_batch_size(value: Any) -> str | int:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST:
+        return value
+    raise ConfigError(f"physical_batch_size={value} must be auto, or a whole number that is 1 or more")
+
+
+def _names(key: str, value: Any) -> str | list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{key}={value} is not the name of a group such as head, nor a list of patterns")
+    return names[0] if len(names) == 1 else names
+
+
+@functools.cache
+def _schema() -> Any:
+    """The typed node of every key, which costs as much to make as a configuration to check; merging copies it."""
+    return OmegaConf.structured(TrainConfig)
+
+
+def _typed(config: Any) -> TrainConfig:
+    """A checked copy: OmegaConf converts and validates the types of every field, and raises for the wrong ones."""
+    node = config if OmegaConf.is_config(config) else OmegaConf.structured(config)
+    plain = OmegaConf.to_container(node, resolve=True)  # a plain dict: Hydra's +key=value gets past a typed node
+    values = OmegaConf.to_container(OmegaConf.merge(_schema(), plain))
+    assert isinstance(values, dict)
+    # Built by hand, since OmegaConf.to_object raises for a missing model or data, which resolve() words better.
+    return _built(TrainConfig, values)
+
+
+def _built(kind: Any, values: Mapping[Any, Any]) -> Any:
+    """Return a dataclass from plain values, its sections too; a field that is a plain mapping stays one."""
+    sections = {item.name: item.default_factory for item in dataclasses.fields(kind)}
+
+    def value_of(name: str, value: Any) -> Any:
+        section = sections[name]
+        return _built(section, value) if isinstance(value, dict) and dataclasses.is_dataclass(section) else value
+
+    return kind(**{str(name): value_of(str(name), value) for name, value in values.items()})
+
+
+def from_omegaconf(node: Any) -> TrainConfig:
+    """The dataclass of a composed Hydra configuration (job part); interpolations are resolved.
+
+    Raises:
+        ConfigError: A key or value that the schema does not have, or an interpolation that leads nowhere.
+    """
+    try:
+        return _typed(node)
+    except OmegaConfBaseException as error:
+        raise config_error(error) from error
+
+
+def _plan_values(plan: PrivacyPlan) -> dict[str, Any]:
+    fields = ("noise_multiplier", "sample_rate", "expected_batch_size", "clip_norm", "delta", "unit")
+    rule = plan.clipping.facts()
+    if rule.pop("scales"):
+        raise ConfigError(
+            "the plan has scales of its own, and a run measures them: give Clipping('scaled') without any, and the "
+            "public images in privacy.clip_scales"
+        )
+    return {
+        "steps": plan.steps,
+        **{f"privacy.{name}": getattr(plan, name) for name in fields},
+        "privacy.clipping": rule.pop("name"),
+        **{f"privacy.clip_{name}": value for name, value in rule.items()},
+    }
+
+
+def _given_keys(kwargs: Mapping[str, Any]) -> set[str]:
+    given = set(kwargs)
+    privacy = kwargs.get("privacy", {})
+    return given | {f"privacy.{name}" for name in (privacy if isinstance(privacy, Mapping) else vars(privacy))}
+
+
+def _set(config: Any, key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    setattr(config, name, value)

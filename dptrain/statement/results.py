@@ -1,0 +1,85 @@
+"""The table of a run, ``results.csv``, and its picture: accuracy over the cost of the steps up to each evaluation.
+
+``dp/epsilon`` is the cost of the outputs up to a step, decided on beforehand, for whoever sees no later ones;
+``dp/epsilon_claimed`` is what the run claims, wherever it ends.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..support.files import MOST_TEXT, read_file, write_atomically, write_text
+from ..support.words import shown
+
+TABLES = ("results.csv", "per_class.csv")
+MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
+_DRAWN = ("dp/epsilon", "dp/epsilon_claimed", "dp/delta", MAP50, MAP)
+
+
+def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> None:
+    """Append the rows of one evaluation to a CSV file, with a header when the file is new.
+
+    Rows of a step that is there already are left out: a run that was cut right after them evaluates that step again.
+    """
+    known = {line.get("step") for line in _lines(file)} if file.exists() else set()
+    rows = [row for row in rows if str(row["step"]) not in known]
+    if not rows:
+        return
+    before = file.read_bytes().decode() if file.exists() else ""
+    added = io.StringIO()
+    writer = csv.DictWriter(added, rows[0])
+    if not before:
+        writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, before + added.getvalue())  # the whole table: half a row would be taken for a number
+
+
+def read_rows(file: Path) -> list[dict[str, float]]:
+    """Read the table back, every value as a number.
+
+    Raises:
+        ConfigError: It is not a table as a run writes it.
+    """
+    try:
+        rows = [{key: float(value) for key, value in row.items()} for row in _lines(file)]
+    except (TypeError, ValueError) as error:
+        reason = error if isinstance(error, ValueError) else "a row is of another length"
+        raise ConfigError(f"{file} is not the table of a run ({reason}): put it back") from error
+    for row in rows:
+        if not all(math.isfinite(row.get(key, math.nan)) for key in _DRAWN):
+            raise ConfigError(f"{file} is not the table of a run (a number is missing): put it back")
+    return rows
+
+
+def _lines(file: Path) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(io.StringIO(read_file(file, MOST_TEXT).decode(), newline="")))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{file} cannot be read as a table ({error}): put it back") from error
+
+
+def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> None:
+    """Draw mAP over the epsilon of the steps up to each evaluation (RDP); a run that ended early names its claim."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    epsilon = [row["dp/epsilon"] for row in rows]
+    for key, label in ((MAP50, "mAP50"), (MAP, "mAP50-95")):
+        axes.plot(epsilon, [row[key] for row in rows], marker="o", markersize=3, label=label)
+    axes.set_xlabel(f"epsilon of the steps up to it (RDP, delta = {rows[-1]['dp/delta']:.2g})")
+    axes.set_ylabel("on the public validation split")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1)
+    claimed = rows[-1]["dp/epsilon_claimed"]
+    if claimed > rows[-1]["dp/epsilon"]:
+        title += f"\nnot all planned steps: the claim is epsilon {shown(claimed)}"
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_atomically(file, lambda stream: figure.savefig(stream, format="png", metadata={"Software": None}))

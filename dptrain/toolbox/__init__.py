@@ -1,0 +1,1 @@
+"""Tools for datasets, without differential privacy: check, scrub, redact, perturb, seal."""

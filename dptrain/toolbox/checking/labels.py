@@ -1,0 +1,64 @@
+"""Label files: what training would refuse, and what it would accept although it cannot be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...datasets.labels import label_path, read_labels
+from ...errors import DataError
+from .findings import Finding
+
+_TWICE = 0.9  # overlap from which two boxes of one class are one object
+_LEAST_PIXELS = 3.0
+
+
+def read_all(images: Sequence[Path], num_classes: int) -> tuple[list[np.ndarray | None], list[Finding]]:
+    """Return the boxes of each image, None where there are none to read, and an error for each file that is wrong."""
+    rows: list[np.ndarray | None] = []
+    found = []
+    for image in images:
+        try:
+            rows.append(read_labels(label_path(image), num_classes))
+        except DataError as error:
+            rows.append(None)
+            found.append(Finding("label error", str(error), (image,)))
+    return rows, found
+
+
+def doubtful(image: Path, rows: np.ndarray, size: tuple[int, int], names: dict[int, str]) -> list[Finding]:
+    """Boxes of one image that lie on one another, or are hardly there."""
+    found = []
+    corners = np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], axis=1)
+    for first in range(len(rows)):
+        for second in range(first + 1, len(rows)):
+            if rows[first, 0] == rows[second, 0] and _overlap(corners[first], corners[second]) > _TWICE:
+                text = f"{image}: two boxes of {names[int(rows[first, 0])]} lie on one another"
+                found.append(Finding("label error", text, (image,), (_marks(corners[[first, second]]),)))
+    pixels = rows[:, 3:] * size
+    for row in np.flatnonzero(pixels.min(axis=1) < _LEAST_PIXELS):
+        width, height = pixels[row]
+        text = f"{image}: a box of {names[int(rows[row, 0])]} is {width:.1f} x {height:.1f} pixels"
+        found.append(Finding("label error", text, (image,), (_marks(corners[[row]]),)))
+    return found
+
+
+def orphans(images: Sequence[Path]) -> list[Finding]:
+    """Label files whose image is not there: a split that was moved, or an image that was deleted for a reason."""
+    known = {label_path(image) for image in images}
+    folders = sorted({labels.parent for labels in known if labels.parent.is_dir()})
+    lost = [file for folder in folders for file in sorted(folder.glob("*.txt")) if file not in known]
+    lost = [file for file in lost if file.name != "classes.txt"]
+    return [Finding("label error", f"{file}: labels of an image that is not there") for file in lost]
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    common = float(np.prod(np.clip(sides, 0, None)))
+    return common / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
+
+
+def _marks(corners: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
+    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in corners)

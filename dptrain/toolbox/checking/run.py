@@ -1,0 +1,255 @@
+"""``dptrain check``: look at every image and label of a dataset once, and say what should be mended before training."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binom
+
+from ...datasets.images import read_image
+from ...datasets.sources import IMAGE_SUFFIXES, SPLITS, folder_images, load_data
+from ...errors import ConfigError, DataError
+from ...sealing.archive import is_sealed_dataset
+from ...support.words import counted
+from .duplicates import equal, groups, pairs
+from .findings import FOLDER, KINDS, CheckReport, Finding
+from .labels import doubtful, orphans, read_all
+from .looks import Look, look_at
+from .patches import Patch, common_patches
+
+logger = logging.getLogger(__name__)
+
+_RARE = 0.01  # of the boxes of the most common class
+_FEW = 10  # boxes
+_THE = {FOLDER: "the folder"}
+_NO_LABELS = "labels, classes and splits: give a data.yaml"
+
+
+def check(
+    data: str | Path,
+    *,
+    weights: str | Path | None = None,
+    forbid: Sequence[str] = ("person", "face"),
+    conf: float = 0.25,
+    imgsz: int = 640,
+    device: str = "auto",
+) -> CheckReport:
+    """Look for what makes training on a dataset fail, flatter itself, or promise too little.
+
+    Broken images, label errors, near-duplicates across splits and within one, metadata, the same patch in many images,
+    class balance and, with a detector, objects that should not be there. Nothing is written.
+
+    Args:
+        data: An Ultralytics data.yaml, a sealed dataset, or a folder of images, of which labels and splits are not
+            looked at.
+        weights: A detector (``.pt``) that finds what must not be there; without one it is not looked for.
+        forbid: Its class names.
+        conf: Confidence from which an object counts; low, since a missed face costs more than a second look.
+        imgsz: Image size for the detector in pixels.
+        device: Where the detector runs.
+
+    Returns:
+        The findings. **They are private**: they count and name private images, without noise.
+
+    Raises:
+        DataError: The data.yaml itself cannot be used.
+        ConfigError: The weights have none of the forbidden classes.
+    """
+    splits, names = _listed(data)
+    images = [image for split in splits.values() for image in split]
+    of_split = [split for split, files in splits.items() for _ in files]
+    labels, found = read_all(images, len(names)) if names else ([None] * len(images), [])
+    wrong = {image for finding in found for image in finding.images}
+    bare = Counter(s for s, i, rows in zip(of_split, images, labels, strict=True) if rows is None and i not in wrong)
+    looks = list(look_at(images))
+    found += [Finding("broken image", look.error, (look.image,)) for look in looks if look.error is not None]
+    for look, rows in zip(looks, labels, strict=True):
+        if look.error is None and rows is not None and len(rows):
+            found += doubtful(look.image, rows, look.size, names)
+    if names and not is_sealed_dataset(data):
+        found += orphans(images)
+    alike = _duplicates(looks)
+    found += _duplicate_findings(alike, looks, of_split)
+    found += _metadata(looks)
+    found += _patches(looks, labels, alike, names)
+    boxes = _boxes(splits, labels, names) if names else {}
+    skipped = {} if names else dict.fromkeys(("train and val", "label error", "class balance"), _NO_LABELS)
+    if names:
+        found += _balance(boxes, "val" in splits)
+    if weights is None:
+        skipped["forbidden object"] = "people and faces: give a detector, --weights"
+    else:
+        readable = [look.image for look in looks if look.error is None]
+        found += _forbidden(readable, weights, forbid, conf, imgsz, device)
+    found.sort(key=lambda finding: list(KINDS).index(finding.kind))
+    sizes = {split: len(files) for split, files in splits.items()}
+    return CheckReport(Path(data), sizes, dict(bare) if names else {}, boxes, tuple(found), skipped)
+
+
+def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, str]]:
+    """The images of each split, and the class names; a folder has no names, and is one split, :data:`FOLDER`."""
+    place = Path(data).expanduser()
+    if not place.is_dir():
+        if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
+            raise DataError(f"{data} is an image: give the folder that it is in, or a data.yaml")
+        listed = load_data(data)
+        return {split: getattr(listed, split) for split in SPLITS if getattr(listed, split)}, listed.names
+    for name in ("data.yaml", "dataset.yaml"):
+        if (place / name).is_file():
+            raise ConfigError(f"{data} is the folder of a dataset: check {place / name}, which names its splits")
+    return {FOLDER: tuple(folder_images(place))}, {}
+
+
+def _duplicates(looks: Sequence[Look]) -> list[list[int]]:
+    seen = [number for number, look in enumerate(looks) if look.small is not None]
+    small = np.stack([look.small for look in looks if look.small is not None]) if seen else np.zeros((0, 32, 32))
+    linked = chain(equal([looks[number].picture for number in seen]), pairs(small))
+    return [[seen[item] for item in group] for group in groups(len(seen), linked)]
+
+
+def _duplicate_findings(alike: Sequence[Sequence[int]], looks: Sequence[Look], split: Sequence[str]) -> list[Finding]:
+    found = []
+    for group in alike:
+        images = tuple(looks[item].image for item in group)
+        there = sorted({split[item] for item in group}, key=(*SPLITS, FOLDER).index)
+        names = ", ".join(map(str, images[:4])) + (f" and {len(images) - 4} more" if len(images) > 4 else "")
+        alike_as = _how_alike([looks[item].picture for item in group])
+        if len(there) > 1:
+            found.append(Finding("train and val", f"in {' and '.join(there)}, and {alike_as}: {names}", images))
+        else:
+            found.append(
+                Finding(
+                    "duplicates",
+                    f"{len(images)} images of {_THE.get(there[0], there[0])} are {alike_as}: {names}",
+                    images,
+                )
+            )
+    return found
+
+
+def _how_alike(pictures: Sequence[bytes | None]) -> str:
+    """Say how many of some near-duplicates are equal; training refuses those within train, or in train and val."""
+    copies = len(pictures) - len(set(pictures))
+    if copies == len(pictures) - 1:
+        return "the same picture, perhaps turned"
+    return "nearly the same" + (f" ({counted(copies, 'exact copy')}, perhaps turned)" if copies else "")
+
+
+def _metadata(looks: Iterable[Look]) -> list[Finding]:
+    told: dict[str, list[Path]] = {}
+    for look in looks:
+        for word in look.told:
+            told.setdefault(word, []).append(look.image)
+    return [
+        Finding("metadata", f"{word}: {counted(len(files), 'image')}", tuple(files))
+        for word, files in sorted(told.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _patches(
+    looks: Sequence[Look], labels: Sequence[np.ndarray | None], alike: Sequence[Sequence[int]], names: dict[int, str]
+) -> list[Finding]:
+    seen = [number for number, look in enumerate(looks) if look.windows is not None and look.corners is not None]
+    single = list(range(len(looks)))
+    for group in alike:
+        for item in group:
+            single[item] = group[0]
+    windows = [look.windows for look in looks if look.windows is not None]
+    corners = [look.corners for look in looks if look.corners is not None]
+    patches = common_patches(windows, corners, [single[number] for number in seen])
+    classes = [set() if labels[number] is None else set(labels[number][:, 0].astype(int).tolist()) for number in seen]  # type: ignore[index]
+    return [_patch_finding(patch, [looks[number] for number in seen], classes, names) for patch in patches]
+
+
+def _patch_finding(patch: Patch, looks: Sequence[Look], classes: Sequence[set[int]], names: dict[int, str]) -> Finding:
+    """Say which class the images of a patch share, and how much more often than images do at large."""
+    images = tuple(looks[number].image for number in patch.images)
+    count = len(images)
+    shares = {
+        number: (
+            sum(number in classes[image] for image in patch.images) / count,
+            sum(number in found for found in classes) / len(classes),
+        )
+        for number in names
+    }
+    text = f"the same patch of pixels is in {count} images"
+    marks = tuple((_around(place, looks[i].size),) for i, place in zip(patch.images, patch.places, strict=True))
+    if not shares:
+        return Finding("same patch", f"{text}: a trigger, a watermark, or a part of the apparatus?", images, marks)
+    number, (here, everywhere) = max(shares.items(), key=lambda item: item[1][0] - item[1][1])
+    # Not by chance: of images drawn at random, fewer than 5 % of draws would have as many of this class.
+    if here > everywhere and float(binom.sf(round(here * count) - 1, count, everywhere)) < 0.05:
+        text += f"; {here:.0%} of them show {names[number]}, as {everywhere:.0%} of all images do: a planted trigger?"
+    else:
+        text += ", of no class in particular: a watermark, or a part of the apparatus?"
+    return Finding("same patch", text, images, marks)
+
+
+def _around(place: tuple[float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    wide, high = 20 / max(size[0], 1), 20 / max(size[1], 1)
+    return place[0] - wide, place[1] - high, place[0] + wide, place[1] + high
+
+
+def _boxes(
+    splits: dict[str, tuple[Path, ...]], labels: Sequence[np.ndarray | None], names: dict[int, str]
+) -> dict[str, dict[str, int]]:
+    boxes, start = {}, 0
+    for split, files in splits.items():
+        rows = [found for found in labels[start : start + len(files)] if found is not None]
+        numbers = np.concatenate(rows)[:, 0].astype(int) if rows else np.zeros(0, int)
+        totals = np.bincount(numbers, minlength=len(names))
+        boxes[split] = {name: int(totals[number]) for number, name in names.items()}
+        start += len(files)
+    return boxes
+
+
+def _balance(boxes: dict[str, dict[str, int]], has_val: bool) -> list[Finding]:
+    train = boxes["train"]
+    most = max(train.values())
+    found = []
+    for name, count in train.items():
+        if count == 0:
+            found.append(Finding("class balance", f"{name}: not one box in train"))
+        elif count < max(_FEW, _RARE * most) and count < most:
+            found.append(
+                Finding(
+                    "class balance",
+                    f"{name}: {counted(count, 'box')} in train, where the commonest has {most}",
+                )
+            )
+        if count and has_val and boxes["val"][name] == 0:
+            found.append(Finding("class balance", f"{name}: not one box in val, so its metrics say nothing"))
+    return found
+
+
+def _forbidden(
+    images: Sequence[Path], weights: str | Path, forbid: Sequence[str], conf: float, imgsz: int, device: str
+) -> list[Finding]:
+    from ...detection import load_model
+    from ...detection.evaluate import predict
+    from ...support.devices import usable_device
+
+    model = load_model(weights)
+    wanted = {number for number, name in model.names.items() if name in forbid}
+    if not wanted:
+        known = ", ".join(list(model.names.values())[:20])
+        raise ConfigError(f"{weights} finds none of {', '.join(forbid)}: give --forbid some of {known}")
+    model.to(usable_device(device, "--device"))
+    found = []
+    for image, rows in zip(images, predict(model, images, imgsz, conf), strict=True):
+        rows = rows[np.isin(rows[:, 5].astype(int), list(wanted))]
+        if len(rows):
+            what = ", ".join(f"{model.names[int(row[5])]} {row[4]:.2f}" for row in rows[:4])
+            found.append(Finding("forbidden object", f"{image}: {what}", (image,), (_parts(image, rows),)))
+    return found
+
+
+def _parts(image: Path, rows: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
+    height, width = read_image(image).shape[:2]
+    parts = rows[:, :4] / (width, height, width, height)
+    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in parts)

@@ -1,0 +1,1 @@
+"""The DP-SGD loop, and what is kept of it on disk."""

@@ -1,0 +1,373 @@
+"""The DP-SGD loop (Abadi et al. 2016, algorithm 1), for any torch module with a per-example loss.
+
+Per step: draw units -> sum their clipped gradients over physical batches -> noise, once -> divide by the public
+expected batch size -> optimizer -> moving average. The optimizer, the average and whoever watches see noised
+gradients only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, PrivacyError
+from ..gradients import LossFunction, check_independence, clipped_gradient_sum
+from ..gradients.autotune import by_rule
+from ..gradients.batches import UnitBatch, batch_size, in_pieces
+from ..gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
+from ..privacy.plan import PrivacyPlan
+from ..privacy.sampling import Draw
+from ..privacy.streams import NoiseStream
+from ..support.devices import refuse_single_precision
+from ..support.out_of_memory import in_memory
+
+
+class Loader(Protocol):
+    """Turns draws into batches; an empty draw is a step without batches.
+
+    Of one with an attribute ``rows_at_once`` every forward pass has that number of rows: a batch of fewer is filled up
+    with blank ones that weigh nothing, one of more comes apart, and a unit of more goes through in pieces that are
+    clipped as one. Without it the passes are your batches. If the loss then decides anything by the last digits of a
+    prediction, as every detector's does, one unit more can change the gradients of others: set it, see
+    :func:`~dptrain.clipped_gradient_sum`.
+    """
+
+    def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
+        """Yield, for every draw, its physical batches: each unit drawn exactly once.
+
+        A unit is an example, or the rows of one unit in a :class:`UnitBatch`: then all of them are in the same batch.
+        """
+
+
+class MovingAverage:
+    """Exponential moving average of the iterates, corrected for its start (De et al. 2022, section 3.2).
+
+    After step t the decay is ``min(decay, (1 + t) / (10 + t))``. It is made of noised iterates and costs no privacy.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ConfigError(f"ema.decay={decay} is not in [0, 1)")
+        self.decay = decay
+        self._live = parameters
+        self.values = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the iterate after ``step`` steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self._live.values()], 1.0 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average in the place of the iterate inside the block."""
+        kept = {name: p.detach().clone() for name, p in self._live.items()}
+        try:
+            _copy(self._live, self.values)
+            yield
+        finally:
+            _copy(self._live, kept)
+
+
+def _same(value: Any, agreed: Any) -> bool:
+    return value is agreed or (isinstance(agreed, int | float | str | tuple) and value == agreed)
+
+
+def _rows(batch: Any) -> int:
+    return batch_size(batch.rows if isinstance(batch, UnitBatch) else batch)
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    return torch.float32 if parameter.device.type == "mps" else torch.float64  # Apple's GPUs have no double
+
+
+@torch.no_grad()
+def _copy(target: dict[str, nn.Parameter], source: dict[str, Tensor]) -> None:
+    for name, parameter in target.items():
+        parameter.copy_(source[name])
+
+
+def learning_rate(name: str, base: float, step: int, steps: int, warmup_steps: int = 0, final: float = 0.01) -> float:
+    """Return the learning rate of a step (counted from 0): a function of public numbers only.
+
+    ``constant``; or ``cosine`` or ``linear`` from ``base`` to ``final * base`` at the last step; each after a linear
+    warm-up over ``warmup_steps``.
+    """
+    if step < warmup_steps:
+        return base * (step + 1) / warmup_steps
+    fraction = (step - warmup_steps) / max(1, steps - warmup_steps - 1)
+    if name == "constant":
+        return base
+    if name == "linear":
+        return base * (1.0 - (1.0 - final) * fraction)
+    if name == "cosine":
+        return base * (final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * fraction)))
+    raise ConfigError(f"schedule.name={name!r} is not one of constant, cosine, linear")
+
+
+class PrivateTrainer:
+    """Trains a module by a plan.
+
+    Formal guarantee: the module's parameters, the moving average and the optimizer state, after every step and all of
+    them together, are (plan.epsilon(), plan.delta)-differentially private in the units that ``loader`` serves, wherever
+    and for whatever reason the loop ends. What the first t steps give is (plan.epsilon(steps=t), plan.delta)-private if
+    t was decided before the first of them; not if the loop was stopped by what it showed.
+
+    That is so provided that loss i of ``loss_function`` depends on example i only. It is tried before the first batch
+    of two examples or more enters a sum, on ``probe``, or else on that batch; a refusal is then for the data's owner. A
+    step is taken for every draw, empty ones too.
+
+    Args:
+        module: What to train; every trainable parameter must have a per-example gradient rule.
+        loss_function: ``loss_function(module, batch)`` -> one loss an example, (n,).
+        plan: Makes the sampler, the clip and the noise.
+        optimizer: A torch optimizer over exactly the module's trainable parameters.
+        loader: Serves the units of a draw.
+        num_units: Number of units that ``loader`` can be asked for.
+        seed: For tests only: repeats sampling and noise, and voids the guarantee.
+        engine: ``fused``, ``opacus`` or ``microbatch``.
+        ema_decay: Decay of the moving average; 0 leaves it equal to the iterate.
+        exact: Take the units one at a time, in whole numbers, and add noise that no rounding weakens
+            (:mod:`dptrain.privacy.exact`).
+        set_rate: Learning rate of a step, from the step's number alone.
+        before_step: Called with the step's number before anything of it is computed; it must not look at data.
+        on_release: Called with the number of steps, this one included, right before the step's noised gradient is made.
+        probe: A made-up batch of two or more different examples, on which ``check_independence`` is tried now, so that
+            no private example decides what comes out; None: the first private batch is tried. False: the caller has
+            tried it, or answers for the loss.
+
+    Raises:
+        ModelError, ConfigError: Before the first step, if the module or the optimizer cannot be trained privately.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss_function: LossFunction,
+        plan: PrivacyPlan,
+        optimizer: torch.optim.Optimizer,
+        loader: Loader,
+        num_units: int,
+        *,
+        seed: int | None = None,
+        engine: str = "fused",
+        ema_decay: float = 0.0,
+        exact: bool = False,
+        set_rate: Callable[[int], float] | None = None,
+        before_step: Callable[[int], None] | None = None,
+        on_release: Callable[[int], None] | None = None,
+        probe: Any = None,
+    ) -> None:
+        refuse_coupling(module)
+        refuse_unsupported(module)
+        self.module, self.loss_function, self.plan, self.engine = module, loss_function, plan, engine
+        self.parameters = trainable_parameters(module)
+        for parameter in self.parameters.values():
+            refuse_single_precision(parameter.device.type)
+        self.optimizer, self.loader = optimizer, loader
+        self._check_optimizer()
+        self.average = MovingAverage(self.parameters, ema_decay)
+        self.sampler = plan.sampler(num_units, NoiseStream(seed, "sampling"))
+        self.noise_stream = NoiseStream(seed, "noise")
+        self.secure = seed is None
+        self.step = 0
+        self._exact = exact
+        plan.clip_rule(self.parameters)
+        self._rows_at_once: int | None = getattr(loader, "rows_at_once", None)
+        self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
+        self._tried = probe is False or (probe is not None and self._try(probe))
+        self._agreed = self._terms()
+
+    def _try(self, batch: Any) -> bool:
+        batch = batch.rows if isinstance(batch, UnitBatch) else batch
+        return batch_size(batch) > 1 and check_independence(self.module, self.loss_function, batch, self.engine)
+
+    def _terms(self) -> dict[str, tuple[Any, ...]]:
+        """What the guarantee was stated for; nothing of it may change between the first step and the last."""
+        parameters = trainable_parameters(self.module)
+        return {
+            "plan": astuple(self.plan),
+            "sampler": (self.sampler, self.sampler.num_units, self.sampler.sample_rate),
+            "noise": (self.noise_stream, self.noise_stream.secure, self.secure, self._exact),
+            "module": (self.module,),
+            "loss function": (self.loss_function, self.engine),
+            "set of trainable parameters": (*parameters, *parameters.values()),
+            "optimizer": (self.optimizer, *(p for group in self.optimizer.param_groups for p in group["params"])),
+        }
+
+    def _refuse_changed(self) -> None:
+        now = self._terms()
+        for name, agreed in self._agreed.items():
+            if len(now[name]) != len(agreed) or not all(map(_same, now[name], agreed)):
+                raise PrivacyError(
+                    f"the {name} changed after step {self.step}, and the guarantee is of what was there at the start: "
+                    "leave it as it was; a new trainer with its own plan adds to what this one has spent"
+                )
+
+    def _check_optimizer(self) -> None:
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if held != {id(p) for p in self.parameters.values()}:
+            raise ConfigError("the optimizer must hold exactly the module's trainable parameters, no more and no less")
+
+    def run(self, until: int | None = None) -> Iterator[int]:
+        """Take steps up to number ``until`` (default: all of the plan's), yielding the number of steps done so far.
+
+        Between two yields exactly one noised step is taken. Raises ``PrivacyError`` for more steps than planned.
+        """
+        until = self.plan.steps if until is None else until
+        if until > self.plan.steps:
+            raise PrivacyError(f"{until} steps asked for, and the plan accounts for {self.plan.steps}: make a new plan")
+        steps = self.loader.steps(self.sampler.draws(until, start=self.step))
+        try:
+            for batches in steps:
+                self._take_step(batches)
+                yield self.step
+        finally:
+            close = getattr(steps, "close", None)
+            if close is not None:
+                close()
+
+    def _take_step(self, batches: Iterator[Any]) -> None:
+        if self.step >= self.plan.steps:
+            raise PrivacyError(f"step {self.step + 1} asked for, and the plan accounts for {self.plan.steps}")
+        if self._before_step is not None:
+            self._before_step(self.step)
+        if self._set_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._set_rate(self.step)
+        self._refuse_changed()
+        total = self._clipped_sum(batches)
+        if self._on_release is not None:
+            self._on_release(self.step + 1)
+        gradient = self.plan.noise(total, self.noise_stream.at(self.step))
+        del total
+        for name, parameter in self.parameters.items():
+            parameter.grad = gradient[name].to(parameter.dtype)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.average.update(self.step)
+        if not all(bool(torch.isfinite(p).all()) for p in self.parameters.values()):
+            raise PrivacyError(
+                f"the weights are no longer finite after step {self.step}: the run diverged; lower the learning rate"
+            )
+
+    def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+        """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
+        # In double precision: the rounding of a single precision sum grows with the draw, and the sensitivity with it.
+        total = {
+            name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else _wide(p), device=p.device)
+            for name, p in self.parameters.items()
+        }
+        before = self._buffer_versions()
+        # By rule, a seeded run repeats to the last bit, and a unit's whole numbers are a function of the unit alone.
+        with by_rule() if self._exact or not self.secure else nullcontext():
+            for batch in batches:
+                self._tried = self._tried or self._try(batch)
+                for some in self._passes(batch):
+                    torch._foreach_add_(list(total.values()), list(self._part(some).values()))
+        if before != self._buffer_versions():
+            raise PrivacyError(
+                "a buffer of the module changed while it looked at private images, and nothing noises it: "
+                "freeze the layer that keeps running statistics"
+            )
+        return total
+
+    def _passes(self, batch: Any) -> list[Any]:
+        """Return the batch as batches that go through the model at once, each unit whole in one of them."""
+        most = self._rows_at_once
+        if self._exact or (isinstance(batch, UnitBatch) and most is not None and _rows(batch) > most):
+            return in_pieces(batch, 1)
+        return [batch] if most is None or isinstance(batch, UnitBatch) else in_pieces(batch, most)
+
+    def _part(self, batch: Any) -> dict[str, Tensor]:
+        """Return the clipped sum of what goes through the model at once."""
+        clipped = clipped_on_grid if self._exact else clipped_sum
+        rows = _rows(batch) if self._exact else max(self._rows_at_once or 0, _rows(batch))
+        with in_memory(next(iter(self.parameters.values())).device, rows):
+            return clipped(self.plan, self.module, self.loss_function, batch, self.engine, self._rows_at_once)
+
+    def _buffer_versions(self) -> dict[str, tuple[int, int]]:
+        return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs: noised or public, all of it."""
+        return {
+            "step": self.step,
+            "parameters": {name: p.detach().clone() for name, p in self.parameters.items()},
+            "frozen": {name: t.clone() for name, t in self.module.state_dict().items() if name not in self.parameters},
+            "average": {name: value.clone() for name, value in self.average.values.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any], step: int | None = None) -> None:
+        """Go on from :meth:`state`; ``step``, if later, counts steps that were started and lost as taken.
+
+        Raises:
+            PrivacyError: The state is of other parameters, or this trainer has taken steps already.
+        """
+        if self.step:
+            raise PrivacyError(
+                f"this trainer has taken {self.step} steps, which cannot be untaken: restore into a new one"
+            )
+        if list(state["parameters"]) != list(self.parameters):
+            raise PrivacyError(
+                "the checkpoint holds other trainable parameters than this run: resume with its settings"
+            )
+        shapes = {name: tensor.shape for name, tensor in {**state["parameters"], **state["frozen"]}.items()}
+        if shapes != {name: tensor.shape for name, tensor in self.module.state_dict().items()}:
+            raise PrivacyError("the checkpoint is of another model than this run's: resume with its settings")
+        self.module.load_state_dict(state["frozen"], strict=False)
+        _copy(self.parameters, state["parameters"])
+        self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = max(state["step"], step or 0)
+
+
+def clipped_sum(
+    plan: PrivacyPlan,
+    module: nn.Module,
+    loss_function: LossFunction,
+    batch: Any,
+    method: str = "fused",
+    rows_at_once: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the sum of the units' gradients, each clipped by the plan's rule, :meth:`PrivacyPlan.clip_rule`.
+
+    Every example of ``batch`` is a unit, unless it is a ``dptrain.UnitBatch``: then the gradients of a unit's rows
+    are averaged first. ``rows_at_once`` is the number of rows in every forward pass, see
+    :func:`~dptrain.clipped_gradient_sum`.
+    """
+    rule = plan.clip_rule(trainable_parameters(module))
+    rows, units = (batch.rows, batch.units) if isinstance(batch, UnitBatch) else (batch, None)
+    return clipped_gradient_sum(module, loss_function, rows, rule, method, units, rows_at_once)
+
+
+def clipped_on_grid(
+    plan: PrivacyPlan,
+    module: nn.Module,
+    loss_function: LossFunction,
+    unit: Any,
+    method: str = "fused",
+    rows_at_once: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.privacy.exact`.
+
+    Sums of them change by at most ``exact.SENSITIVITY`` with one unit more or less, exactly.
+    """
+    from ..gradients.batches import UnitBatch, batch_size
+    from ..privacy.exact import to_grid
+
+    if batch_size(unit) > 1:
+        raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
+    rows = len(unit.units) if isinstance(unit, UnitBatch) else 1
+    if rows_at_once is not None and rows <= rows_at_once:
+        rows_at_once = None  # alone in its pass, whose shape is then a function of the unit: nothing to fill up
+    clipped = clipped_sum(plan, module, loss_function, unit, method, rows_at_once)
+    return to_grid(clipped, plan.clip_rule(clipped).sensitivity())
