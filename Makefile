@@ -14,7 +14,7 @@ help:
 	@echo "make lint     ruff, mypy and import-linter only"
 	@echo "make docs     the documentation as a site, at http://127.0.0.1:8000"
 	@echo "make bench    the private step against the plain one: time and memory as ratios"
-	@echo "make accuracy private against plain detectors at epsilon 1 to 8: hours; it goes on where it was stopped"
+	@echo "make accuracy private against plain detectors at epsilon 1 to 8: hours; it resumes where it was stopped"
 	@echo "make sabotage plant every known bug in turn: the tests must catch it"
 	@echo "make clean    remove $(VENV), caches and builds; runs/ and mlflow.db stay"
 

@@ -1,10 +1,10 @@
-"""Errors that a user can act on: one line that names the value, the place and the mend."""
+"""Errors that a user can act on: one line that names the value, the place and the fix."""
 
 from __future__ import annotations
 
 import unicodedata
 
-_MOST_CHARACTERS = 2000  # of a message; its start names the place, its end the mend
+_MOST_CHARACTERS = 2000  # of a message; its start names the place, its end the fix
 
 
 def is_control(character: str) -> bool:

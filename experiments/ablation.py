@@ -1,6 +1,6 @@
 """One option at a time from the demo's recipe with both branches: what helps at the same noise, on public digit scenes.
 
-    python -m experiments.ablation --resume                      # every option, three seeds; goes on where it was cut
+    python -m experiments.ablation --resume                      # every option, three seeds; resumes where it was cut
     python -m experiments.ablation --resume --only lr_half,ema_off   # some of them
     python -m experiments.ablation --resume --minutes 20         # starts no run after that many minutes
     python -m experiments.ablation --table                       # only prints what is in the results file
@@ -273,7 +273,7 @@ def main() -> None:
         parser.error(f"no option is called {unknown[0]!r}; known are: {', '.join(OPTIONS)}")
     batch = recipe.BATCH if args.full else BATCH
     if args.results.exists() and not (args.resume or args.table):
-        parser.error(f"{args.results} is there: add --resume to go on with it, or give another --results")
+        parser.error(f"{args.results} is there: add --resume to continue it, or give another --results")
     results = json.loads(args.results.read_text()) if args.results.exists() else _fresh(args.steps, batch)
     console = Console()
     if args.table:

@@ -1,7 +1,7 @@
 """mAP by epsilon with the demo's recipe: one `dptrain train -m` over noise multipliers, every one of them twice.
 
     python -m experiments.sweep                    # 10 runs, about 20 minutes on two cores
-    python -m experiments.sweep --resume           # goes on where it was cut
+    python -m experiments.sweep --resume           # resumes where it was cut
 
 Writes experiments/results/digits_sweep.json and docs/images/digits_sweep.png. Every run draws its own noise from the
 operating system, so a repeat is a run of its own and not a seed. On private data the price of showing this curve would
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--root", type=Path, default=Path("runs/sweep"))
-    parser.add_argument("--resume", action="store_true", help="go on with the sweep in --root")
+    parser.add_argument("--resume", action="store_true", help="resume the sweep in --root")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     args = parser.parse_args()

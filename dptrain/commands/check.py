@@ -1,4 +1,4 @@
-"""``dptrain check``: what should be mended in a dataset before training."""
+"""``dptrain check``: what should be fixed in a dataset before training."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def check_groups(groups: GroupsConfig, prefix: str = "privacy.groups.") -> None:
     """Refuse anything but one way to tell an image's group; ``prefix`` is what the caller's names begin with.
 
     Raises:
-        ConfigError: It names the key and the mend.
+        ConfigError: It names the key and the fix.
     """
     ways = [name for name in ("csv", "folder", "regex") if getattr(groups, name) is not None]
     if len(ways) != 1:

@@ -36,7 +36,7 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
 
     Raises:
         DataError: A line has the wrong number of columns, a value that is not a finite number, a class out of range,
-            or a box outside the image; it names file, line, value and mend.
+            or a box outside the image; it names file, line, value and fix.
     """
     text = _text(path)
     return None if text is None else _rows(path, text, num_classes)

@@ -84,7 +84,7 @@ def load_data(path: str | Path) -> DataConfig:
         The splits' image files; ``test`` may be empty, and ``val`` where none is declared.
 
     Raises:
-        DataError: One line with the place, the value and the mend: no such file, not YAML, no names, ``nc`` that does
+        DataError: One line with the place, the value and the fix: no such file, not YAML, no names, ``nc`` that does
             not match, a missing folder or image, an image listed twice within a split.
         SealError: It is a sealed dataset that cannot be opened.
     """

@@ -93,5 +93,5 @@ def refuse_missing(names: dict[str, nn.Parameter], found: Container[str]) -> Non
     if missing:
         raise ModelError(
             f"trainable parameter {missing[0]!r} got no gradient ({len(missing)} such): the loss does not reach it; "
-            "freeze it, or mend the forward pass"
+            "freeze it, or fix the forward pass"
         )

@@ -137,7 +137,7 @@ class _Trial:
         if bool(((once - again).abs() > slack).any()):
             raise ModelError(
                 "two passes over the same batch gave different losses: the model or the loss keeps a state, or draws "
-                "random numbers that torch.manual_seed does not repeat; mend that, so that it can be checked that no "
+                "random numbers that torch.manual_seed does not repeat; fix that, so that it can be checked that no "
                 "example depends on another"
             )
         return bool(((once - other).abs() > slack).any())

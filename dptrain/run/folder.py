@@ -56,7 +56,7 @@ class RunFolder:
                 f"{path / JOURNAL} is not the journal of a run, which is a file: choose another output_dir"
             )
         if begun and not self.resume:
-            raise ConfigError(f"output_dir={path} already holds a run: choose another, or resume=true to go on with it")
+            raise ConfigError(f"output_dir={path} already holds a run: choose another, or resume it with resume=true")
         if self.resume and not begun:
             other = " in another folder" if used else ""
             raise ConfigError(f"resume=true, and output_dir={path} holds no run: leave resume out to start one{other}")

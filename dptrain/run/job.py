@@ -376,7 +376,7 @@ class Run:
 
     @property
     def _next_command(self) -> str:
-        return f"go on with the same command and output_dir={self.output} resume=true"
+        return f"resume with the same command and output_dir={self.output} resume=true"
 
     @property
     def _every(self) -> int:

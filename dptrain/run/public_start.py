@@ -47,5 +47,5 @@ def refuse_private_start(start: Path) -> None:
     if start.suffix == ".pt" and (start.parent / "statement.json").is_file():
         raise PrivacyError(
             f"model={start} comes from a private run (statement.json lies beside it), so what it makes would be no "
-            "public start: go on with dptrain train, or start from public weights"
+            "public start: continue with dptrain train, or start from public weights"
         )

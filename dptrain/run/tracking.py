@@ -188,7 +188,7 @@ def _reaching(uri: str, work: Work = TRAINING) -> Iterator[None]:
     except Exception as error:  # every store has its own errors; all mean that nothing would be recorded
         reason = " ".join(str(error).split())[:160]
         raise TrackingError(
-            f"{work.setting}{uri} cannot be used ({type(error).__name__}: {reason}): mend it, or {work.without}"
+            f"{work.setting}{uri} cannot be used ({type(error).__name__}: {reason}): fix it, or {work.without}"
         ) from error
 
 

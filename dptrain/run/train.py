@@ -30,7 +30,7 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
         **options: The keys of ``dptrain train``; a section is a dict, such as ``optimizer={"name": "sgd", "lr": 0.1}``.
 
     Raises:
-        DptrainError: One line with what is wrong and the mend, before the first step wherever that is possible.
+        DptrainError: One line with what is wrong and the fix, before the first step wherever that is possible.
     """
     return train_from_config(settings.from_kwargs(plan=plan, model=str(model), data=str(data), **options))
 

@@ -79,7 +79,7 @@ def check_values(config: TrainConfig) -> None:
     """Refuse a value that is none of the choices, or out of range.
 
     Raises:
-        ConfigError: It names the key, its value and the mend.
+        ConfigError: It names the key, its value and the fix.
     """
     for key, choices in _CHOICES.items():
         value = value_at(config, key)
@@ -102,7 +102,7 @@ def check_together(config: TrainConfig) -> None:
     """Refuse what one value alone does not show.
 
     Raises:
-        ConfigError: It names the keys, their values and the mend.
+        ConfigError: It names the keys, their values and the fix.
     """
     if config.imgsz % 32:
         below = max(32, config.imgsz // 32 * 32)

@@ -143,7 +143,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """Check every value, once, and return a copy in canonical form.
 
     Raises:
-        ConfigError: One line that names the key, its value and the mend.
+        ConfigError: One line that names the key, its value and the fix.
     """
     try:
         config = _typed(config)

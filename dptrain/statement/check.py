@@ -384,8 +384,8 @@ def _agree_with_weights(
         if name not in known:
             raise PrivacyError(f"{file} is not covered by {source}, which names {', '.join(known) or 'no weights'}")
         if file_hash(file) != known[name]:
-            mend = ": the run broke off while it wrote; resume it" if statement.get("status") == "running" else ""
-            raise PrivacyError(f"{source}: weights.{name} is not the sha256 of {file}{mend}")
+            fix = ": the run broke off while it wrote; resume it" if statement.get("status") == "running" else ""
+            raise PrivacyError(f"{source}: weights.{name} is not the sha256 of {file}{fix}")
     checks.append(f"sha256 of {', '.join(sorted(wanted))}: as stated" if wanted else "no weights were there to compare")
 
 

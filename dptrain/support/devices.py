@@ -33,8 +33,8 @@ def usable_device(name: str, key: str = "device") -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        mend = f"{key} cpu" if key.startswith("--") else f"{key}=cpu"
-        raise ConfigError(f"{key}={name} cannot be used ({reason[:120]}): try {mend}") from error
+        fix = f"{key} cpu" if key.startswith("--") else f"{key}=cpu"
+        raise ConfigError(f"{key}={name} cannot be used ({reason[:120]}): try {fix}") from error
     return name
 
 

@@ -29,7 +29,7 @@ from ..conftest import run_options
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([f"{__package__}.warm"])
 
-HOW = "go on with the same command and output_dir={out} resume=true"
+HOW = "resume with the same command and output_dir={out} resume=true"
 PLAN = PrivacyPlan(0.5, 6, 1.0, 1.0, 1e-3, 3)
 
 

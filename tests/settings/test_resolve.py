@@ -1,4 +1,4 @@
-"""Every setting is checked once, in one line that names the key, the value and the mend."""
+"""Every setting is checked once, in one line that names the key, the value and the fix."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def pretrain(**options: Any) -> PretrainResult:
     No guarantee of any kind holds for the images that are trained on here.
 
     Raises:
-        DptrainError: One line with what is wrong and the mend, before the first epoch wherever that is possible.
+        DptrainError: One line with what is wrong and the fix, before the first epoch wherever that is possible.
     """
     return pretrain_from_config(from_kwargs(options))
 
@@ -157,7 +157,7 @@ class PublicRun:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            error.add_note(f"go on with the same command and output_dir={self.output} resume=true")
+            error.add_note(f"resume with the same command and output_dir={self.output} resume=true")
             raise
 
     @contextmanager

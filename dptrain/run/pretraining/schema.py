@@ -178,7 +178,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
     """Check every value, once, and return a copy in canonical form.
 
     Raises:
-        ConfigError: One line that names the key, its value and the mend.
+        ConfigError: One line that names the key, its value and the fix.
     """
     if config.model in ("", MISSING):
         raise ConfigError("model is not set: give model=yolo26n.yaml or model=start.pt")

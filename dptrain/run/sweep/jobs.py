@@ -91,18 +91,18 @@ class SweepRecord:
         Raises:
             ConfigError: It names the first job that differs, and how.
         """
-        mend = f"go on with the sweep's own values ({self.folder / RECORD}), or start a new sweep elsewhere"
+        fix = f"resume with the sweep's own values ({self.folder / RECORD}), or start a new sweep elsewhere"
         for known, now in zip(self.jobs, jobs, strict=False):
             for key in {**known.settings, **now.settings}:
                 if is_changed(key, now.settings, known.settings):
                     raise ConfigError(
                         f"job {now.number}: {key}={now.settings.get(key)} differs from the sweep in {self.folder}, "
-                        f"which has {known.settings.get(key)}: {mend}"
+                        f"which has {known.settings.get(key)}: {fix}"
                     )
         if len(self.jobs) != len(jobs):
             number = min(len(self.jobs), len(jobs))
             which, where = (jobs, "is not in") if len(jobs) > number else (self.jobs, "is missing here, and is in")
-            raise ConfigError(f"job {number} ({which[number].label}) {where} the sweep in {self.folder}: {mend}")
+            raise ConfigError(f"job {number} ({which[number].label}) {where} the sweep in {self.folder}: {fix}")
 
     def job_folder(self, number: int) -> Path:
         """The ``output_dir`` of a job."""

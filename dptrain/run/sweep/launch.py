@@ -175,7 +175,7 @@ def run_job(
         record.tell(number, BEGUN, label=label)
         total = f" of {len(record.jobs)}" if record.jobs else ""
         raise SystemExit(
-            f"job {number}{total} ({label}) was {str(stopped).partition(';')[0]}; go on with the whole sweep by the "
+            f"job {number}{total} ({label}) was {str(stopped).partition(';')[0]}; resume the whole sweep by the "
             f"same command and output_dir={record.folder} resume=true"
         ) from stopped
 

@@ -113,7 +113,7 @@ def _continued(known: SweepRecord | None, folder: Path, jobs: Sequence[Job] | No
 
 def _refuse_used(known: SweepRecord | None, folder: Path) -> None:
     if known is not None:
-        raise ConfigError(f"output_dir={folder} already holds a sweep: choose another, or resume=true to go on with it")
+        raise ConfigError(f"output_dir={folder} already holds a sweep: choose another, or resume it with resume=true")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"output_dir={folder} is not empty: choose a new folder, so that nothing is overwritten")
 

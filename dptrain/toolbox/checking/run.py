@@ -1,4 +1,4 @@
-"""``dptrain check``: look at every image and label of a dataset once, and say what should be mended before training."""
+"""``dptrain check``: look at every image and label of a dataset once, and say what should be fixed before training."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_interrupted_sweep_goes_on_where_it_was(runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
     sys.modules["dptrain.run.train"].stop_at = 5  # type: ignore[attr-defined]
-    with pytest.raises(SystemExit, match=r"job 1 of 3 .* stopped after step 2 of 4; go on with the whole sweep"):
+    with pytest.raises(SystemExit, match=r"job 1 of 3 .* stopped after step 2 of 4; resume the whole sweep"):
         main(THREE)
     assert [config.privacy.noise_multiplier for config in runs] == [4, 5]
     assert "the composition of 2 runs" in capsys.readouterr().out
