@@ -16,7 +16,7 @@ EXPERIMENT = "dptrain"
 
 def ledger_address(given: str | None = None) -> str:
     """The ledger: what was given, else ``DPTRAIN_BUDGET_URL``, else ``budget.db`` in the working directory."""
-    return given or os.environ.get("DPTRAIN_BUDGET_URL") or LEDGER
+    return given if given is not None else os.environ.get("DPTRAIN_BUDGET_URL") or LEDGER
 
 
 def tracking_address(given: str | None = None) -> str:

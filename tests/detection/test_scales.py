@@ -84,7 +84,7 @@ def test_only_layers_that_train_have_one_and_the_rule_takes_them(images: Detecti
     scales = layer_scales(model, PerImageLoss(), images)
     parameters = trainable_parameters(model)
     assert {name for name, _ in scales} == {of(name) for name in parameters}
-    rule = Clipping("scaled", scales=scales).rule(1.0, {name: p.numel() for name, p in parameters.items()}, 1.0, 8)
+    rule = Clipping("scaled", scales=scales).rule(1.0, parameters)
     assert isinstance(rule, ScaledClip)
     assert {of(name): rule.scales[group] for name, group in rule.groups.items()} == dict(scales)
 

@@ -15,6 +15,7 @@ import torch
 
 import dptrain
 from dptrain import PrivacyPlan
+from dptrain.run.spending import steps_per_lease
 
 from ..conftest import SMALL, MakeDataset
 from . import process
@@ -84,7 +85,9 @@ def test_a_stopped_run_says_how_to_go_on_and_a_killed_one_forgets_no_step(
     assert final["step"] == journal.stat().st_size > killed
     # The optimizer has seen fewer updates than the budget has paid for: those that the kill lost stay spent.
     updates = int(next(iter(final["optimizer"]["state"].values()))["step"])
-    assert updates == final["step"] - (killed - checkpointed)
+    lost = final["step"] - updates
+    # A kill also costs what the last lease gave leave for, since a copy of the folder may have taken those steps.
+    assert killed - checkpointed <= lost <= killed - checkpointed + steps_per_lease(400)
 
 
 def test_two_processes_cannot_share_a_run(
