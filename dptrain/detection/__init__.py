@@ -1,8 +1,10 @@
 """The boundary to Ultralytics: the only room that imports it."""
 
+# isort: off
+from . import quiet  # noqa: F401 - before anything of Ultralytics
 from ultralytics.nn.tasks import DetectionModel
 
-from . import quiet  # noqa: F401 - before anything of Ultralytics
+# isort: on
 from .heads import set_names
 from .loss import LossSettings, PerImageLoss, per_image_losses
 from .model import load_model, save_weights

@@ -63,10 +63,11 @@ def test_two_runs_that_took_their_time_at_different_steps_leave_the_same_rows_an
 def test_runs_of_one_day_keep_their_order_and_tell_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "time", lambda: 1e9 + 3600.0)
-    runs = [Tracker.start("sqlite:///mlflow.db", "e", name, {}) for name in ("one", "two", "three")]
+    # In full: MLflow keeps the store of an address for as long as the process lives.
+    runs = [Tracker.start(f"sqlite:///{tmp_path / 'mlflow.db'}", "e", name, {}) for name in ("one", "two", "three")]
     for tracker in runs:
         tracker.end("FINISHED")
-    with sqlite3.connect("mlflow.db") as connection:
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         found = list(connection.execute("select name, start_time, end_time from runs order by start_time"))
     day = (10**9 // 86400) * 86400 * 1000
     assert found == [("one", day, day), ("two", day + 1, day + 1), ("three", day + 2, day + 2)]
