@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from dptrain.gradients.arithmetic import blank_of, everywhere_alike
 from dptrain.gradients.autotune import by_rule
 from dptrain.gradients.rules.conv_forms import Booked, Geometry
 from dptrain.support.devices import refuse_single_precision
+
+from ..detectors import stock_detector, write_checkpoint
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -68,12 +71,17 @@ class Watch(PerImageLoss):
 
 # At 96 px the maps are 3 x 3: attention, activations and the last convolutions then lie at odd places in memory.
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("name", "side", "size"), [("yolo26n.yaml", 96, 5), ("yolov8n.yaml", 96, 5)])
+@pytest.mark.parametrize(
+    ("name", "norm"), [("yolo26n.yaml", "group"), ("yolov8n.yaml", "group"), ("yolo26n.yaml", "frozen_bn")]
+)
 def test_what_is_predicted_for_an_image_is_the_same_to_the_last_bit_in_every_place_of_a_pass(
-    name: str, side: int, size: int, threads: int
+    name: str, norm: str, threads: int, tmp_path: Path
 ) -> None:
+    side, size = 96, 5
     torch.manual_seed(0)
-    model = load_model(name, 1, norm="group")
+    if norm == "frozen_bn":
+        name = str(write_checkpoint(stock_detector(name.removesuffix(".yaml"), "a"), tmp_path / "start.pt"))
+    model = load_model(name, 1, norm=norm)
     pixels = torch.rand((size, 3, side, side), generator=torch.Generator().manual_seed(1))
     boxes = [torch.rand((count, 4), generator=torch.Generator().manual_seed(count)) * 0.4 + 0.2 for count in (1, 9, 2)]
     before = torch.get_num_threads()

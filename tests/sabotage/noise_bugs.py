@@ -132,7 +132,7 @@ NOISE_BUGS = (
     bug(
         "noise once a physical batch",
         "Each physical batch is noised as it comes.",
-        _SUM, "torch._foreach_add_(", "part = self.plan.noise(part, self.noise_stream); torch._foreach_add_(",
+        _SUM, "self._part(some).values()", "self.plan.noise(self._part(some), self.noise_stream).values()",
         PAIRS, LOOP + "test_noise_is_added_once_a_step_whatever_the_physical_batch",
     ),
     bug(
