@@ -250,7 +250,7 @@ def _settle(options: argparse.Namespace) -> int:
         ledger.settle(run, None, "lost")
         unseen = 0
     else:
-        from ..run.spending import read_note
+        from ..run.charge import read_note
         from ..training.journal import StepJournal
 
         folder = Path(options.folder)

@@ -24,7 +24,7 @@ _OVERLAP = 0.7  # above it, the less confident of two boxes of a class is droppe
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImage:
     """A picture as the model takes it.
 
     Attributes:
@@ -90,7 +90,7 @@ class Finder:
         self._detector = detector.half() if self._half else detector
         self._end2end = bool(getattr(detector, "end2end", False))
 
-    def prepare(self, image: np.ndarray) -> Prepared:
+    def prepare(self, image: np.ndarray) -> PreparedImage:
         """Scale uint8 BGR pixels (height, width, 3) to the model's size and pad them with grey, as Ultralytics does."""
         height, width = image.shape[:2]
         place = Letterbox.fit(height, width, self.imgsz)
@@ -98,9 +98,9 @@ class Finder:
         left, top = (columns - place.width) // 2, (rows - place.height) // 2
         canvas = np.full((rows, columns, 3), PADDING, np.uint8)
         canvas[top : top + place.height, left : left + place.width] = place.resize(image)
-        return Prepared(to_rgb_planes(canvas), place, left, top, height, width)
+        return PreparedImage(to_rgb_planes(canvas), place, left, top, height, width)
 
-    def batch(self, pictures: Sequence[Prepared]) -> Tensor:
+    def batch(self, pictures: Sequence[PreparedImage]) -> Tensor:
         """Return pictures of one canvas size as the model's input, (n, 3, h, w) in [0, 1]."""
         planes = torch.from_numpy(np.stack([picture.planes for picture in pictures])).to(self.device)
         return (planes.half() if self._half else planes.float()) / 255
@@ -125,7 +125,7 @@ class Finder:
             max_time_img=float("inf"),  # a slow machine must not lose boxes
         )
 
-    def find(self, pictures: Sequence[Prepared]) -> list[np.ndarray]:
+    def find(self, pictures: Sequence[PreparedImage]) -> list[np.ndarray]:
         """Find objects in pictures of one canvas size.
 
         Returns:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from .checks import named_layers, refuse_missing, trainable_parameters
 from .rules import Record, Tape, rule_for
-from .rules.base import Instantiated, Joined, add_squares, without_autocast
+from .rules.base import ConcatenatedGradients, PerExampleGradients, add_squares, without_autocast
 from .units import Units
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -186,10 +186,10 @@ def _grouped(records: dict[str, Record], groups: Groups | None) -> list[dict[str
 
 def _joined(records: dict[str, Record], n: int) -> dict[str | None, Record]:
     """Return the records by layer, without their small gradients, and those together, by ``None``."""
-    small = Instantiated({})
+    small = PerExampleGradients({})
     parts: dict[str | None, Record] = {}
     for layer_name, record in records.items():
-        if isinstance(record, Instantiated):
+        if isinstance(record, PerExampleGradients):
             for rows in record.gradients.values():
                 _check_rows(layer_name, rows, n)
             record, few = record.parted()
@@ -198,7 +198,7 @@ def _joined(records: dict[str, Record], n: int) -> dict[str | None, Record]:
             if not record.gradients:
                 continue
         parts[layer_name] = record
-    return {**parts, None: Joined(small)} if small.gradients else parts
+    return {**parts, None: ConcatenatedGradients(small)} if small.gradients else parts
 
 
 def _squared_norms(parts: dict[str | None, Record], n: int) -> Tensor:
@@ -206,7 +206,7 @@ def _squared_norms(parts: dict[str | None, Record], n: int) -> Tensor:
     roots: list[Tensor] = []
     norms: list[Tensor] = []
     for layer_name, part in parts.items():
-        if isinstance(part, Instantiated):
+        if isinstance(part, PerExampleGradients):
             roots += part.roots()
         else:
             norms.append(part.squared_norms())

@@ -40,14 +40,14 @@ from ..support.words import shown
 from ..training.checkpoint import load_checkpoint, save_checkpoint, scales_of
 from ..training.trainer import PrivateTrainer, learning_rate
 from .build import augmentation_of, loss_settings, model_of, with_rate
+from .charge import RunCharge
 from .declared_public import DeclaredPublic
 from .facts import runs_behind, training_facts, validation_words
 from .folder import CHECKPOINT, RunFolder
 from .optimizers import make_optimizer
-from .outputs import Outputs
+from .outputs import OutputFiles
 from .progress import Progress
 from .publishing import config_text, draw, open_tracker, publish
-from .spending import Spending
 from .tracking import NoTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Run:
     """The state of one run. Everything that can be refused is refused before the output folder exists.
 
     ``tuning``, where there was one, is that section of the statement; the run is then paid for by the tuning, whose
-    ``spending`` has been reserved before, and ``start_runs`` are those behind the start of any of its candidates.
+    ``charge`` has been reserved before, and ``start_runs`` are those behind the start of any of its candidates.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class Run:
         plan: PrivacyPlan,
         console: Console,
         tuning: Mapping[str, Any] | None = None,
-        spending: Spending | None = None,
+        charge: RunCharge | None = None,
         start_runs: Sequence[StartRun] | None = None,
     ) -> None:
         self.config, self.plan, self.console, self.tuning = config, plan, console, tuning
         self.folder = RunFolder(Path(config.output_dir), config.resume)
         self.output = self.folder.path
-        self.outputs = Outputs(config.seal)
+        self.outputs = OutputFiles(config.seal)
         self.folder.check()
         self.device = torch.device(usable_device(config.device))
         data = load_data(config.data)
@@ -134,10 +134,10 @@ class Run:
         )
         self.trainer = self._trainer()
         self._describe(data)
-        self._pays = spending is None and tuning is None
+        self._pays = charge is None and tuning is None
         self._untold: int | None = None  # steps that the ledger could not be told of
         self._unseen = 0  # steps that may have been taken, and this folder does not know it
-        self.spending = spending or Spending(
+        self.charge = charge or RunCharge(
             config.budget,
             plan.event(),
             plan.delta,
@@ -148,7 +148,7 @@ class Run:
             self._copies_are_one,
         )
         if self._pays:
-            self.spending.prepare()
+            self.charge.prepare()
 
     def _refuse_private_images(self) -> None:
         """Refuse training images, and images that the ledger protects, where public ones are declared."""
@@ -251,7 +251,7 @@ class Run:
     def _count(self, steps: int) -> None:
         """Count a step before its noise is drawn, if the ledger has given leave for it."""
         if self._pays:
-            self.spending.lease(steps)
+            self.charge.lease(steps)
         self.folder.journal.record(steps)
 
     def _describe(self, data: DataConfig) -> None:
@@ -337,9 +337,9 @@ class Run:
 
     def _begin(self) -> None:
         journal = self.folder.journal
-        self._say(self.spending.begin(self.output, self.config.resume, journal.steps))
-        self._unseen = max(0, self.spending.taken - journal.steps)
-        journal.record(self.spending.taken)
+        self._say(self.charge.begin(self.output, self.config.resume, journal.steps))
+        self._unseen = max(0, self.charge.taken - journal.steps)
+        journal.record(self.charge.taken)
 
     def _lease(self) -> None:
         """Ask for the next step before anything of it is computed; where it is refused, nothing of the others is lost.
@@ -350,7 +350,7 @@ class Run:
         if not self._pays or self.trainer.step >= self.plan.steps:
             return
         try:
-            self.spending.lease(self.trainer.step + 1)
+            self.charge.lease(self.trainer.step + 1)
         except SupersededError:
             raise
         except BudgetError:
@@ -359,7 +359,7 @@ class Run:
 
     def _settle(self, reason: str) -> None:
         steps = self.folder.journal.steps
-        if self._pays and steps != self._untold and not self.spending.settle(steps, reason):
+        if self._pays and steps != self._untold and not self.charge.settle(steps, reason):
             self.folder.keep, self._untold = True, steps
 
     @contextmanager
@@ -449,7 +449,7 @@ class Run:
                 "trainable_parameters": sum(p.numel() for p in self.trainer.parameters.values()),
             },
             validation=validation_words(self.evaluates, chose=self.tuning is not None),
-            deviations=self.spending.deviations,
+            deviations=self.charge.deviations,
             start_runs=self.start_runs,
             public_data={
                 "start_weights": Path(self.config.model).name,
@@ -460,7 +460,7 @@ class Run:
             },
             training=training_facts(self.config, self.plan.unit),
             tuning=self.tuning,
-            dataset_budget=self.spending.facts,
+            dataset_budget=self.charge.facts,
         )
         return write_statement(self.output, statement, self.outputs.contents)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..settings.schema import SealConfig, TrainConfig
 
 
-class Outputs:
+class OutputFiles:
     """How a run writes weights and checkpoints: as they are or, with recipients, only ever sealed, as ``NAME.age``.
 
     ``contents`` has the sha256 of what each sealed file holds, by its plain name: whoever unseals one can compare.

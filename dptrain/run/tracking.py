@@ -30,7 +30,7 @@ PARENT_RUN = "DPTRAIN_PARENT_RUN"  # environment variable by which a sweep tells
 
 
 @dataclass(frozen=True)
-class Work:
+class Wording:
     """How messages speak of the work that is tracked.
 
     Attributes:
@@ -44,13 +44,13 @@ class Work:
     goes_on: str = "training goes on, and results.csv in the output folder has it all"
 
 
-TRAINING = Work()
+TRAINING = Wording()
 
 
 class Tracker:
     """One MLflow run. ``Tracker.start`` raises ``TrackingError``; after that nothing here does."""
 
-    def __init__(self, client: Any, run_id: str, uri: str, work: Work = TRAINING, at: int = 0) -> None:
+    def __init__(self, client: Any, run_id: str, uri: str, work: Wording = TRAINING, at: int = 0) -> None:
         self._client, self.run_id, self.uri, self._work = client, run_id, uri, work
         self._at = at  # milliseconds; of all that is stored of the run
         self._lost = False
@@ -63,7 +63,7 @@ class Tracker:
         run_name: str | None,
         tags: Mapping[str, str],
         run_id: str | None = None,
-        work: Work = TRAINING,
+        work: Wording = TRAINING,
     ) -> Tracker:
         """Open a run, or go on with ``run_id``; below the run that :data:`PARENT_RUN` names, if it names one.
 
@@ -182,7 +182,7 @@ def _client(uri: str) -> Any:
 
 
 @contextmanager
-def _reaching(uri: str, work: Work = TRAINING) -> Iterator[None]:
+def _reaching(uri: str, work: Wording = TRAINING) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # every store has its own errors; all mean that nothing would be recorded

@@ -34,9 +34,9 @@ from ..settings.schema import TrainConfig, keys, nearest_key
 from ..statement.results import MAP, read_rows
 from ..support.files import even_times, write_text
 from ..support.words import shown
+from .charge import RunCharge
 from .folder import RunFolder
 from .progress import make_console
-from .spending import Spending
 from .tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def tune(config: TrainConfig) -> TrainResult:
     console = make_console()
     _announce(tuning, console)
     plan = tuning.plan
-    spending = Spending(
+    charge = RunCharge(
         config.budget,
         tuning.event,
         plan.delta,
@@ -140,14 +140,14 @@ def tune(config: TrainConfig) -> TrainResult:
         config.privacy.same_picture == "one_unit",
         whole=True,
     )
-    spending.prepare()
+    charge.prepare()
     if config.tracking.enabled:
         Tracker.check(config.tracking.uri, config.tracking.experiment)
-    console.print(spending.begin(output), soft_wrap=True, markup=False)
+    console.print(charge.begin(output), soft_wrap=True, markup=False)
     runs = draw_runs(tuning.distribution, tuning.mean, secrets.SystemRandom())
     try:
         with console.status("runs go on; how many, and how far they are, stays secret"):
-            best = _best_of(runs, tuning, facts, output / _PARTIAL, spending, behind)
+            best = _best_of(runs, tuning, facts, output / _PARTIAL, charge, behind)
         if best is None:
             raise PrivacyError(
                 "nothing is released: no run gave weights, or the number of runs was drawn as 0, which the Poisson "
@@ -162,7 +162,7 @@ def tune(config: TrainConfig) -> TrainResult:
         ) from None
     finally:
         # All of it, also where nothing is released: that no run gave weights was seen.
-        spending.settle(1, "finished" if (output / "weights").is_dir() else "failed")
+        charge.settle(1, "finished" if (output / "weights").is_dir() else "failed")
         shutil.rmtree(output / _PARTIAL, ignore_errors=True)
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()
@@ -287,7 +287,7 @@ def _announce(tuning: Tuning, console: Console) -> None:
 
 
 def _best_of(
-    runs: int, tuning: Tuning, facts: Mapping[str, Any], partial: Path, spending: Spending, behind: Sequence[StartRun]
+    runs: int, tuning: Tuning, facts: Mapping[str, Any], partial: Path, charge: RunCharge, behind: Sequence[StartRun]
 ) -> tuple[TrainResult, TrainConfig] | None:
     """Take the runs; ``partial/best`` then holds the winner, and nothing is left of the others."""
     from .job import Run
@@ -301,7 +301,7 @@ def _best_of(
         with _silence():
             plan = _plan_of(candidate, tuning)
             quiet = Console(quiet=True)
-            run = Run(_private(candidate, folder), plan, quiet, tuning=facts, spending=spending, start_runs=behind)
+            run = Run(_private(candidate, folder), plan, quiet, tuning=facts, charge=charge, start_runs=behind)
             try:
                 result = run.execute()
             except PrivacyError:  # it diverged: the lowest of all scores, since stopping here would tell of a loser

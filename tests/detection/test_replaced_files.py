@@ -18,7 +18,7 @@ from dptrain.datasets.contents import files_held
 from dptrain.detection.data import DetectionDataset, StepLoader, load_data
 from dptrain.privacy.sampling import Draw
 from dptrain.run import job as run_module
-from dptrain.run.spending import Spending
+from dptrain.run.charge import RunCharge
 
 from ..conftest import MakeDataset, run_options
 
@@ -147,13 +147,13 @@ def test_what_the_ledger_hashes_is_what_is_trained_on(
     replace: Callable[[Path], None], make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that changes between the check and the charge."""
-    data, prepare = _as_bmp(make_dataset()), Spending.prepare
+    data, prepare = _as_bmp(make_dataset()), RunCharge.prepare
 
-    def late(self: Spending) -> None:
+    def late(self: RunCharge) -> None:
         replace(tmp_path / "images" / "train" / "004.bmp")
         prepare(self)
 
-    monkeypatch.setattr(Spending, "prepare", late)
+    monkeypatch.setattr(RunCharge, "prepare", late)
     with pytest.raises(DataError, match=r"004\.(bmp|txt): is (not what it was|gone)"):
         dptrain.train(data=data, **_options(tmp_path))
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dptrain import BudgetLedger
-from dptrain.run.spending import read_note
+from dptrain.run.charge import read_note
 from dptrain.statement.results import read_rows
 from dptrain.training.checkpoint import load_checkpoint
 from dptrain.training.journal import steps_started

@@ -60,7 +60,7 @@ def test_a_ledger_that_stays_locked_stops_a_run_before_it_begins_and_loses_none(
     data, out, file = make_dataset(), tmp_path / "out", tmp_path / "budget.db"
     BudgetLedger(f"sqlite:///{file}")
     monkeypatch.setattr("dptrain.ledger.store._BUSY_SECONDS", 0.2)
-    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.01,))
+    monkeypatch.setattr("dptrain.run.charge._RETRIES", (0.01,))
     with locked(file), pytest.raises(BudgetError, match=r"locked.*another process") as caught:
         dptrain.train(**options(tmp_path, out, data, validation="off"))
     assert "\n" not in str(caught.value) and not out.exists()

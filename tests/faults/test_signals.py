@@ -15,7 +15,7 @@ import torch
 
 import dptrain
 from dptrain import PrivacyPlan
-from dptrain.run.spending import steps_per_lease
+from dptrain.run.charge import steps_per_lease
 
 from ..conftest import SMALL, MakeDataset
 from . import process

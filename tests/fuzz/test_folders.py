@@ -16,8 +16,8 @@ from dptrain.commands.evaluate import run_imgsz
 from dptrain.commands.main import main
 from dptrain.ledger.manifest import Picture, from_pictures
 from dptrain.privacy.accounting import dp_sgd_event
+from dptrain.run.charge import read_note
 from dptrain.run.folder import RunFolder
-from dptrain.run.spending import read_note
 from dptrain.support.files import flatten
 
 from .harness import answer, cases, check_message, contents, damaged, edited, hostile_json, limited

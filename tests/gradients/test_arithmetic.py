@@ -16,7 +16,7 @@ from dptrain.errors import ConfigError
 from dptrain.gradients import ENGINES
 from dptrain.gradients.arithmetic import blank_of, everywhere_alike
 from dptrain.gradients.autotune import by_rule
-from dptrain.gradients.rules.conv_forms import Booked, Geometry
+from dptrain.gradients.rules.conv_forms import Geometry, GhostConvRecord
 from dptrain.support.devices import refuse_single_precision
 
 from ..detectors import stock_detector, write_checkpoint
@@ -144,7 +144,7 @@ def test_a_gradient_summed_in_coarser_numbers_than_it_was_measured_in_is_longer_
     """TF32 on a CPU: why it is off. What is measured and what is summed must be the same numbers."""
     module = nn.Conv2d(4, 4, 1, bias=False)
     x, b = (torch.full((1, 4, 1, 1), 1 + 0.6 * 2**-10) for _ in range(2))
-    record = Booked.make(Geometry(module, [0, 0], [0, 0]), x, b, module.weight.detach(), None, "gram")
+    record = GhostConvRecord.make(Geometry(module, [0, 0], [0, 0]), x, b, module.weight.detach(), None, "gram")
     factor = dptrain.FlatClip(1.0).weights(record.squared_norms().unsqueeze(1))[:, 0]
     if coarse:
         real = Geometry.weight_gradient

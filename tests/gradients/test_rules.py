@@ -283,7 +283,7 @@ def test_linear(positions: list[int], width: int, out: int, bias: bool, n: int, 
 def test_linear_with_and_without_the_factored_form(positions: int) -> None:
     layer = nn.Linear(12, 20)
     record = linear.linear_record(layer, data(2, positions, 12), data(2, positions, 20))
-    assert isinstance(record, linear.GhostRecord) == (positions < 40)
+    assert isinstance(record, linear.GhostLinearRecord) == (positions < 40)
     check(OnTop(nn.Linear(5, 12), layer), data(4, positions, 5))
 
 
@@ -457,7 +457,7 @@ def test_the_factored_norm_does_not_fall_short(positions: int, value: float) -> 
     layer = nn.Linear(10_000, 1_000, bias=False)
     x, b = torch.full((1, positions, 10_000), value), torch.full((1, positions, 1_000), value)
     record = linear.linear_record(layer, x, b)
-    assert isinstance(record, linear.GhostRecord)
+    assert isinstance(record, linear.GhostLinearRecord)
     true = record.per_example()["weight"].double().square().sum()
     assert 1 - 1e-6 < float(record.squared_norms()[0] / true) < 1 + 2e-5
 
@@ -466,7 +466,7 @@ def test_the_factored_norm_does_not_fall_short_where_the_gradient_cancels() -> N
     u, b = torch.randn(1, 2, 500), torch.randn(1, 2, 400)
     u[:, 1], b[:, 1] = u[:, 0], -b[:, 0] * (1 + 1e-4)
     record = linear.linear_record(nn.Linear(500, 400, bias=False), u, b)
-    assert isinstance(record, linear.GhostRecord)
+    assert isinstance(record, linear.GhostLinearRecord)
     exact = (b.double().transpose(1, 2) @ u.double()).square().sum()
     assert float(record.squared_norms()[0]) >= float(exact)
 

@@ -14,7 +14,7 @@ import pytest
 from dptrain import BudgetLedger
 from dptrain.commands.main import main
 from dptrain.privacy.accounting import dp_sgd_event
-from dptrain.run.spending import Spending
+from dptrain.run.charge import RunCharge
 from dptrain.settings.schema import BudgetConfig
 from dptrain.training.journal import StepJournal
 
@@ -100,7 +100,7 @@ def killed(used: BudgetLedger, tmp_path: Path, url: str) -> Path:
     """The folder of a run that was killed after 7 steps."""
     folder = tmp_path / "run"
     folder.mkdir()
-    spending = Spending(BudgetConfig(url=url), RUN, 1e-5, "image", {}, "pets")
+    spending = RunCharge(BudgetConfig(url=url), RUN, 1e-5, "image", {}, "pets")
     spending._ledger, spending._manifest = used, pictures(used, range(9))
     spending.begin(folder)
     journal = StepJournal(folder / "steps.journal")

@@ -26,7 +26,7 @@ from dptrain import BudgetError, BudgetLedger
 from dptrain.commands.budget import _settle as settle_command
 from dptrain.errors import PrivacyError, SupersededError
 from dptrain.privacy.accounting import dp_sgd_event
-from dptrain.run.spending import Spending, read_note, steps_per_lease
+from dptrain.run.charge import RunCharge, read_note, steps_per_lease
 from dptrain.settings.schema import BudgetConfig
 from dptrain.training.journal import StepJournal, steps_started
 
@@ -39,7 +39,7 @@ DELTA = 1e-5
 HISTORIES = int(os.environ.get("DPTRAIN_HISTORIES", "0"))
 
 
-class OfPictures(Spending):
+class OfPictures(RunCharge):
     """Charges pictures that exist only as hashes."""
 
     def prepare(self) -> None:
@@ -53,7 +53,7 @@ class Process:
     """What a training process does with its folder and its charge, without the training."""
 
     folder: Path
-    spending: Spending
+    charge: RunCharge
     journal: StepJournal
     first: int
     took: int = 0
@@ -62,25 +62,25 @@ class Process:
     def start(cls, url: str, folder: Path) -> Process:
         resume = (folder / "steps.journal").exists()
         folder.mkdir(exist_ok=True)
-        spending = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", {}, "pets")
-        spending.prepare()
+        charge = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", {}, "pets")
+        charge.prepare()
         journal = StepJournal(folder / "steps.journal", new=not resume)
         try:
-            spending.begin(folder, resume, journal.steps)
-            journal.record(spending.taken)
+            charge.begin(folder, resume, journal.steps)
+            journal.record(charge.taken)
         except BaseException:
             journal.close()
             raise
-        return cls(folder, spending, journal, journal.steps)
+        return cls(folder, charge, journal, journal.steps)
 
     def step(self) -> None:
-        self.spending.lease(self.journal.steps + 1)
+        self.charge.lease(self.journal.steps + 1)
         self.journal.record(self.journal.steps + 1)
         self.took += 1
 
     def end(self) -> None:
         try:
-            self.spending.settle(self.journal.steps, "stopped")
+            self.charge.settle(self.journal.steps, "stopped")
         finally:
             self.journal.close()
 
@@ -140,8 +140,8 @@ def test_what_a_superseded_run_settles_takes_nothing_back(run: Process, url: str
     assert charged(url) == STEPS
     copy.end()
     assert charged(url) == 4
-    late = Spending(run.spending.budget, RUN, DELTA, "image", {}, "pets")
-    late._ledger, late._charge = run.spending._ledger, run.spending._charge
+    late = RunCharge(run.charge.budget, RUN, DELTA, "image", {}, "pets")
+    late._ledger, late._charge = run.charge._ledger, run.charge._charge
     with pytest.raises(SupersededError):
         late.settle(3, "stopped")
 
@@ -195,18 +195,18 @@ def test_a_folder_whose_run_went_on_elsewhere_settles_nothing(run: Process, url:
 
 def test_a_process_with_the_memory_of_another_gets_no_second_lease(run: Process, url: str) -> None:
     """A machine that is restored with its memory goes on where it was, beside the one it was copied from."""
-    charge = run.spending._charge
+    charge = run.charge._charge
     assert charge is not None
     held, leased = list(charge._held), charge.leased
     run.step()
     charge._held, charge.leased = held, leased
     with pytest.raises(SupersededError, match="went on elsewhere"):
-        run.spending.lease(leased + 1)
+        run.charge.lease(leased + 1)
 
 
 def test_a_lost_answer_is_no_refusal(run: Process, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger had given leave, and the process never heard of it."""
-    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.0,))
+    monkeypatch.setattr("dptrain.run.charge._RETRIES", (0.0,))
     real, lost = BudgetLedger.advance, iter([True, False])
 
     def advance(self: BudgetLedger, *args: object, **kwargs: object) -> None:
@@ -221,7 +221,7 @@ def test_a_lost_answer_is_no_refusal(run: Process, url: str, monkeypatch: pytest
 
 
 def test_no_step_is_taken_without_the_ledgers_leave(run: Process, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.0,))
+    monkeypatch.setattr("dptrain.run.charge._RETRIES", (0.0,))
     with monkeypatch.context() as patch:
         patch.setattr(BudgetLedger, "advance", lambda *_, **__: (_ for _ in ()).throw(BudgetError("gone")))
         with pytest.raises(BudgetError, match="step 4 is not taken without the ledger's leave: gone"):
@@ -252,14 +252,14 @@ def test_a_crash_between_the_folders_token_and_the_ledgers_can_be_resumed(
 def test_a_ledger_that_knows_of_fewer_steps_than_the_folder_was_set_back(
     run: Process, url: str, tmp_path: Path
 ) -> None:
-    with run.spending._ledger._store.write() as connection:  # type: ignore[union-attr]
+    with run.charge._ledger._store.write() as connection:  # type: ignore[union-attr]
         connection.exec_driver_sql("COMMIT")
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.exec_driver_sql("BEGIN")
     shutil.copy(tmp_path / "budget.db", tmp_path / "old.db")
     run.step()
     run.kill()
-    run.spending._ledger._store.engine.dispose()  # type: ignore[union-attr]
+    run.charge._ledger._store.engine.dispose()  # type: ignore[union-attr]
     for file in tmp_path.glob("budget.db-*"):
         file.unlink()
     (tmp_path / "old.db").replace(tmp_path / "budget.db")
@@ -275,9 +275,9 @@ def test_leases_follow_from_the_planned_steps_alone() -> None:
 
 
 def test_a_tuning_is_charged_as_a_whole_from_the_start(url: str, tmp_path: Path) -> None:
-    spending = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", {}, "pets", whole=True)
-    spending.prepare()
-    spending.begin(tmp_path)
+    charge = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", {}, "pets", whole=True)
+    charge.prepare()
+    charge.begin(tmp_path)
     BudgetLedger(url, KEY).settle(read_note(tmp_path)["run"], 0, "killed")
     assert charged(url) == STEPS
 
@@ -292,7 +292,7 @@ class Folders(RuleBasedStateMachine):
     @initialize(per_lease=st.sampled_from([1, 3, 5]), before=st.integers(0, 3), after=st.integers(1, 3))
     def begin(self, per_lease: int, before: int, after: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dptrain.run.spending._LEASES", STEPS // per_lease)
+        self.patch.setattr("dptrain.run.charge._LEASES", STEPS // per_lease)
         self.home = self.base / f"folders{next(self.numbers)}"
         self.home.mkdir()
         shutil.copy(self.template, self.home / "budget.db")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from dptrain import BudgetError, BudgetLedger
 from dptrain.ledger import curves
 from dptrain.privacy.accounting import dp_sgd_event, epsilon
+from dptrain.run.charge import NOTE, RunCharge, read_note
 from dptrain.run.folder import RunFolder
-from dptrain.run.spending import NOTE, Spending, read_note
 from dptrain.settings.schema import BudgetConfig
 
 from .conftest import KEY
@@ -91,7 +91,7 @@ def join_all(processes: list[BaseProcess]) -> None:
 # What a training process does with its folder and its charge, without the training.
 
 
-class OfPictures(Spending):
+class OfPictures(RunCharge):
     """Charges pictures that exist only as hashes."""
 
     def prepare(self) -> None:

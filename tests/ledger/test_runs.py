@@ -13,7 +13,7 @@ from dptrain import BudgetError, BudgetLedger, PrivacyPlan
 from dptrain.datasets.identity import pictures_in
 from dptrain.detection.data import load_data
 from dptrain.run import job as run_module
-from dptrain.run.spending import UNRECORDED, Spending, read_note
+from dptrain.run.charge import UNRECORDED, RunCharge, read_note
 from dptrain.settings.schema import BudgetConfig
 
 from ..conftest import MakeDataset, run_options
@@ -115,8 +115,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def spending(tmp_path: Path, images: tuple[Path, ...], **budget: Any) -> Spending:
-    found = Spending(
+def spending(tmp_path: Path, images: tuple[Path, ...], **budget: Any) -> RunCharge:
+    found = RunCharge(
         BudgetConfig(**{"url": f"sqlite:///{tmp_path / 'budget.db'}", **budget}),
         PLAN.event(),
         1e-3,
@@ -178,7 +178,7 @@ def test_a_ledger_that_goes_away_does_not_lose_the_run(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("dptrain.run.spending._RETRIES", (0.01,))
+    monkeypatch.setattr("dptrain.run.charge._RETRIES", (0.01,))
     charge = spending(tmp_path, images)
     charge.begin(folder)
     with monkeypatch.context() as patch:

@@ -162,7 +162,7 @@ GRADIENT_BUGS = (
     bug(
         "bias left out of the ghost norm",
         "The factored norm is of the weight alone, and the bias is clipped with it.",
-        "dptrain.gradients.rules.linear:GhostRecord.squared_norms",
+        "dptrain.gradients.rules.linear:GhostLinearRecord.squared_norms",
         "norms if self.bias is None else norms + squared_norm(self.bias)", "norms",
         LAYERS + "test_linear_with_and_without_the_factored_form",
     ),

@@ -6,7 +6,7 @@ from .edits import bug
 
 FILES = "tests/privacy/test_neighbours.py::test_whole_runs_on_neighbours_leave_the_same_files"
 LEAKS = "tests/privacy/test_leaks.py::"
-_SPENDING = "dptrain.run.spending:Spending."
+_SPENDING = "dptrain.run.charge:RunCharge."
 
 ENVIRONMENT = "tests/settings/test_environment.py::"
 STARTS = "tests/run/test_start_runs.py::"

@@ -74,8 +74,8 @@ RECORD_BUGS = (
     bug(
         "failed runs are free",
         "A run that ends with an error is settled at no steps, though its checkpoints are there.",
-        "dptrain.run.job:Run._settle", "self.spending.settle(steps, reason)",
-        "self.spending.settle(0 if reason == 'failed' else steps, reason)",
+        "dptrain.run.job:Run._settle", "self.charge.settle(steps, reason)",
+        "self.charge.settle(0 if reason == 'failed' else steps, reason)",
         "tests/privacy/test_spent_steps.py::test_a_run_that_fails_is_charged_the_steps_it_started",
     ),
     bug(

@@ -74,7 +74,7 @@ class Tape:
         return self.units.sums(rows)
 
     def add(self, module: nn.Module, record: Record) -> None:
-        if self.clips and isinstance(record, Instantiated):
+        if self.clips and isinstance(record, PerExampleGradients):
             record.measure()
         self.records.setdefault(module, []).append(record)
 
@@ -124,7 +124,7 @@ def registered_rules() -> tuple[type[nn.Module], ...]:
     return tuple(_RULES)
 
 
-class Instantiated:
+class PerExampleGradients:
     """Per-example gradients held as tensors of shape (n, *parameter).
 
     ``arrange`` turns (m, ...) in the order in which a gradient was computed into (m, *parameter), where that differs.
@@ -147,11 +147,11 @@ class Instantiated:
         known = (self._roots.get(name) or block_norms(g) for name, g in self.gradients.items())
         return [root for roots in known for root in roots]
 
-    def parted(self) -> tuple[Instantiated, Instantiated]:
+    def parted(self) -> tuple[PerExampleGradients, PerExampleGradients]:
         """Return the larger gradients and the others."""
         small = {name: rows for name, rows in self.gradients.items() if rows[0].numel() <= _FEW}
         large = {name: rows for name, rows in self.gradients.items() if name not in small}
-        return Instantiated(large, self.arrange, self._roots), Instantiated(small, self.arrange)
+        return PerExampleGradients(large, self.arrange, self._roots), PerExampleGradients(small, self.arrange)
 
     def squared_norms(self) -> Tensor:
         return add_squares(self.roots())
@@ -162,20 +162,20 @@ class Instantiated:
     def per_example(self) -> dict[str, Tensor]:
         return {name: self.arranged(name, g) for name, g in self.gradients.items()}
 
-    def without(self, dropped: Tensor) -> Instantiated:
-        return Instantiated({name: zero_rows(g, dropped) for name, g in self.gradients.items()}, self.arrange)
+    def without(self, dropped: Tensor) -> PerExampleGradients:
+        return PerExampleGradients({name: zero_rows(g, dropped) for name, g in self.gradients.items()}, self.arrange)
 
     def arranged(self, name: str, rows: Tensor) -> Tensor:
         return self.arrange[name](rows) if name in self.arrange else rows
 
 
-class Joined:
+class ConcatenatedGradients:
     """Small per-example gradients of many parameters, side by side in one (n, entries) tensor.
 
     A detector has hundreds of them, and a handful of calls for each would cost more than the arithmetic.
     """
 
-    def __init__(self, whole: Instantiated, rows: Tensor | None = None) -> None:
+    def __init__(self, whole: PerExampleGradients, rows: Tensor | None = None) -> None:
         self.whole = whole
         self.rows = torch.cat([g.flatten(1) for g in whole.gradients.values()], 1) if rows is None else rows
 
@@ -188,8 +188,8 @@ class Joined:
     def per_example(self) -> dict[str, Tensor]:
         return self._split(self.rows)
 
-    def without(self, dropped: Tensor) -> Joined:
-        return Joined(self.whole, zero_rows(self.rows, dropped))
+    def without(self, dropped: Tensor) -> ConcatenatedGradients:
+        return ConcatenatedGradients(self.whole, zero_rows(self.rows, dropped))
 
     def _split(self, rows: Tensor) -> dict[str, Tensor]:
         shapes = {name: gradient.shape[1:] for name, gradient in self.whole.gradients.items()}
@@ -219,13 +219,15 @@ _BLOCK = 256
 _FEW = 1024  # entries of a gradient that is joined with others
 
 
-def _sum(module: nn.Module, records: list[Record], check_rows: Callable[[nn.Module, Tensor], None]) -> Instantiated:
+def _sum(
+    module: nn.Module, records: list[Record], check_rows: Callable[[nn.Module, Tensor], None]
+) -> PerExampleGradients:
     total: dict[str, Tensor] = {}
     for record in records:
         for name, gradient in record.per_example().items():
             check_rows(module, gradient)
             total[name] = total[name] + gradient if name in total else gradient
-    return Instantiated(total)
+    return PerExampleGradients(total)
 
 
 def block_norms(gradients: Tensor) -> list[Tensor]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import autotune
-from .base import Forward, Instantiated, Record, Tape, as_autocast, full_precision, register, without_autocast
-from .conv_forms import FORMS, Booked, Conv, Geometry, channels_first
+from .base import Forward, PerExampleGradients, Record, Tape, as_autocast, full_precision, register, without_autocast
+from .conv_forms import FORMS, Conv, Geometry, GhostConvRecord, channels_first
 
 METHODS = (*(f"held {form}" for form in FORMS), *(f"booked {form}" for form in FORMS), "booked gram")
 
@@ -91,7 +91,7 @@ def conv_record(
     bias = tape.sums(module, b.sum((2, 3))) if module.bias is not None and module.bias.requires_grad else None
     if not module.weight.requires_grad:
         assert bias is not None
-        return Instantiated({"bias": bias})
+        return PerExampleGradients({"bias": bias})
     x, b = tape.even(module, x), tape.even(module, b)
     weight = module.weight.detach().to(x.dtype)
     gradients = len(x) // geometry.rows * weight.nbytes
@@ -106,11 +106,11 @@ def conv_record(
 def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Record:
     kind, form = method.split()
     if kind == "booked":
-        return Booked.make(geometry, x, b, weight, bias, form)
+        return GhostConvRecord.make(geometry, x, b, weight, bias, form)
     gradients = {"weight": FORMS[form](geometry, x, b, weight)}
     if bias is not None:
         gradients["bias"] = bias
-    return Instantiated(gradients, {"weight": channels_first} if form == "unfold" else None)
+    return PerExampleGradients(gradients, {"weight": channels_first} if form == "unfold" else None)
 
 
 def choose(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, may_hold: bool = True) -> str:

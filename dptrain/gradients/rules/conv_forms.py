@@ -190,7 +190,7 @@ def formed(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, form: str) 
     return torch.cat(norms)
 
 
-class Booked:
+class GhostConvRecord:
     """Holds the input and the output gradient in place of every unit's weight gradient."""
 
     def __init__(
@@ -199,7 +199,9 @@ class Booked:
         self.geometry, self.x, self.b, self.weight, self.bias, self.norms = geometry, x, b, weight, bias, norms
 
     @classmethod
-    def make(cls, geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, form: str) -> Booked:
+    def make(
+        cls, geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, form: str
+    ) -> GhostConvRecord:
         norms = gram(geometry, x, b, weight) if form == "gram" else formed(geometry, x, b, weight, form)
         # The weighted sum below comes from another computation than the norm, and rounds off a few units of
         # |B|^2 |U|^2 (Cauchy-Schwarz) in its own way. They are added, so that the norm errs upwards and the clipped
@@ -225,7 +227,7 @@ class Booked:
             gradients["bias"] = self.bias
         return gradients
 
-    def without(self, dropped: Tensor) -> Booked:
+    def without(self, dropped: Tensor) -> GhostConvRecord:
         bias = None if self.bias is None else zero_rows(self.bias, dropped)
         x, b = (zero_rows(t, dropped.repeat_interleave(self.geometry.rows)) for t in (self.x, self.b))
-        return Booked(self.geometry, x, b, self.weight, bias, zero_rows(self.norms, dropped))
+        return GhostConvRecord(self.geometry, x, b, self.weight, bias, zero_rows(self.norms, dropped))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .base import (
     Forward,
-    Instantiated,
+    PerExampleGradients,
     Record,
     Tape,
     as_autocast,
@@ -23,7 +23,7 @@ from .base import (
 )
 
 
-class GhostRecord:
+class GhostLinearRecord:
     """A weight gradient B U^T of each example held as its factors (Bu, Mao and Xu 2022; Bu et al. 2023).
 
     ``b`` is (n, p, T) and ``u`` is (n, d, T); the norm is <U^T U, B^T B>, which never forms the (n, p, d) gradients,
@@ -58,9 +58,9 @@ class GhostRecord:
             gradients["bias"] = self.bias
         return gradients
 
-    def without(self, dropped: Tensor) -> GhostRecord:
+    def without(self, dropped: Tensor) -> GhostLinearRecord:
         bias = None if self.bias is None else zero_rows(self.bias, dropped)
-        return GhostRecord(self.module, zero_rows(self.b, dropped), zero_rows(self.u, dropped), bias)
+        return GhostLinearRecord(self.module, zero_rows(self.b, dropped), zero_rows(self.u, dropped), bias)
 
 
 def ghost_pays(positions: int, outputs: int, inputs: int) -> bool:
@@ -91,9 +91,9 @@ def linear_record(module: nn.Linear, x: Tensor, b: Tensor, tape: Tape | None = N
     b = b.reshape(n, -1, b.shape[-1]).transpose(1, 2)
     bias = b.sum(2) if module.bias is not None and module.bias.requires_grad else None
     if module.weight.requires_grad and ghost_pays(b.shape[2], b.shape[1], u.shape[1]):
-        return GhostRecord(module, b, u, bias)
+        return GhostLinearRecord(module, b, u, bias)
     gradients = {"weight": b @ u.transpose(1, 2)} if module.weight.requires_grad else {}
-    return Instantiated(gradients if bias is None else {**gradients, "bias": bias})
+    return PerExampleGradients(gradients if bias is None else {**gradients, "bias": bias})
 
 
 @register(nn.Linear)

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from ...errors import ModelError
 from ..modules import FrozenBatchNorm2d
-from .base import Forward, Instantiated, Tape, full_precision, register
+from .base import Forward, PerExampleGradients, Tape, full_precision, register
 
 
 def _record(module: nn.Module, tape: Tape, **gradients: Tensor) -> None:
     kept = {name: g for name, g in gradients.items() if getattr(module, name).requires_grad}
-    tape.add(module, Instantiated({name: tape.sums(module, g) for name, g in kept.items()}))
+    tape.add(module, PerExampleGradients({name: tape.sums(module, g) for name, g in kept.items()}))
 
 
 class _GroupNorm(torch.autograd.Function):

@@ -24,7 +24,7 @@ from ...privacy import accounting
 from ...settings.schema import TrainConfig
 from ...statement.start_runs import StartRun, composed_epsilon, each_once
 from ...training.journal import steps_started
-from .jobs import Job
+from .jobs import SweepJob
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def read_cost(folder: Path) -> JobCost | None:
     )
 
 
-def planned_cost(job: Job) -> JobCost | None:
+def planned_cost(job: SweepJob) -> JobCost | None:
     """The cost of a job that took no step, with the steps that it was to take; None if its settings make no plan."""
     from omegaconf import OmegaConf
 

@@ -27,7 +27,7 @@ _ERROR = "job_{}_error.txt"  # in the owner's folder
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One run of a sweep, as planned.
 
     Attributes:
@@ -57,7 +57,7 @@ class SweepRecord:
     """
 
     folder: Path
-    jobs: tuple[Job, ...] = field(default=())
+    jobs: tuple[SweepJob, ...] = field(default=())
     parent_run: str | None = None
 
     @classmethod
@@ -72,7 +72,7 @@ class SweepRecord:
             return None
         try:
             values = json.loads(file.read_text())
-            form, jobs = values["format"], tuple(Job(**job) for job in values["jobs"])
+            form, jobs = values["format"], tuple(SweepJob(**job) for job in values["jobs"])
             record = cls(folder, jobs, values["parent_run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{file} cannot be read ({type(error).__name__}): start a new sweep elsewhere") from error
@@ -85,7 +85,7 @@ class SweepRecord:
         jobs = [asdict(job) for job in self.jobs]
         write_json(self.folder / RECORD, {"format": _FORMAT, "parent_run": self.parent_run, "jobs": jobs})
 
-    def refuse_changed(self, jobs: Sequence[Job]) -> None:
+    def refuse_changed(self, jobs: Sequence[SweepJob]) -> None:
         """A sweep that goes on has the jobs it began with.
 
         Raises:

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from ...settings.resolve import from_omegaconf
 from ...settings.schema import TrainConfig
 from ..tracking import PARENT_RUN
-from .jobs import BEGUN, FINISHED, Job, SweepRecord, comparable
+from .jobs import BEGUN, FINISHED, SweepJob, SweepRecord, comparable
 
 if TYPE_CHECKING:
     from .session import Sweep
@@ -83,7 +83,7 @@ class SweepCallback(Callback):
         return sweep
 
 
-def planned_jobs(config: Any) -> list[Job] | None:
+def planned_jobs(config: Any) -> list[SweepJob] | None:
     """The jobs of a sweep by Hydra's basic sweeper, composed; None for a sweeper that chooses as it goes.
 
     Raises:
@@ -109,12 +109,12 @@ def planned_jobs(config: Any) -> list[Job] | None:
         values = dict(argument.split("=", 1) for argument in chosen if "=" in argument)
         settings = _settings(loader.load_sweep_config(config, list(chosen)))
         texts = {key.lstrip("+"): values[key].strip("'\"") for key in swept}
-        jobs.append(Job(number, texts, comparable(settings)))
+        jobs.append(SweepJob(number, texts, comparable(settings)))
     _refuse_units(jobs)
     return jobs
 
 
-def _refuse_units(jobs: Sequence[Job]) -> None:
+def _refuse_units(jobs: Sequence[SweepJob]) -> None:
     """The composed epsilon of a sweep is of one unit: of images, or of groups that are made in one way."""
     for job in jobs:
         for key, value in job.settings.items():

@@ -15,7 +15,7 @@ from ...settings.schema import TrainConfig
 from ...support.files import even_times
 from ..owner import OWNER
 from ..tracking import NoTracker, Tracker
-from .jobs import FAILED, FINISHED, OUTCOMES, REFUSED, Job, SweepRecord
+from .jobs import FAILED, FINISHED, OUTCOMES, REFUSED, SweepJob, SweepRecord
 from .pictures import draw
 from .table import METRICS, SweepTable, mlflow_table, read_table, summary, write_table
 
@@ -36,7 +36,7 @@ class Sweep:
     tracker: Tracker
 
     @classmethod
-    def begin(cls, folder: Path, jobs: Sequence[Job] | None, settings: TrainConfig) -> Sweep:
+    def begin(cls, folder: Path, jobs: Sequence[SweepJob] | None, settings: TrainConfig) -> Sweep:
         """Open the sweep, or go on with the one in ``folder``, before any of its jobs starts.
 
         Args:
@@ -99,7 +99,7 @@ class Sweep:
                 self.tracker.metrics({"sweep/epsilon": row.cost.epsilon(), **points}, row.number)
 
 
-def _continued(known: SweepRecord | None, folder: Path, jobs: Sequence[Job] | None) -> SweepRecord:
+def _continued(known: SweepRecord | None, folder: Path, jobs: Sequence[SweepJob] | None) -> SweepRecord:
     if known is None:
         raise ConfigError(f"resume=true, and output_dir={folder} holds no sweep: leave resume out to start one")
     if jobs is None or not known.jobs:

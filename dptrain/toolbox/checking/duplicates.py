@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from .looks import SIDE
+from .summaries import SIDE
 
 _BITS = 8  # of the lowest frequencies each way
 _FAR = 10  # bits of 63 that near-duplicates may differ in
@@ -41,7 +41,7 @@ def pairs(small: np.ndarray) -> Iterator[tuple[int, int]]:
     All pairs are compared, as one matrix product: 20,000 images are 50 billion operations, some seconds of a core.
 
     Args:
-        small: uint8 (n, SIDE, SIDE) from :class:`~dptrain.toolbox.checking.looks.Look`.
+        small: uint8 (n, SIDE, SIDE) from :class:`~dptrain.toolbox.checking.summaries.ImageSummary`.
     """
     if not len(small):
         return

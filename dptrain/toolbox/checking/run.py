@@ -19,8 +19,8 @@ from ...support.words import counted
 from .duplicates import equal, groups, pairs
 from .findings import FOLDER, KINDS, CheckReport, Finding
 from .labels import doubtful, orphans, read_all
-from .looks import Look, look_at
 from .patches import Patch, common_patches
+from .summaries import ImageSummary, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +66,17 @@ def check(
     labels, found = read_all(images, len(names)) if names else ([None] * len(images), [])
     wrong = {image for finding in found for image in finding.images}
     bare = Counter(s for s, i, rows in zip(of_split, images, labels, strict=True) if rows is None and i not in wrong)
-    looks = list(look_at(images))
-    found += [Finding("broken image", look.error, (look.image,)) for look in looks if look.error is not None]
-    for look, rows in zip(looks, labels, strict=True):
-        if look.error is None and rows is not None and len(rows):
-            found += doubtful(look.image, rows, look.size, names)
+    summaries = list(summarize(images))
+    found += [Finding("broken image", item.error, (item.image,)) for item in summaries if item.error is not None]
+    for summary, rows in zip(summaries, labels, strict=True):
+        if summary.error is None and rows is not None and len(rows):
+            found += doubtful(summary.image, rows, summary.size, names)
     if names and not is_sealed_dataset(data):
         found += orphans(images)
-    alike = _duplicates(looks)
-    found += _duplicate_findings(alike, looks, of_split)
-    found += _metadata(looks)
-    found += _patches(looks, labels, alike, names)
+    alike = _duplicates(summaries)
+    found += _duplicate_findings(alike, summaries, of_split)
+    found += _metadata(summaries)
+    found += _patches(summaries, labels, alike, names)
     boxes = _boxes(splits, labels, names) if names else {}
     skipped = {} if names else dict.fromkeys(("train and val", "label error", "class balance"), _NO_LABELS)
     if names:
@@ -84,7 +84,7 @@ def check(
     if weights is None:
         skipped["forbidden object"] = "people and faces: give a detector, --weights"
     else:
-        readable = [look.image for look in looks if look.error is None]
+        readable = [item.image for item in summaries if item.error is None]
         found += _forbidden(readable, weights, forbid, conf, imgsz, device)
     found.sort(key=lambda finding: list(KINDS).index(finding.kind))
     sizes = {split: len(files) for split, files in splits.items()}
@@ -105,20 +105,22 @@ def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, st
     return {FOLDER: tuple(folder_images(place))}, {}
 
 
-def _duplicates(looks: Sequence[Look]) -> list[list[int]]:
-    seen = [number for number, look in enumerate(looks) if look.small is not None]
-    small = np.stack([look.small for look in looks if look.small is not None]) if seen else np.zeros((0, 32, 32))
-    linked = chain(equal([looks[number].picture for number in seen]), pairs(small))
+def _duplicates(summaries: Sequence[ImageSummary]) -> list[list[int]]:
+    seen = [number for number, item in enumerate(summaries) if item.small is not None]
+    small = np.stack([item.small for item in summaries if item.small is not None]) if seen else np.zeros((0, 32, 32))
+    linked = chain(equal([summaries[number].picture for number in seen]), pairs(small))
     return [[seen[item] for item in group] for group in groups(len(seen), linked)]
 
 
-def _duplicate_findings(alike: Sequence[Sequence[int]], looks: Sequence[Look], split: Sequence[str]) -> list[Finding]:
+def _duplicate_findings(
+    alike: Sequence[Sequence[int]], summaries: Sequence[ImageSummary], split: Sequence[str]
+) -> list[Finding]:
     found = []
     for group in alike:
-        images = tuple(looks[item].image for item in group)
+        images = tuple(summaries[item].image for item in group)
         there = sorted({split[item] for item in group}, key=(*SPLITS, FOLDER).index)
         names = ", ".join(map(str, images[:4])) + (f" and {len(images) - 4} more" if len(images) > 4 else "")
-        alike_as = _how_alike([looks[item].picture for item in group])
+        alike_as = _how_alike([summaries[item].picture for item in group])
         if len(there) > 1:
             found.append(Finding("train and val", f"in {' and '.join(there)}, and {alike_as}: {names}", images))
         else:
@@ -140,11 +142,11 @@ def _how_alike(pictures: Sequence[bytes | None]) -> str:
     return "nearly the same" + (f" ({counted(copies, 'exact copy')}, perhaps turned)" if copies else "")
 
 
-def _metadata(looks: Iterable[Look]) -> list[Finding]:
+def _metadata(summaries: Iterable[ImageSummary]) -> list[Finding]:
     told: dict[str, list[Path]] = {}
-    for look in looks:
-        for word in look.told:
-            told.setdefault(word, []).append(look.image)
+    for summary in summaries:
+        for word in summary.told:
+            told.setdefault(word, []).append(summary.image)
     return [
         Finding("metadata", f"{word}: {counted(len(files), 'image')}", tuple(files))
         for word, files in sorted(told.items(), key=lambda item: -len(item[1]))
@@ -152,23 +154,28 @@ def _metadata(looks: Iterable[Look]) -> list[Finding]:
 
 
 def _patches(
-    looks: Sequence[Look], labels: Sequence[np.ndarray | None], alike: Sequence[Sequence[int]], names: dict[int, str]
+    summaries: Sequence[ImageSummary],
+    labels: Sequence[np.ndarray | None],
+    alike: Sequence[Sequence[int]],
+    names: dict[int, str],
 ) -> list[Finding]:
-    seen = [number for number, look in enumerate(looks) if look.windows is not None and look.corners is not None]
-    single = list(range(len(looks)))
+    seen = [number for number, item in enumerate(summaries) if item.windows is not None and item.corners is not None]
+    single = list(range(len(summaries)))
     for group in alike:
         for item in group:
             single[item] = group[0]
-    windows = [look.windows for look in looks if look.windows is not None]
-    corners = [look.corners for look in looks if look.corners is not None]
+    windows = [item.windows for item in summaries if item.windows is not None]
+    corners = [item.corners for item in summaries if item.corners is not None]
     patches = common_patches(windows, corners, [single[number] for number in seen])
     classes = [set() if labels[number] is None else set(labels[number][:, 0].astype(int).tolist()) for number in seen]  # type: ignore[index]
-    return [_patch_finding(patch, [looks[number] for number in seen], classes, names) for patch in patches]
+    return [_patch_finding(patch, [summaries[number] for number in seen], classes, names) for patch in patches]
 
 
-def _patch_finding(patch: Patch, looks: Sequence[Look], classes: Sequence[set[int]], names: dict[int, str]) -> Finding:
+def _patch_finding(
+    patch: Patch, summaries: Sequence[ImageSummary], classes: Sequence[set[int]], names: dict[int, str]
+) -> Finding:
     """Say which class the images of a patch share, and how much more often than images do at large."""
-    images = tuple(looks[number].image for number in patch.images)
+    images = tuple(summaries[number].image for number in patch.images)
     count = len(images)
     shares = {
         number: (
@@ -178,7 +185,7 @@ def _patch_finding(patch: Patch, looks: Sequence[Look], classes: Sequence[set[in
         for number in names
     }
     text = f"the same patch of pixels is in {count} images"
-    marks = tuple((_around(place, looks[i].size),) for i, place in zip(patch.images, patch.places, strict=True))
+    marks = tuple((_around(place, summaries[i].size),) for i, place in zip(patch.images, patch.places, strict=True))
     if not shares:
         return Finding("same patch", f"{text}: a trigger, a watermark, or a part of the apparatus?", images, marks)
     number, (here, everywhere) = max(shares.items(), key=lambda item: item[1][0] - item[1][1])

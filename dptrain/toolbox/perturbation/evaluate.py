@@ -15,7 +15,7 @@ from ...detection.data import DetectionDataset, load_data
 from ...detection.evaluate import evaluate
 from ...detection.model import load_model
 from ...errors import ConfigError
-from ...run.tracking import NoTracker, Tracker, Work
+from ...run.tracking import NoTracker, Tracker, Wording
 from ...support.files import refuse_unwritable, write_atomically, write_json
 from .epsilon import input_noise
 from .export import picture_name
@@ -26,7 +26,7 @@ from .result import CLEAN, PerturbationResult, Row
 if TYPE_CHECKING:
     import torch
 
-_WORK = Work(
+_WORK = Wording(
     "--tracking-uri ",
     "give --no-tracking; nothing was measured",
     "measuring goes on, and perturbation.json in the output folder will have it all",

@@ -21,18 +21,18 @@ from ...errors import ConfigError, DataError, DptrainError
 from ...support.files import file_hash, refuse_unwritable, write_atomically, write_text
 from ...support.signals import stop_signal
 from .dataset import Dataset
+from .frame_delay import FrameDelay
 from .images import write_image
 from .methods import redact_pixels
 from .report import BOXES, REPORT, SHEET, BoxTable, FileReport, RedactionReport, write_report
 from .settings import Box, RedactionSettings, grown
 from .sheet import ContactSheet
-from .sources import Job, find_jobs, refuse_report, refuse_suffix
-from .threads import Ahead, Behind, mapped_ahead
+from .sources import RedactionJob, find_jobs, refuse_report, refuse_suffix
+from .threads import BackgroundWriter, Prefetcher, mapped_ahead
 from .video import Camera, Decoded, Frame, Video, VideoWriter, need_av, open_stream
-from .window import Window
 
 if TYPE_CHECKING:
-    from ...detection.finding import Finder, Prepared
+    from ...detection.finding import Finder, PreparedImage
 
 _WORKERS = max(2, min(8, (os.cpu_count() or 1)))  # threads that decode images, and as many that encode them
 OnFile = Callable[[FileReport, int, int], None]
@@ -108,7 +108,7 @@ def redact(
         [FileReport(job.name, kind=job.kind, status="skipped" if job.kind == "other" else "not done") for job in jobs],
     )
     with stop_signal() as stop:
-        work = _Work(finder, chosen, found, jobs, on_file, stop, frames or math.inf, seconds or math.inf)
+        work = _Redaction(finder, chosen, found, jobs, on_file, stop, frames or math.inf, seconds or math.inf)
         try:
             work.run()
             if stop.is_set() and jobs[0].kind != "stream":
@@ -123,7 +123,7 @@ def redact(
     return found
 
 
-def _carry(dataset: Dataset, output: Path, jobs: Sequence[Job], found: RedactionReport) -> None:
+def _carry(dataset: Dataset, output: Path, jobs: Sequence[RedactionJob], found: RedactionReport) -> None:
     """Write the data.yaml, which names the images that were written, after the lists that it needs."""
     written = {
         job.output.relative_to(output)
@@ -154,13 +154,13 @@ def _finder(weights: str | Path | None, settings: RedactionSettings) -> Finder |
 
 
 @dataclass
-class _Work:
+class _Redaction:
     """One call of :func:`redact`: everything is known, and nothing is written yet."""
 
     finder: Finder | None
     settings: RedactionSettings
     report: RedactionReport
-    jobs: Sequence[Job]
+    jobs: Sequence[RedactionJob]
     on_file: OnFile | None
     stop: threading.Event
     frames: float
@@ -203,11 +203,14 @@ class _Work:
 
     # images -----------------------------------------------------------------------------------------------------------
 
-    def _images(self, entries: Sequence[tuple[Job, FileReport]]) -> None:
+    def _images(self, entries: Sequence[tuple[RedactionJob, FileReport]]) -> None:
         """Pictures of one canvas size make a batch; what is left over at the end makes smaller ones."""
         waiting: dict[tuple[int, ...], list[_Picture]] = defaultdict(list)
         depth = 2 * self.settings.batch_size
-        with Behind(_WORKERS, depth) as behind, mapped_ahead(self._read, entries, _WORKERS, depth) as pictures:
+        with (
+            BackgroundWriter(_WORKERS, depth) as writer,
+            mapped_ahead(self._read, entries, _WORKERS, depth) as pictures,
+        ):
             for (_, entry), future in pictures:
                 if self.stop.is_set():
                     return
@@ -219,23 +222,23 @@ class _Work:
                 key = () if picture.prepared is None else picture.prepared.planes.shape
                 waiting[key].append(picture)
                 if len(waiting[key]) == self.settings.batch_size:
-                    self._batch(waiting.pop(key), behind)
+                    self._batch(waiting.pop(key), writer)
             for rest in waiting.values():
                 if self.stop.is_set():
                     return
-                self._batch(rest, behind)
+                self._batch(rest, writer)
 
-    def _read(self, task: tuple[Job, FileReport]) -> _Picture:
+    def _read(self, task: tuple[RedactionJob, FileReport]) -> _Picture:
         job, entry = task
         refuse_suffix(job)
         image = read_image(Path(job.source), strict=True)
         prepared = None if self.finder is None else self.finder.prepare(image)
         return _Picture(job, entry, image, prepared, None if job.labels is None else plain_labels(job.labels[0]))
 
-    def _batch(self, pictures: list[_Picture], behind: Behind) -> None:
+    def _batch(self, pictures: list[_Picture], writer: BackgroundWriter) -> None:
         found = self._find([picture.prepared for picture in pictures], [picture.image for picture in pictures])
         for picture, boxes in zip(pictures, found, strict=True):
-            behind.put(self._write, picture, boxes)
+            writer.put(self._write, picture, boxes)
 
     def _write(self, picture: _Picture, boxes: list[Box]) -> None:
         entry = picture.entry
@@ -260,7 +263,7 @@ class _Work:
 
     # videos -----------------------------------------------------------------------------------------------------------
 
-    def _video(self, job: Job, entry: FileReport) -> None:
+    def _video(self, job: RedactionJob, entry: FileReport) -> None:
         keep = self.settings.audio == "keep"
         video = open_stream(str(job.source), keep) if job.kind == "stream" else Video(job.source, keep)
         try:
@@ -271,7 +274,7 @@ class _Work:
         entry.done()
         self._tell(entry)
 
-    def _frames(self, video: Video | Camera, job: Job, entry: FileReport, stream: IO[bytes]) -> None:
+    def _frames(self, video: Video | Camera, job: RedactionJob, entry: FileReport, stream: IO[bytes]) -> None:
         """Read, find, hold and write every frame; whatever fails, the file that was begun is thrown away.
 
         One thread decodes, one encodes, some make and take pixels between them, and this one asks the model.
@@ -286,26 +289,26 @@ class _Work:
             return _Shot(frame, None if self.finder is None else self.finder.prepare(frame.image))
 
         with (
-            Ahead(video, depth, video.live) as items,
+            Prefetcher(video, depth, video.live) as items,
             mapped_ahead(prepare, items, _WORKERS, depth) as shots,
             VideoWriter(stream, job.output.suffix, video) as out,
             ThreadPoolExecutor(_WORKERS) as pool,
-            Behind(1, depth) as behind,
+            BackgroundWriter(1, depth) as writer,
         ):
 
             def emit(frame: Frame, boxes: list[Box]) -> None:
-                behind.put(self._encode, out, entry, frame, pool.submit(self._redacted, out, frame, boxes), video)
+                writer.put(self._encode, out, entry, frame, pool.submit(self._redacted, out, frame, boxes), video)
 
-            window = Window(self.settings, emit)
+            delay = FrameDelay(self.settings, emit)
             for item, future in shots:
                 shot = future.result()
                 if shot is None:
-                    behind.put(out.sound, item)
+                    writer.put(out.sound, item)
                     continue
                 batch.append(shot)
-                ended = job.kind == "stream" and self._is_over(window.taken + len(batch), shot.frame, video)
+                ended = job.kind == "stream" and self._is_over(delay.taken + len(batch), shot.frame, video)
                 if len(batch) == self.settings.batch_size or ended:
-                    self._take(batch, window)
+                    self._take(batch, delay)
                     batch.clear()
                 if ended:
                     break
@@ -313,8 +316,8 @@ class _Work:
                     raise KeyboardInterrupt
             else:
                 entry.reason = video.broken
-            self._take(batch, window)
-            window.close()
+            self._take(batch, delay)
+            delay.close()
         entry.dropped = items.dropped
 
     def _is_over(self, taken: int, frame: Frame, video: Video | Camera) -> bool:
@@ -336,16 +339,16 @@ class _Work:
             self.sheet.add(f"{entry.source} {seconds:.1f} s", frame.image, boxes)
         entry.count(boxes)
 
-    def _take(self, batch: Sequence[_Shot], window: Window) -> None:
+    def _take(self, batch: Sequence[_Shot], delay: FrameDelay) -> None:
         if not batch:
             return
         found = self._find([shot.prepared for shot in batch], [shot.frame.image for shot in batch])
         for shot, boxes in zip(batch, found, strict=True):
-            window.add(shot.frame, boxes)
+            delay.add(shot.frame, boxes)
 
     # both -------------------------------------------------------------------------------------------------------------
 
-    def _find(self, prepared: Sequence[Prepared | None], images: Sequence[np.ndarray]) -> list[list[Box]]:
+    def _find(self, prepared: Sequence[PreparedImage | None], images: Sequence[np.ndarray]) -> list[list[Box]]:
         if self.finder is None:
             return [[] for _ in images]
         shapes = [None if picture is None else picture.planes.shape for picture in prepared]
@@ -363,14 +366,14 @@ class _Work:
 
 @dataclass
 class _Picture:
-    job: Job
+    job: RedactionJob
     entry: FileReport
     image: np.ndarray
-    prepared: Prepared | None
+    prepared: PreparedImage | None
     labels: str | None = None
 
 
 @dataclass
 class _Shot:
     frame: Frame
-    prepared: Prepared | None
+    prepared: PreparedImage | None

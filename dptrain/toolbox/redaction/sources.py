@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class RedactionJob:
     """One file, or one stream.
 
     Attributes:
@@ -37,7 +37,9 @@ class Job:
     labels: tuple[Path, Path] | None = None
 
 
-def find_jobs(source: str, output: Path | None, *, in_place: bool, overwrite: bool) -> tuple[list[Job], Dataset | None]:
+def find_jobs(
+    source: str, output: Path | None, *, in_place: bool, overwrite: bool
+) -> tuple[list[RedactionJob], Dataset | None]:
     """List what is to be done, and the dataset whose data.yaml goes along.
 
     Args:
@@ -57,7 +59,7 @@ def find_jobs(source: str, output: Path | None, *, in_place: bool, overwrite: bo
     if video.is_stream(source):
         if output is None:
             raise ConfigError(f"{video.shown(source)} is a stream and has no place of its own: give -o FILE.mp4")
-        jobs = [Job(source, output, video.shown(source), "stream")]
+        jobs = [RedactionJob(source, output, video.shown(source), "stream")]
     elif Path(source).is_dir():
         jobs = _in_folder(Path(source), output)
         if output is not None:
@@ -75,7 +77,7 @@ def find_jobs(source: str, output: Path | None, *, in_place: bool, overwrite: bo
             raise DataError(f"{source}: is neither an image nor a video by its suffix; nothing was redacted")
         if output is not None and output.is_dir():
             raise ConfigError(f"-o {output} is a folder: give the name of the file")
-        jobs = [Job(Path(source), output or Path(source), Path(source).name, kind)]
+        jobs = [RedactionJob(Path(source), output or Path(source), Path(source).name, kind)]
     else:
         raise DataError(f"{source}: no such file or folder, and neither a camera's number nor the address of a stream")
     if len(jobs) == 1 and jobs[0].kind != "other":
@@ -88,7 +90,7 @@ def find_jobs(source: str, output: Path | None, *, in_place: bool, overwrite: bo
     return jobs, dataset
 
 
-def refuse_suffix(job: Job) -> None:
+def refuse_suffix(job: RedactionJob) -> None:
     """Refuse a job whose output nothing can be written under.
 
     Raises:
@@ -102,14 +104,14 @@ def _kind(file: Path) -> str:
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in video.VIDEO_SUFFIXES else "other"
 
 
-def _in_folder(folder: Path, output: Path | None) -> list[Job]:
+def _in_folder(folder: Path, output: Path | None) -> list[RedactionJob]:
     if output is not None:
         if output.exists() and not output.is_dir():
             raise ConfigError(f"-o {output} is a file, and {folder} is a folder: give a folder")
         inside = output.resolve()
         if inside != folder.resolve() and inside.is_relative_to(folder.resolve()):
             raise ConfigError(f"-o {output} is inside {folder}, which is read: choose a folder beside it")
-    jobs: list[Job] = []
+    jobs: list[RedactionJob] = []
     for here, folders, files in os.walk(folder, onerror=_cannot_list):
         linked = sorted(name for name in folders if (Path(here) / name).is_symlink())
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in linked)
@@ -117,13 +119,13 @@ def _in_folder(folder: Path, output: Path | None) -> list[Job]:
             file = Path(here) / name
             below = file.relative_to(folder)
             kind = "other" if name in linked else _kind(file)
-            jobs.append(Job(file, file if output is None else output / below, below.as_posix(), kind))
+            jobs.append(RedactionJob(file, file if output is None else output / below, below.as_posix(), kind))
     if all(job.kind == "other" for job in jobs):
         raise DataError(f"{folder}: holds no images and no videos")
     return jobs
 
 
-def _with_labels(jobs: list[Job], folder: Path, output: Path, dataset: Dataset | None) -> list[Job]:
+def _with_labels(jobs: list[RedactionJob], folder: Path, output: Path, dataset: Dataset | None) -> list[RedactionJob]:
     """The jobs of a folder, of which label files and a data.yaml that go along are none of their own."""
     found = [
         replace(job, labels=labels_of(Path(job.source), folder, job.output, output, dataset))
@@ -150,10 +152,10 @@ def _labelled_outside(image: Path, folder: Path) -> bool:
     return not labels.is_relative_to(normal(folder)) and labels.is_file()
 
 
-def _listed(dataset: Dataset, output: Path | None) -> list[Job]:
+def _listed(dataset: Dataset, output: Path | None) -> list[RedactionJob]:
     """The images of a data.yaml, wherever they are."""
     if output is None:
-        return [Job(image, image, dataset.below(image).as_posix(), "image") for image in dataset.images]
+        return [RedactionJob(image, image, dataset.below(image).as_posix(), "image") for image in dataset.images]
     if output.exists() and not output.is_dir():
         raise ConfigError(f"-o {output} is a file, and {dataset.config.file} lists many: give a folder")
     if (folder := dataset.config.folder_around(output)) is not None:
@@ -162,7 +164,7 @@ def _listed(dataset: Dataset, output: Path | None) -> list[Job]:
     for image in dataset.images:
         below = dataset.below(image)
         labels = labels_of(image, dataset.root, output / below, output, dataset)
-        jobs.append(Job(image, output / below, below.as_posix(), "image", labels))
+        jobs.append(RedactionJob(image, output / below, below.as_posix(), "image", labels))
     return jobs
 
 
@@ -183,7 +185,7 @@ def refuse_report(folder: Path, names: tuple[str, ...], source: str, overwrite: 
             raise ConfigError(f"{file} is there already: choose another --report, or --overwrite")
 
 
-def _refuse_overwriting(jobs: list[Job], in_place: bool, overwrite: bool) -> None:
+def _refuse_overwriting(jobs: list[RedactionJob], in_place: bool, overwrite: bool) -> None:
     written = [job for job in jobs if job.kind != "other"]
     originals = {_identity(Path(job.source)) for job in written if job.kind != "stream"}
     originals |= {_identity(job.labels[0]) for job in written if job.labels is not None}

@@ -15,7 +15,7 @@ R = TypeVar("R")
 _PATIENCE = 0.1  # seconds between two looks at whether anybody still listens
 
 
-class Ahead(Iterable[T]):
+class Prefetcher(Iterable[T]):
     """Runs an iterator in a thread of its own, up to ``depth`` items ahead; use it as a context manager.
 
     Args:
@@ -73,7 +73,7 @@ class Ahead(Iterable[T]):
                 return
             yield cast(T, value)
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self) -> Prefetcher[T]:
         self._thread.start()
         return self
 
@@ -103,7 +103,7 @@ def mapped_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-class Behind:
+class BackgroundWriter:
     """Does work in ``workers`` threads, in the order of the calls, with at most ``depth`` pieces waiting.
 
     The first error of a piece is raised by a later :meth:`put` or by leaving the block.
@@ -119,7 +119,7 @@ class Behind:
         while len(self._waiting) > self._depth:
             self._waiting.popleft().result()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -47,7 +47,7 @@ class _Track:
         )
 
 
-class Tracker:
+class BoxTracker:
     """Follows objects from frame to frame and says where those are that were not detected.
 
     Args:
@@ -108,10 +108,10 @@ def fill_gaps(
 
     Args:
         frames: Detections of ``count`` frames, and of the frames after them that are known.
-        forward: What :meth:`Tracker.update` returned for the first ``count``.
+        forward: What :meth:`BoxTracker.update` returned for the first ``count``.
         count, hold, height, width: As there.
     """
-    backward = Tracker(hold, height, width)
+    backward = BoxTracker(hold, height, width)
     before = [backward.update(boxes)[0] for boxes in reversed(frames)][::-1]
     return [[*frames[i], *forward[i], *before[i]] for i in range(count)]
 

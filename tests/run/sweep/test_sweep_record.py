@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dptrain.errors import ConfigError
 from dptrain.run.sweep.cost import JobCost, compose, read_cost
-from dptrain.run.sweep.jobs import BEGUN, FAILED, FINISHED, NOT_STARTED, Job, SweepRecord
+from dptrain.run.sweep.jobs import BEGUN, FAILED, FINISHED, NOT_STARTED, SweepJob, SweepRecord
 from dptrain.run.sweep.pictures import PICTURES, draw
 from dptrain.run.sweep.table import mlflow_table, read_table, summary, write_table
 from dptrain.support.words import shown
@@ -24,8 +24,8 @@ from dptrain.support.words import shown
 PRIVACY = {"sample_rate": 0.1, "delta": 1e-5}
 
 
-def job(number: int, noise: float, **more: Any) -> Job:
-    return Job(number, {"privacy.noise_multiplier": str(noise)}, {"privacy.noise_multiplier": noise, **more})
+def job(number: int, noise: float, **more: Any) -> SweepJob:
+    return SweepJob(number, {"privacy.noise_multiplier": str(noise)}, {"privacy.noise_multiplier": noise, **more})
 
 
 def run_folder(
@@ -92,7 +92,7 @@ def test_a_sweep_stopped_before_its_last_jobs_costs_what_all_of_them_would(tmp_p
         "model": "a.pt", "data": "a.yaml", "steps": 10, "privacy.noise_multiplier": 4.0, "privacy.delta": 1e-5,
         "privacy.sample_rate": 0.1, "privacy.expected_batch_size": 10,
     }  # fmt: skip
-    record = SweepRecord(tmp_path, tuple(Job(n, {}, settings) for n in range(3)))
+    record = SweepRecord(tmp_path, tuple(SweepJob(n, {}, settings) for n in range(3)))
     assert read_table(record).cost is None
     run_folder(tmp_path / "0", 10, 4.0)
     run_folder(tmp_path / "1", 10, 4.0)

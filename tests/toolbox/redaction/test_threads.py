@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dptrain.toolbox.redaction.threads import Ahead, Behind, mapped_ahead
+from dptrain.toolbox.redaction.threads import BackgroundWriter, Prefetcher, mapped_ahead
 
 
 def test_items_come_in_order_and_errors_reach_the_consumer() -> None:
@@ -17,7 +17,7 @@ def test_items_come_in_order_and_errors_reach_the_consumer() -> None:
         raise ValueError("broken")
 
     got = []
-    with Ahead(items(), 2) as ahead, pytest.raises(ValueError, match="broken"):
+    with Prefetcher(items(), 2) as ahead, pytest.raises(ValueError, match="broken"):
         for item in ahead:
             got.append(item)
     assert got == list(range(5))
@@ -33,13 +33,13 @@ def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_source() -> 
         finally:
             closed.set()
 
-    with Ahead(endless(), 3) as ahead:
+    with Prefetcher(endless(), 3) as ahead:
         assert next(iter(ahead)) == 1
     assert closed.is_set()
 
 
 def test_a_live_source_is_never_held_up_and_the_newest_items_are_kept() -> None:
-    with Ahead(iter(range(100)), 4, live=True) as ahead:
+    with Prefetcher(iter(range(100)), 4, live=True) as ahead:
         time.sleep(0.3)
         got = list(ahead)
     assert got == [97, 98, 99] or got == [96, 97, 98, 99]
@@ -48,7 +48,7 @@ def test_a_live_source_is_never_held_up_and_the_newest_items_are_kept() -> None:
 
 def test_work_behind_is_done_in_order_and_its_error_is_raised() -> None:
     done: list[int] = []
-    with Behind(1, 2) as behind:
+    with BackgroundWriter(1, 2) as behind:
         for number in range(20):
             behind.put(done.append, number)
     assert done == list(range(20))
@@ -56,7 +56,7 @@ def test_work_behind_is_done_in_order_and_its_error_is_raised() -> None:
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Behind(1, 2) as behind:
+    with pytest.raises(OSError, match="disk full"), BackgroundWriter(1, 2) as behind:
         behind.put(fail)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dptrain.toolbox.redaction.settings import Box
-from dptrain.toolbox.redaction.tracking import Tracker, fill_gaps
+from dptrain.toolbox.redaction.tracking import BoxTracker, fill_gaps
 
 HEIGHT, WIDTH = 200, 400
 
@@ -23,7 +23,7 @@ def covers(boxes: list[Box], target: Box) -> bool:
 
 
 def all_boxes(frames: list[list[Box]], hold: int) -> list[list[Box]]:
-    tracker = Tracker(hold, HEIGHT, WIDTH)
+    tracker = BoxTracker(hold, HEIGHT, WIDTH)
     forward = [tracker.update(boxes)[0] for boxes in frames]
     return fill_gaps(frames, forward, len(frames), hold, HEIGHT, WIDTH)
 
@@ -74,7 +74,7 @@ def test_two_objects_that_cross_keep_boxes_of_their_own() -> None:
     ],
 )
 def test_only_an_object_that_was_followed_and_has_not_left_is_missed(track: list[Box], missed: bool) -> None:
-    tracker = Tracker(5, HEIGHT, WIDTH)
+    tracker = BoxTracker(5, HEIGHT, WIDTH)
     for box in track:
         tracker.update([box._replace(x1=max(box.x1, 0))])
     held, miss = tracker.update([])
@@ -82,7 +82,7 @@ def test_only_an_object_that_was_followed_and_has_not_left_is_missed(track: list
 
 
 def test_a_second_box_of_one_object_that_goes_is_no_miss() -> None:
-    tracker = Tracker(5, HEIGHT, WIDTH)
+    tracker = BoxTracker(5, HEIGHT, WIDTH)
     for _ in range(3):
         tracker.update([at(100, label="3"), at(103, label="8")])
     held, miss = tracker.update([at(101, label="3")])
@@ -90,7 +90,7 @@ def test_a_second_box_of_one_object_that_goes_is_no_miss() -> None:
 
 
 def test_held_boxes_are_called_held_and_keep_label_and_confidence() -> None:
-    tracker = Tracker(2, HEIGHT, WIDTH)
+    tracker = BoxTracker(2, HEIGHT, WIDTH)
     tracker.update([at(50, label="plate")])
     (box,), _ = tracker.update([])
     assert (box.origin, box.label, box.confidence) == ("held", "plate", 0.8)

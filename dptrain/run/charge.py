@@ -43,7 +43,7 @@ UNRECORDED = "The spending of the dataset was not recorded (budget.url=null): wh
 
 
 @dataclass
-class Spending:
+class RunCharge:
     """The charge of one run, or of one tuning; with ``budget.url=null`` it does nothing and says so.
 
     Attributes:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 from .settings import Box, RedactionSettings
-from .tracking import Tracker, fill_gaps
+from .tracking import BoxTracker, fill_gaps
 from .video import Frame
 
 
-class Window:
+class FrameDelay:
     """Keeps frames back until it is known what is found in the ``hold`` frames after them; then emits them in order."""
 
     def __init__(self, settings: RedactionSettings, emit: Callable[[Frame, list[Box]], None]) -> None:
@@ -18,14 +18,14 @@ class Window:
         self._frames: list[Frame] = []
         self._found: list[list[Box]] = []
         self._held: list[list[Box]] = []
-        self._tracker: Tracker | None = None
+        self._tracker: BoxTracker | None = None
         self.taken = 0
 
     def add(self, frame: Frame, boxes: list[Box]) -> None:
         """Take the next frame with what was detected in it."""
         height, width = frame.image.shape[:2]
         if self._tracker is None:
-            self._tracker = Tracker(self._settings.hold, height, width)
+            self._tracker = BoxTracker(self._settings.hold, height, width)
         held, missed = self._tracker.update(boxes)
         if missed and self._settings.on_miss == "blur-all":
             held.append(Box(0, 0, width, height, "", math.nan, "frame"))

@@ -27,7 +27,7 @@ _AHEAD = 256
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageSummary:
     """What is kept of one image, 8 kB.
 
     Attributes:
@@ -51,20 +51,20 @@ class Look:
     corners: np.ndarray | None = None
 
 
-def look_at(images: Sequence[Path]) -> Iterator[Look]:
-    """Look at images in threads, in their order, holding a few hundred at a time."""
+def summarize(images: Sequence[Path]) -> Iterator[ImageSummary]:
+    """ImageSummary at images in threads, in their order, holding a few hundred at a time."""
     waiting = iter(images)
     with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
         while part := list(islice(waiting, _AHEAD)):
             yield from pool.map(look, part)
 
 
-def look(image: Path) -> Look:
-    """Look at one image."""
+def look(image: Path) -> ImageSummary:
+    """ImageSummary at one image."""
     try:
         pixels = read_image(image, strict=True)
     except DataError as error:
-        return Look(image, str(error))
+        return ImageSummary(image, str(error))
     height, width = pixels.shape[:2]
     grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
     if max(height, width) > _LONGEST:
@@ -72,7 +72,7 @@ def look(image: Path) -> Look:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     windows, corners = _corners(grey)
-    return Look(image, None, _told(image), (width, height), identity(pixels), small, windows, corners)
+    return ImageSummary(image, None, _told(image), (width, height), identity(pixels), small, windows, corners)
 
 
 def _told(image: Path) -> tuple[str, ...]:
