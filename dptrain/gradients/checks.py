@@ -48,7 +48,7 @@ def refuse_coupling(module: nn.Module) -> None:
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ModelError(
                 f"{kind} normalises by the statistics of the batch, so one image changes the gradient of another: "
-                "freeze it (dptrain.gradients.modules.FrozenBatchNorm2d) or use GroupNorm"
+                "freeze it (dptrain.FrozenBatchNorm2d) or use GroupNorm"
             )
         if isinstance(layer, _InstanceNorm) and layer.track_running_stats and layer.training:
             raise ModelError(f"{kind} keeps running statistics of the private images: set track_running_stats=False")

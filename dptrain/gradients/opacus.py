@@ -44,7 +44,7 @@ def _as_opacus_needs_it(module: nn.Module) -> Iterator[None]:
         if trains and isinstance(layer, _BatchNorm):
             raise ModelError(
                 f"Opacus has no rule for layer {name!r} ({type(layer).__name__}) in eval mode: use method='fused', "
-                "dptrain.gradients.modules.FrozenBatchNorm2d, or freeze its parameters"
+                "dptrain.FrozenBatchNorm2d, or freeze its parameters"
             )
         if trains and not layer.training:
             changed.append((layer, "training", False))
