@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,21 +124,15 @@ def _result(options: argparse.Namespace) -> AuditResult:
 
 def _plan(options: argparse.Namespace) -> PrivacyPlan:
     from ..audit import default_plan
-    from ..privacy.clipping import Clipping
-    from ..privacy.plan import PrivacyPlan
 
     if options.run is None:
         given = {name: getattr(options, name) for name in _OF_THE_PLAN if getattr(options, name) is not None}
         return default_plan(options.threat, canaries=options.canaries, **given)
     from ..statement import report
+    from ..statement.plan import plan_of
 
     statement = report(options.run).statement
-    mechanism = statement["mechanism"]
-    if mechanism["steps"] < 1:
+    steps = statement["mechanism"]["steps"]
+    if steps < 1:
         raise ConfigError(f"{options.run}: the run took no step, so there is nothing to audit")
-    names = ("sample_rate", "steps", "noise_multiplier", "clip_norm", "expected_batch_size")
-    return PrivacyPlan(
-        delta=statement["guarantee"]["delta"],
-        clipping=Clipping.read(mechanism.get("clip_rule")),
-        **{name: mechanism[name] for name in names},
-    )
+    return replace(plan_of(statement), steps=steps, unit="image")

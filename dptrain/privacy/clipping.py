@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import ConfigError
+from .ranges import check_clip_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LEAST_NORM, _LARGEST_NORM = 1e-10, 1e10
 # Norms come from single precision sums of at most 256 squares (gradients.rules.base); shrinking by this keeps the
 # rounded result inside the clip norm.
 _ROUNDING = 1.0 - 8e-6
@@ -26,12 +26,6 @@ _LEAST_FACTOR = 2.0**-100
 GAMMA = 0.01  # of automatic clipping; the paper's, which found no need to tune it
 CLIPPINGS = ("flat", "scaled", "automatic", "groups")
 _LEAST_SCALE = 1e-6  # what is scaled keeps its precision
-
-
-def check_clip_norm(clip_norm: float) -> None:
-    """Refuse a clip norm that bounds nothing, or that single precision cannot hold with room to spare."""
-    if not _LEAST_NORM <= clip_norm <= _LARGEST_NORM:
-        raise ConfigError(f"clip_norm={clip_norm} must be a number above 0, from 1e-10 to 1e10")
 
 
 class ClipRule(Protocol):
@@ -218,8 +212,8 @@ class Clipping:
                 raise ConfigError(f"{key} means nothing with clipping={self.name}: leave it out, or use {owner}")
 
     @classmethod
-    def read(cls, values: Any) -> Clipping:
-        """Return what :meth:`facts` gave, from JSON.
+    def from_dict(cls, values: Any) -> Clipping:
+        """Return what :meth:`to_dict` gave, also from JSON.
 
         Raises:
             ConfigError: It is something else.
@@ -229,7 +223,7 @@ class Clipping:
             raise ConfigError(f"clip_rule={values!r} is not made of {', '.join(names)}")
         return cls(values["name"], _as_tuple(values["groups"]), _as_tuple(values["scales"]))
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
         return {**asdict(self), "groups": list(self.groups), "scales": [list(pair) for pair in self.scales]}
 

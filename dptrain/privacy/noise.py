@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, PrivacyError
 from .exact import discrete_gaussian, variance
+from .ranges import check_noise_multiplier
 from .streams import NoiseStream
 
 
@@ -35,12 +36,12 @@ def privatize(
         stream: Where the noise comes from.
 
     Raises:
-        ConfigError: ``noise_multiplier`` or ``sensitivity`` is not a finite number above 0.
+        ConfigError: ``noise_multiplier`` is out of its range, or ``sensitivity`` is not a finite number above 0.
         PrivacyError: The value holds an entry that is not finite, which noise would not hide.
     """
-    for name, number in (("noise_multiplier", noise_multiplier), ("sensitivity", sensitivity)):
-        if not (math.isfinite(number) and number > 0):
-            raise ConfigError(f"{name}={number} must be a finite number above 0")
+    check_noise_multiplier(noise_multiplier)
+    if not (math.isfinite(sensitivity) and sensitivity > 0):
+        raise ConfigError(f"sensitivity={sensitivity} must be a finite number above 0")
     total = sum(tensor.numel() for tensor in value.values())
     whole = all(tensor.dtype == torch.int64 for tensor in value.values())
     if whole:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from . import accounting, calibration
 from .clipping import FLAT, Clipping, ClipRule
+from .ranges import check_noise_multiplier
 from .units import UNITS
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .sampling import PoissonSampler
     from .streams import NoiseStream
 
+_NUMBERS = ("sample_rate", "steps", "noise_multiplier", "clip_norm", "delta", "expected_batch_size")
 MOST_UNITS = 10**15  # of a batch or a dataset; beyond, floating-point numbers no longer count
 
 
@@ -59,8 +61,7 @@ class PrivacyPlan:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ConfigError(f"{name}={value} must be a whole number, at least 1 and at most {most}")
-        if not 1e-3 <= self.noise_multiplier <= 1e6:
-            raise ConfigError(f"noise_multiplier={self.noise_multiplier} must be above 0, from 0.001 to 1,000,000")
+        check_noise_multiplier(self.noise_multiplier)
         self.clipping.check(self.clip_norm)
         accounting.check_delta(self.delta)
         if self.unit not in UNITS:
@@ -82,7 +83,7 @@ class PrivacyPlan:
         """Return the plan with the least noise whose RDP epsilon is at most ``epsilon``."""
         draft = cls(sample_rate, steps, 1.0, clip_norm, delta, expected_batch_size, unit)  # checks the rest
         noise = calibration.calibrate_noise(epsilon, delta, draft.sample_rate, draft.steps)
-        return cls(sample_rate, steps, noise, clip_norm, delta, expected_batch_size, unit, clipping)
+        return replace(draft, noise_multiplier=noise, clipping=clipping)
 
     @classmethod
     def steps_for(
@@ -101,6 +102,26 @@ class PrivacyPlan:
         draft = cls(sample_rate, 1, noise_multiplier, clip_norm, delta, expected_batch_size, unit, clipping)
         steps = calibration.calibrate_steps(epsilon, delta, draft.sample_rate, draft.noise_multiplier)
         return replace(draft, steps=steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as JSON has them."""
+        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "clipping": self.clipping.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> PrivacyPlan:
+        """Return the plan that :meth:`to_dict` gave, also from JSON.
+
+        Raises:
+            ConfigError: A field is missing, unknown, of another kind, or refused by the constructor.
+        """
+        names = [item.name for item in fields(cls)]
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            raise ConfigError(f"plan={values!r} is not made of {', '.join(names)}")
+        for name in names:
+            kinds, needed = (int | float, "a number") if name in _NUMBERS else (str, "a text")
+            if name != "clipping" and (isinstance(values[name], bool) or not isinstance(values[name], kinds)):
+                raise ConfigError(f"{name}={values[name]!r} is not {needed}")
+        return cls(**{**values, "clipping": Clipping.from_dict(values["clipping"])})
 
     def event(self, steps: int | None = None) -> DpEvent:
         """Return what is accounted for ``steps`` steps, all of them by default."""

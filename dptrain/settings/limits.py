@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError
 from ..privacy.clipping import CLIPPINGS, Clipping
 from ..privacy.random_stopping import MOST_MEAN_RUNS, STOPPINGS
+from ..privacy.ranges import check_clip_norm, check_noise_multiplier
 from ..privacy.units import UNITS
 from ..support.devices import refuse_single_precision
 from .schema import (
@@ -51,8 +52,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("privacy.epsilon", lambda v: v > 0, "more than 0 and finite: it is the privacy loss allowed"),
     ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
-    ("privacy.noise_multiplier", lambda v: v > 0, "more than 0 and finite: without noise there is no guarantee"),
-    ("privacy.clip_norm", lambda v: v > 0, "more than 0 and finite: it bounds what one unit can change"),
     ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
     (
         "privacy.expected_batch_size privacy.dataset_size privacy.rows_per_unit augment.multiplicity steps "
@@ -90,6 +89,9 @@ def check_values(config: TrainConfig) -> None:
     for name, reason in REFUSED_AUGMENTATIONS.items():
         if getattr(config.augment, name):
             raise ConfigError(f"augment.{name}={getattr(config.augment, name)} is refused: {reason}; leave it out")
+    if config.privacy.noise_multiplier is not None:
+        check_noise_multiplier(config.privacy.noise_multiplier, "privacy.noise_multiplier")
+    check_clip_norm(config.privacy.clip_norm, "privacy.clip_norm")
     for keys_, valid, needed in _RANGES:
         for key in keys_.split():
             value = value_at(config, key)

@@ -357,16 +357,17 @@ def from_omegaconf(node: Any) -> TrainConfig:
 
 
 def _plan_values(plan: PrivacyPlan) -> dict[str, Any]:
-    fields = ("noise_multiplier", "sample_rate", "expected_batch_size", "clip_norm", "delta", "unit")
-    rule = plan.clipping.facts()
+    """What the settings call the fields of a plan."""
+    values = plan.to_dict()
+    rule = values.pop("clipping")
     if rule.pop("scales"):
         raise ConfigError(
             "the plan has scales of its own, and a run measures them: give Clipping('scaled') without any, and the "
             "public images in privacy.clip_scales"
         )
     return {
-        "steps": plan.steps,
-        **{f"privacy.{name}": getattr(plan, name) for name in fields},
+        "steps": values.pop("steps"),
+        **{f"privacy.{name}": value for name, value in values.items()},
         "privacy.clipping": rule.pop("name"),
         **{f"privacy.clip_{name}": value for name, value in rule.items()},
     }

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import ConfigError, PrivacyError
 from ..privacy import accounting, random_stopping
-from ..privacy.clipping import Clipping
 from ..privacy.plan import PrivacyPlan
 from ..privacy.random_stopping import MOST_MEAN_RUNS
 from ..support.files import file_hash
@@ -19,6 +18,7 @@ from ..training.journal import JOURNAL
 from . import facts
 from .audit import read_audit
 from .files import JSON, SEALED, WEIGHT_FILES, WEIGHTS, read_json, read_statement
+from .plan import PLACES, plan_of
 from .shape import check_shape, get, is_number
 from .start_runs import StartRun, start_runs_section, start_runs_words
 
@@ -27,15 +27,11 @@ _ROUNDING = 1e-9  # relative: the same sum in another order
 
 # What settings.json, which the run wrote before its first step, says of the statement's fields.
 _SETTLED = {
-    "mechanism.sample_rate": "privacy.sample_rate",
-    "mechanism.planned_steps": "steps",
-    "mechanism.noise_multiplier": "privacy.noise_multiplier",
-    "mechanism.clip_norm": "privacy.clip_norm",
+    **{
+        place: "steps" if name == "steps" else f"privacy.{name}" for name, place in PLACES.items() if name != "clipping"
+    },
     "mechanism.clip_rule.name": "privacy.clipping",
     "mechanism.clip_rule.groups": "privacy.clip_groups",
-    "mechanism.expected_batch_size": "privacy.expected_batch_size",
-    "guarantee.delta": "privacy.delta",
-    "guarantee.unit": "privacy.unit",
     "dataset.declared_size": "privacy.dataset_size",
     "model.start_sha256": "start_sha256",
     "public_data.sha256": "start_sha256",
@@ -149,33 +145,16 @@ def _find(run: Path) -> tuple[Path, bool, str | None]:
 
 def _mechanism(statement: Mapping[str, Any], file: Path) -> tuple[PrivacyPlan, int]:
     """The plan that the statement speaks of, and its steps; every value of the right kind and in range."""
-
-    def whole(name: str) -> int:
-        value = get(statement, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= accounting.MOST_STEPS:
-            raise PrivacyError(f"{file}: {name}={value!r} is not a whole number from 0 to {accounting.MOST_STEPS}")
-        return value
-
-    def real(name: str) -> float:
-        return _number(statement, name, file)
-
     try:
-        plan = PrivacyPlan(
-            sample_rate=real("mechanism.sample_rate"),
-            steps=max(1, whole("mechanism.planned_steps")),
-            noise_multiplier=real("mechanism.noise_multiplier"),
-            clip_norm=real("mechanism.clip_norm"),
-            delta=real("guarantee.delta"),
-            expected_batch_size=whole("mechanism.expected_batch_size"),
-            unit=str(get(statement, "guarantee.unit")),
-            clipping=Clipping.read(get(statement, "mechanism.clip_rule")),
-        )
+        plan = plan_of(statement)
     except ConfigError as error:
         raise PrivacyError(f"{file}: {error}") from error
     if not isinstance(statement.get("deviations"), list):
         raise PrivacyError(f"{file}: deviations is not a list")
-    steps, status = whole("mechanism.steps"), statement.get("status")
-    if steps > whole("mechanism.planned_steps"):
+    steps, status = get(statement, "mechanism.steps"), statement.get("status")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= accounting.MOST_STEPS:
+        raise PrivacyError(f"{file}: mechanism.steps={steps!r} is not a whole number from 0 to {accounting.MOST_STEPS}")
+    if steps > plan.steps:
         raise PrivacyError(f"{file}: mechanism.steps={steps} is above mechanism.planned_steps={plan.steps}")
     if status == "finished" and steps < plan.steps:
         raise PrivacyError(f"{file}: status='finished', and mechanism.steps={steps} of {plan.steps} were taken")

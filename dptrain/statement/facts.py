@@ -18,6 +18,7 @@ from typing import Any
 
 from ..privacy import accounting, random_stopping
 from ..privacy.plan import PrivacyPlan
+from .plan import plan_section
 from .start_runs import StartRun, start_runs_section, start_runs_words
 
 STATEMENT_FORMAT = 3
@@ -125,8 +126,7 @@ def make_statement(
         "guarantee": {
             "epsilon": claim.epsilon,
             "epsilon_pld": claim.epsilon_pld,
-            "delta": plan.delta,
-            "unit": plan.unit,
+            **plan_section(plan, "guarantee"),
             "neighbouring_relation": "add or remove one unit",
             "setting": "central: the trainer is trusted with the data; whoever receives what is released is not",
             "adversary": "sees every iterate, all that is released, and every other unit of the dataset",
@@ -138,14 +138,9 @@ def make_statement(
         "mechanism": {
             "name": "DP-SGD (Abadi et al. 2016, algorithm 1)",
             "sampling": "Poisson",
-            "sample_rate": plan.sample_rate,
+            **plan_section(plan, "mechanism"),
             "steps": steps,
-            "planned_steps": plan.steps,
-            "noise_multiplier": plan.noise_multiplier,
             "clipping": plan.clipping.words(),
-            "clip_rule": plan.clipping.facts(),
-            "clip_norm": plan.clip_norm,
-            "expected_batch_size": plan.expected_batch_size,
             "rng_mode": "secure" if secure else "seeded",
             "noise": SECURE_NOISE if secure else SEEDED_NOISE,
         },

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..privacy import accounting, random_stopping
+from ..privacy.ranges import check_noise_multiplier
 from ..support.words import counted, round_up
 
 TOGETHER = (
@@ -78,6 +79,7 @@ class StartRun:
         numbers = (run.epsilon, run.delta, run.sample_rate, run.noise_multiplier)
         if not all(_is_positive(number) for number in numbers) or run.sample_rate > 1 or run.delta >= 1:
             raise ValueError("a number out of range")
+        check_noise_multiplier(run.noise_multiplier)
         if isinstance(run.steps, bool) or not isinstance(run.steps, int) or not 1 <= run.steps <= accounting.MOST_STEPS:
             raise ValueError("steps out of range")
         if not isinstance(run.sha256, str) or not isinstance(run.unit, str) or not isinstance(run.valid, bool):

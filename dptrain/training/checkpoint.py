@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import torch
 
-from ..errors import PrivacyError
+from ..errors import ConfigError, PrivacyError
+from ..privacy.plan import PrivacyPlan
 from ..support.files import flatten, refuse_damage, write_atomically
-
-if TYPE_CHECKING:
-    from ..privacy.plan import PrivacyPlan
-
 
 # Everything a checkpoint may hold. All of it is noised or public.
 CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "seed")
-CHECKPOINT_FORMAT = 3
-_SCALES = "clipping.scales"
+CHECKPOINT_FORMAT = 4
 
 
 def save_checkpoint(
@@ -35,7 +29,7 @@ def save_checkpoint(
     Raises:
         PrivacyError: The state has a key that is not on the whitelist.
     """
-    payload = {"format": CHECKPOINT_FORMAT, "plan": plan_values(plan), "seed": seed, **state}
+    payload = {"format": CHECKPOINT_FORMAT, "plan": plan.to_dict(), "seed": seed, **state}
     unknown = set(payload) - set(CHECKPOINT_KEYS)
     if unknown:
         raise PrivacyError(f"a checkpoint may not hold {sorted(unknown)}: only {', '.join(CHECKPOINT_KEYS)}")
@@ -51,11 +45,11 @@ def load_checkpoint(
         PrivacyError: There is no such file, it cannot be read, or it belongs to another plan or seed.
     """
     payload = _read(file, content)
-    written = {**payload["plan"], "seed": payload["seed"]}
-    wanted = {**plan_values(plan), "seed": seed}
+    written = {**flatten(_plan(file, payload).to_dict()), "seed": payload["seed"]}
+    wanted = {**flatten(plan.to_dict()), "seed": seed}
     for key, value in wanted.items():
-        was = written.get(key)
-        if not isinstance(was, int | float | str | None) or isinstance(was, bool) or was != value:
+        was = written[key]
+        if isinstance(was, torch.Tensor | bool) or was != value:
             raise PrivacyError(
                 f"{file} was made with another {key} than this run's: resume with the same settings "
                 "(they are in config.yaml beside it)"
@@ -74,10 +68,18 @@ def scales_of(file: Path, content: IO[bytes] | None = None) -> tuple[tuple[str, 
     Raises:
         PrivacyError: The file cannot be read, or it holds none.
     """
+    scales = _plan(file, _read(file, content)).clipping.scales
+    if not scales:
+        raise PrivacyError(f"{file} was made without scales of the layers: resume with the same settings")
+    return scales
+
+
+def _plan(file: Path, payload: dict[str, Any]) -> PrivacyPlan:
+    """The plan of the run that wrote a checkpoint."""
     try:
-        return tuple((str(layer), float(scale)) for layer, scale in json.loads(_read(file, content)["plan"][_SCALES]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise PrivacyError(f"{file} was made without scales of the layers: resume with the same settings") from error
+        return PrivacyPlan.from_dict(payload["plan"])
+    except ConfigError as error:
+        raise PrivacyError(f"{file} is damaged: {error}") from error
 
 
 def _read(file: Path, content: IO[bytes] | None = None) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _read(file: Path, content: IO[bytes] | None = None) -> dict[str, Any]:
         if content is not None:
             content.seek(0)
         payload: dict[str, Any] = torch.load(content or file, map_location="cpu", weights_only=True)
-        written, _, found = payload["plan"], payload["seed"], payload["format"]
+        _, found = payload["seed"], payload["format"]
         missing = [key for key in CHECKPOINT_KEYS if key not in payload]
     except Exception as error:  # a damaged file fails in many ways; all mean the same to the user
         raise PrivacyError(f"{file} is not a dptrain checkpoint ({type(error).__name__}), or it is damaged") from error
@@ -97,19 +99,9 @@ def _read(file: Path, content: IO[bytes] | None = None) -> dict[str, Any]:
         raise PrivacyError(
             f"{file} is of format {found!r}, and {CHECKPOINT_FORMAT} is expected: resume with its dptrain"
         )
-    if not isinstance(written, dict) or missing:
-        raise PrivacyError(f"{file} is damaged: {missing[0] if missing else 'plan'} is not in it")
+    if missing:
+        raise PrivacyError(f"{file} is damaged: {missing[0]} is not in it")
     return payload
-
-
-def plan_values(plan: PrivacyPlan) -> dict[str, Any]:
-    """Every number and text of a plan, by a dotted name; scales only where there are some."""
-    values = flatten(dataclasses.asdict(plan))
-    scales = values.pop(_SCALES)
-    return {
-        **{name: str(value) if isinstance(value, tuple) else value for name, value in values.items()},
-        **({_SCALES: json.dumps(scales)} if scales else {}),
-    }
 
 
 def _damage(payload: dict[str, Any], plan: PrivacyPlan) -> str | None:

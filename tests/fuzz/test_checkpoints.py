@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dptrain import ModelError, PrivacyError, PrivacyPlan
 from dptrain.detection.model import load_model, save_weights
-from dptrain.training.checkpoint import load_checkpoint, plan_values, save_checkpoint
+from dptrain.training.checkpoint import CHECKPOINT_FORMAT, load_checkpoint, save_checkpoint
 
 from .harness import answer, cases, contents, damaged
 
@@ -103,7 +103,7 @@ def changed(draw: st.DrawFn) -> dict[str, Any]:
 
 def _whole() -> bytes:
     stream = io.BytesIO()
-    torch.save({"format": 3, "plan": plan_values(PLAN), "seed": None, **_state()}, stream)
+    torch.save({"format": CHECKPOINT_FORMAT, "plan": PLAN.to_dict(), "seed": None, **_state()}, stream)
     return stream.getvalue()
 
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_other_parts_fits_a_run_or_is_refused(folder: Path, payl
     found, _ = answer(lambda: load_checkpoint(file, PLAN, None), file)
     if found is None:
         return
-    assert payload["format"] == 3 and payload["seed"] is None
+    assert payload["format"] == CHECKPOINT_FORMAT and payload["seed"] is None
     assert type(found["step"]) is int and 0 <= found["step"] <= PLAN.steps
     assert found["average"].keys() == found["parameters"].keys()
     for name in ("parameters", "average"):

@@ -167,7 +167,7 @@ def test_a_rule_survives_json(name: str) -> None:
 
     needed = {**NEEDED, "groups": {"groups": ("a", "b|c")}}
     clipping = Clipping(name, **needed.get(name, {}))
-    assert Clipping.read(json.loads(json.dumps(clipping.facts()))) == clipping
+    assert Clipping.from_dict(json.loads(json.dumps(clipping.to_dict()))) == clipping
     assert clipping.words()
     for bad in (
         None,
@@ -175,8 +175,8 @@ def test_a_rule_survives_json(name: str) -> None:
         "flat",
         {},
         {"name": name},
-        {**clipping.facts(), "groups": "a"},
-        {**clipping.facts(), "name": []},
+        {**clipping.to_dict(), "groups": "a"},
+        {**clipping.to_dict(), "name": []},
     ):
         with pytest.raises(ConfigError):
-            Clipping.read(bad)
+            Clipping.from_dict(bad)

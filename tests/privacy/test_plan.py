@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from dptrain import ConfigError, PrivacyPlan
+from dptrain import Clipping, ConfigError, FlatClip, PrivacyPlan
+from dptrain.privacy.noise import privatize
+from dptrain.privacy.ranges import CLIP_NORM, NOISE_MULTIPLIER
 from dptrain.privacy.streams import NoiseStream
+from dptrain.settings.resolve import from_kwargs, resolve
+from dptrain.statement.start_runs import StartRun
 
 GOOD: dict[str, Any] = {
     "sample_rate": 0.02,
@@ -20,6 +27,7 @@ GOOD: dict[str, Any] = {
     "delta": 1e-5,
     "expected_batch_size": 32,
 }
+PUBLIC = {"dataset_size": 100, "expected_batch_size": 10}
 
 
 def test_plan_is_frozen() -> None:
@@ -63,3 +71,76 @@ def test_noise_has_the_plans_scale_and_the_expected_batch_divides_it() -> None:
 def test_signal() -> None:
     plan = PrivacyPlan(**GOOD)
     assert plan.signal == pytest.approx(0.02 * math.sqrt(5) / 1.1)
+
+
+# --- as values -------------------------------------------------------------------------------------------------------
+
+SCALED = Clipping("scaled", scales=(("a", 2.0),))
+
+
+@pytest.mark.parametrize("clipping", [Clipping(), Clipping("groups", ("a|b", "c.*")), SCALED])
+def test_a_plan_survives_json(clipping: Clipping) -> None:
+    plan = PrivacyPlan(**GOOD, unit="group", clipping=clipping)
+    assert PrivacyPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert set(plan.to_dict()) == {item.name for item in dataclasses.fields(plan)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": 0}, "steps=0"), ({"steps": 10.0}, "steps=10.0"), ({"steps": True}, "steps=True"),
+        ({"noise_multiplier": "1"}, "noise_multiplier='1' is not a number"), ({"noise_multiplier": 1e-4}, "0.0001"),
+        ({"clip_norm": math.nan}, "clip_norm=nan"), ({"delta": None}, "delta=None is not a number"),
+        ({"sample_rate": [0.5]}, "sample_rate"), ({"unit": ["image"]}, "unit"), ({"unit": "patient"}, "patient"),
+        ({"clipping": "flat"}, "clip_rule='flat'"), ({"more": 1}, "is not made of sample_rate, steps"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plan_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        PrivacyPlan.from_dict({**PrivacyPlan(**GOOD).to_dict(), **changes})
+    for whole in (None, [1], "plan", GOOD):
+        with pytest.raises(ConfigError, match="is not made of"):
+            PrivacyPlan.from_dict(whole)
+
+
+# --- ranges ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [*NOISE_MULTIPLIER, NOISE_MULTIPLIER[0] / 2, NOISE_MULTIPLIER[1] * 2])
+def test_one_range_of_the_noise_multiplier(value: float) -> None:
+    """The plan, the settings, a start's statement and the noise itself agree on what is let through."""
+    inside = NOISE_MULTIPLIER[0] <= value <= NOISE_MULTIPLIER[1]
+    run = StartRun("0" * 64, 1.0, 1e-5, "image", True, 0.1, 10, value, None, None)
+
+    def refused(call: Callable[[], object]) -> bool:
+        try:
+            call()
+        except ConfigError as error:
+            assert f"noise_multiplier={value}" in str(error)
+            return True
+        return False
+
+    config = from_kwargs(model="yolo26n.yaml", data="d.yaml", steps=2, privacy={"noise_multiplier": value, **PUBLIC})
+    for call in (
+        lambda: PrivacyPlan(**{**GOOD, "noise_multiplier": value}),
+        lambda: resolve(config),
+        lambda: StartRun.read(run.plain()),
+        lambda: privatize({"a": torch.zeros(1)}, sensitivity=1.0, noise_multiplier=value, stream=NoiseStream()),
+    ):
+        assert refused(call) is not inside
+
+
+@pytest.mark.parametrize("value", [*CLIP_NORM, CLIP_NORM[0] / 2, CLIP_NORM[1] * 2])
+def test_one_range_of_the_clip_norm(value: float) -> None:
+    inside = CLIP_NORM[0] <= value <= CLIP_NORM[1]
+    config = from_kwargs(model="yolo26n.yaml", data="d.yaml", steps=2, privacy={"clip_norm": value, **PUBLIC})
+    for call in (
+        lambda: PrivacyPlan(**{**GOOD, "clip_norm": value}),
+        lambda: FlatClip(value),
+        lambda: resolve(config),
+    ):
+        if inside:
+            call()
+        else:
+            with pytest.raises(ConfigError, match=f"clip_norm={re.escape(str(value))} must be from 1e-10 to 1e"):
+                call()

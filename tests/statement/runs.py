@@ -37,7 +37,7 @@ def settings(seed: int | None = None) -> dict[str, Any]:
             **{name: getattr(PLAN, name) for name in names},
             "dataset_size": 1000,
             "clipping": PLAN.clipping.name,
-            **{f"clip_{name}": value for name, value in PLAN.clipping.facts().items() if name != "name"},
+            **{f"clip_{name}": value for name, value in PLAN.clipping.to_dict().items() if name != "name"},
         },
     }
 

@@ -10,7 +10,7 @@ import torch
 
 from dptrain import DataError, PrivacyError, PrivacyPlan
 from dptrain.support.files import write_atomically
-from dptrain.training.checkpoint import load_checkpoint, plan_values, save_checkpoint
+from dptrain.training.checkpoint import CHECKPOINT_FORMAT, load_checkpoint, save_checkpoint
 from dptrain.training.journal import StepJournal
 
 PLAN = PrivacyPlan(0.1, 10, 1.0, 1.0, 1e-5, 8)
@@ -114,7 +114,7 @@ def test_a_flipped_bit_of_a_weight_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_checkpoint_of_strange_parts_is_one_line(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
-    payload = {"format": 3, "plan": plan_values(PLAN), "seed": None, **STATE, **changes}
+    payload = {"format": CHECKPOINT_FORMAT, "plan": PLAN.to_dict(), "seed": None, **STATE, **changes}
     torch.save(payload, tmp_path / "c.pt")
     with pytest.raises(PrivacyError, match=named) as caught:
         load_checkpoint(tmp_path / "c.pt", PLAN, None)
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_strange_parts_is_one_line(tmp_path: Path, changes: dict
 
 @pytest.mark.parametrize("missing", ["step", "optimizer", "plan", "format"])
 def test_a_checkpoint_without_a_part_is_one_line(tmp_path: Path, missing: str) -> None:
-    payload = {"format": 3, "plan": plan_values(PLAN), "seed": None, **STATE}
+    payload = {"format": CHECKPOINT_FORMAT, "plan": PLAN.to_dict(), "seed": None, **STATE}
     del payload[missing]
     torch.save(payload, tmp_path / "c.pt")
     with pytest.raises(PrivacyError, match=r"c\.pt"):
