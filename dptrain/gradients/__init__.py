@@ -1,7 +1,8 @@
 """Per-example gradients of any torch module, and their clipped sum, by three engines behind one interface.
 
 ``fused`` (default) does one backward pass and never holds more than it must; ``opacus`` uses Opacus's hooks;
-``microbatch`` runs plain autograd on one example at a time and is the oracle that the others are tested against.
+``microbatch`` runs plain autograd on one example at a time: slow, for any module, and what the others are tested
+against.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from . import fused, independence, microbatch
 from . import opacus as opacus_engine
 from .arithmetic import alike_in_every_place, full_precision
 from .batches import UnitBatch, batch_size, fill_up, in_pieces
-from .checks import refuse_coupling, refuse_unsupported, trainable_parameters
+from .checks import check_module, trainable_parameters
 from .fused import LossFunction, Weigh
 from .microbatch import mean_gradient
 from .units import Units
@@ -39,8 +40,7 @@ __all__ = [
 def _engine(method: str, module: nn.Module) -> ModuleType:
     if method not in ENGINES:
         raise ConfigError(f"method={method!r} is not one of {', '.join(ENGINES)}")
-    refuse_coupling(module)
-    refuse_unsupported(module)
+    check_module(module, method)
     return ENGINES[method]
 
 
@@ -50,7 +50,8 @@ def per_sample_gradients(
     """Return every example's own gradient, or the mean gradient of every unit of several examples.
 
     Args:
-        module: Any module whose trainable parameters belong to layers with a rule.
+        module: Any module whose trainable parameters belong to layers with a rule; for ``microbatch`` any at all that
+            does not mix examples.
         loss_function: ``loss_function(module, batch)`` gives one loss an example, shape (n,); loss i must depend on
             example i only.
         batch: A tensor, a tuple, or a mapping such as Ultralytics' collate makes.
@@ -63,8 +64,8 @@ def per_sample_gradients(
         be 0.
 
     Raises:
-        ModelError: The module couples examples, has a trainable parameter without a rule or one that is shared, or a
-            trainable parameter got no gradient. The message names it. Or ``units`` are not numbered as above.
+        ModelError: The module couples examples, a trainable parameter got no gradient or, but for ``microbatch``, one
+            has no rule or is shared. The message names it. Or ``units`` are not numbered as above.
     """
     return _engine(method, module).per_sample_gradients(module, loss_function, batch, _units(units))
 

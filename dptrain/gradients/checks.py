@@ -37,11 +37,24 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(found.values())
 
 
+def check_module(module: nn.Module, method: str) -> None:
+    """Refuse a module that mixes examples, or of which the engine ``method`` cannot form per-example gradients.
+
+    ``microbatch`` needs no layer rules: plain autograd has the gradient of any module.
+
+    Raises:
+        ModelError: As :func:`refuse_coupling` and :func:`refuse_unsupported`.
+    """
+    refuse_coupling(module)
+    refuse_unsupported(module, by_rules=method != "microbatch")
+
+
 def refuse_coupling(module: nn.Module) -> None:
     """Refuse layers that mix the examples of a batch, also where their parameters are frozen or absent.
 
     Raises:
-        ModelError: A batch norm in train mode or without statistics, or an instance norm that tracks statistics.
+        ModelError: A batch norm in train mode or without statistics, an instance norm that tracks statistics, or an
+            embedding that shortens the rows it looks up, in place and with no noise.
     """
     for name, layer in named_layers(module):
         kind = f"layer {name or '(root)'!r} ({type(layer).__name__})"
@@ -52,14 +65,16 @@ def refuse_coupling(module: nn.Module) -> None:
             )
         if isinstance(layer, _InstanceNorm) and layer.track_running_stats and layer.training:
             raise ModelError(f"{kind} keeps running statistics of the private images: set track_running_stats=False")
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+            raise ModelError(f"{kind} changes its own weights by what private examples look up: set max_norm=None")
 
 
-def refuse_unsupported(module: nn.Module) -> None:
-    """Refuse parameters that no rule covers.
+def refuse_unsupported(module: nn.Module, by_rules: bool = True) -> None:
+    """Refuse parameters of which no per-example gradient can be formed.
 
     Raises:
-        ModelError: A trainable parameter is shared between layers, or belongs to a layer kind without a rule; or
-            nothing is trainable.
+        ModelError: A trainable parameter is complex or, ``by_rules``, shared between layers or of a layer kind without
+            a rule; or nothing is trainable.
     """
     owners: dict[int, tuple[str, nn.Module, str]] = {}
     parameters = [
@@ -71,13 +86,20 @@ def refuse_unsupported(module: nn.Module) -> None:
     for layer_name, layer, attribute, parameter in parameters:
         name = f"{layer_name}.{attribute}" if layer_name else attribute
         first, owner, role = owners.setdefault(id(parameter), (name, layer, attribute))
+        if parameter.is_complex():
+            raise ModelError(f"parameter {name!r} is complex, and norms and noise are real: keep its two parts apart")
+        if not by_rules:
+            continue
         if layer is not owner or attribute != role:  # one layer may well have two names
-            raise ModelError(f"parameter {name!r} is shared with {first!r}: untie the two, or freeze them")
+            raise ModelError(
+                f"parameter {name!r} is shared with {first!r}: untie the two, freeze them, or take "
+                "the engine microbatch, which is slow"
+            )
         if rule_for(layer) is None or attribute not in ("weight", "bias"):
             kinds = ", ".join(sorted({kind.__name__ for kind in registered_rules()}))
             raise ModelError(
                 f"parameter {name!r} belongs to a {type(layer).__name__}, for which there is no per-example gradient: "
-                f"freeze it, or use one of {kinds}"
+                f"freeze it, use one of {kinds}, or take the engine microbatch, which is slow and needs no rule"
             )
     if not owners:
         raise ModelError("no parameter is trainable, so there is nothing to learn: set requires_grad or `trainable`")

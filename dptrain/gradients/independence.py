@@ -25,12 +25,11 @@ _TINY = 1e-30
 _TF32 = 2.0**-10  # rounding of the inputs of matrix products on recent NVIDIA GPUs
 
 _MEND = "let loss i be computed from example i only (no mean, sum, maximum or normalisation over the batch)"
+_STATE = "let no layer keep anything of one example for the next, and draw random numbers from torch only"
 
 
 def check(engine: ModuleType, module: nn.Module, loss_function: LossFunction, batch: Any) -> bool:
     """See :func:`dptrain.gradients.check_independence`."""
-    if engine is microbatch:
-        return True  # no example has another beside it
     count = batch_size(batch)
     if count < 2:
         raise ModelError(f"a batch of {count} cannot show whether examples depend on one another: give at least two")
@@ -38,6 +37,12 @@ def check(engine: ModuleType, module: nn.Module, loss_function: LossFunction, ba
     other_again = last if count > 2 else first
     trial = _Trial(engine, module, loss_function, batch)
     with trial.watched():
+        if engine is microbatch:  # no example has another beside it; it could find what the one before left behind
+            base = trial.alone((first, other, last), kept=(0, 2))
+            exchanged = trial.alone((first, other_again, last), kept=(0, 2))
+            trial.compare(base, exchanged, "another example was exchanged", _STATE)
+            trial.compare(base, trial.alone((first, last)), "another example was left out", _STATE)
+            return bool((base.norms > 0).any())
         base = trial.outcome((first, other, last), kept=(0, 2))
         random = trial.is_random((first, other, last))
         trial.compare(base, trial.outcome((first, other_again, last), kept=(0, 2)), "another example was exchanged")
@@ -104,8 +109,9 @@ class _Trial:
             raise ModelError(f"the loss function returned {len(norms)} losses for {len(examples)} examples: {_MEND}")
         return _Outcome(losses[list(kept)], norms[list(kept)], total)
 
-    def alone(self, examples: Sequence[Any]) -> _Outcome:
-        """Return what plain autograd makes of each example by itself."""
+    def alone(self, examples: Sequence[Any], kept: Sequence[int] | None = None) -> _Outcome:
+        """Return what plain autograd makes of each example by itself, one after the other; of those ``kept``."""
+        kept = range(len(examples)) if kept is None else kept
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         total = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
@@ -114,9 +120,12 @@ class _Trial:
             losses.append(self.loss_function(module, batch))
             return losses[-1]
 
-        for example in examples:
+        for index, example in enumerate(examples):
             torch.manual_seed(0)
             (found,) = microbatch.example_gradients(self.module, note, example)
+            if index not in kept:
+                losses.pop()
+                continue
             norms.append(torch.stack([g.double().square().sum().cpu() for g in found.values()]).sum().sqrt())
             if bool(torch.isfinite(norms[-1])):
                 for name, gradient in found.items():
@@ -145,7 +154,7 @@ class _Trial:
     def _slack(self) -> float:
         return self.rounding**0.5
 
-    def compare(self, base: _Outcome, other: _Outcome, case: str) -> None:
+    def compare(self, base: _Outcome, other: _Outcome, case: str, fix: str = _MEND) -> None:
         """Refuse losses or gradients that differ by more than rounding."""
         distances = torch.stack([(base.total[k].double() - other.total[k].double()).norm().cpu() for k in base.total])
         sizes = [base.norms, other.norms]
@@ -155,7 +164,7 @@ class _Trial:
             ("gradient", max(_apart(base.norms, other.norms), gradients)),
         ):
             if share > self._slack():
-                raise ModelError(f"the {what} of one example changed by {100 * share:.2g}% when {case}: {_MEND}")
+                raise ModelError(f"the {what} of one example changed by {100 * share:.2g}% when {case}: {fix}")
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The oracle: plain autograd, one example at a time. Slow, and nothing to get wrong."""
+"""Plain autograd, one example at a time: slow, right for any module, and the oracle of the other engines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..errors import ModelError
 from .batches import batch_size, take_examples
 from .checks import refuse_missing, trainable_parameters
 from .fused import Groups, LossFunction, Weigh
+from .rules.base import full_precision
 from .units import Units
 
 
@@ -25,9 +26,14 @@ def example_gradients(module: nn.Module, loss_function: LossFunction, batch: Any
         if not losses.requires_grad:
             refuse_missing(parameters, {})
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
-        found = {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
+        found = {name: _plain(g) for name, g in zip(parameters, gradients, strict=True) if g is not None}
         refuse_missing(parameters, found)
         yield found
+
+
+def _plain(gradient: Tensor) -> Tensor:
+    """Return a gradient as a dense tensor in at least single precision: half would round past the clip norm."""
+    return full_precision(gradient if gradient.layout == torch.strided else gradient.to_dense())
 
 
 def unit_gradients(
@@ -78,7 +84,7 @@ def weighted_sum(
 
     It takes the memory of one gradient.
     """
-    total = {name: torch.zeros_like(p) for name, p in trainable_parameters(module).items()}
+    total = {name: full_precision(torch.zeros_like(p)) for name, p in trainable_parameters(module).items()}
     for gradients in gradients_of_units:
         parts: dict[int, list[Tensor]] = {}
         for name, gradient in gradients.items():
@@ -115,7 +121,8 @@ def mean_gradient(
         gradients = torch.autograd.grad(losses.sum() / rows, list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                total[name] = total[name].add_(gradient) if name in total else gradient.detach().clone()
+                own = _plain(gradient)
+                total[name] = total[name].add_(own) if name in total else own.clone()
         del losses, gradients
     if seen != rows:
         raise ModelError(f"a unit of {rows} rows came in pieces of {seen} in all: every row must be in one of them")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from ..errors import ConfigError, PrivacyError
 from ..gradients import LossFunction, check_independence, clipped_gradient_sum
 from ..gradients.autotune import by_rule
 from ..gradients.batches import UnitBatch, batch_size, in_pieces
-from ..gradients.checks import refuse_coupling, refuse_unsupported, trainable_parameters
+from ..gradients.checks import check_module, trainable_parameters
 from ..privacy.plan import PrivacyPlan
 from ..privacy.sampling import Draw
 from ..privacy.streams import NoiseStream
@@ -124,7 +125,7 @@ class PrivateTrainer:
     step is taken for every draw, empty ones too.
 
     Args:
-        module: What to train; every trainable parameter must have a per-example gradient rule.
+        module: What to train; every trainable parameter must have a per-example gradient rule, but for ``microbatch``.
         loss_function: ``loss_function(module, batch)`` -> one loss an example, (n,).
         plan: Makes the sampler, the clip and the noise.
         optimizer: A torch optimizer over exactly the module's trainable parameters.
@@ -164,8 +165,7 @@ class PrivateTrainer:
         on_release: Callable[[int], None] | None = None,
         probe: Any = None,
     ) -> None:
-        refuse_coupling(module)
-        refuse_unsupported(module)
+        check_module(module, engine)
         self.module, self.loss_function, self.plan, self.engine = module, loss_function, plan, engine
         self.parameters = trainable_parameters(module)
         for parameter in self.parameters.values():
@@ -265,16 +265,16 @@ class PrivateTrainer:
             name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else _wide(p), device=p.device)
             for name, p in self.parameters.items()
         }
-        before = self._buffer_versions()
+        before = self._tensor_versions()
         # By rule, a seeded run repeats to the last bit, and a unit's whole numbers are a function of the unit alone.
         with by_rule() if self._exact or not self.secure else nullcontext():
             for batch in batches:
                 self._tried = self._tried or self._try(batch)
                 for some in self._passes(batch):
                     torch._foreach_add_(list(total.values()), list(self._part(some).values()))
-        if before != self._buffer_versions():
+        if before != self._tensor_versions():
             raise PrivacyError(
-                "a buffer of the module changed while it looked at private images, and nothing noises it: "
+                "a buffer or parameter of the module changed while it looked at private images, and nothing noises it: "
                 "freeze the layer that keeps running statistics"
             )
         return total
@@ -293,8 +293,9 @@ class PrivateTrainer:
         with in_memory(next(iter(self.parameters.values())).device, rows):
             return clipped(self.plan, self.module, self.loss_function, batch, self.engine, self._rows_at_once)
 
-    def _buffer_versions(self) -> dict[str, tuple[int, int]]:
-        return {name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}
+    def _tensor_versions(self) -> dict[str, tuple[int, int]]:
+        tensors = chain(self.module.named_buffers(), self.module.named_parameters())
+        return {name: (id(tensor), tensor._version) for name, tensor in tensors}
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs: noised or public, all of it."""

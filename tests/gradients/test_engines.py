@@ -25,6 +25,7 @@ from ..detectors import FAMILIES, random_batch, stock_detector, ultralytics_grad
 from .oracle import assert_same, clipped, one_at_a_time, projected_losses, squared_norms
 
 METHODS = tuple(ENGINES)
+BY_RULES = ("fused", "opacus")  # microbatch needs none: test_any_module.py
 plain_losses = projected_losses()
 
 
@@ -441,7 +442,7 @@ def normed(old: bool) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BY_RULES)
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -501,7 +502,7 @@ def test_a_module_in_eval_mode(method: str) -> None:
     assert not any(m.training for m in module.modules())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BY_RULES)
 def test_tied_parameters_are_refused_by_name(method: str) -> None:
     tied = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     tied[2].weight = tied[0].weight
@@ -550,7 +551,7 @@ class ReadsParameter(nn.Module):
 
 
 @pytest.mark.parametrize("also_called", [True, False])
-@pytest.mark.parametrize("method", ["fused", "opacus"])
+@pytest.mark.parametrize("method", BY_RULES)
 def test_a_parameter_read_outside_its_layer_is_refused_by_name(method: str, also_called: bool) -> None:
     refused(ReadsParameter(also_called), "two.weight", method=method, x=torch.randn(3, 4))
 
@@ -589,7 +590,7 @@ class SharedAcross(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["template", "template only", "rows"])
-@pytest.mark.parametrize("method", ["fused", "opacus"])
+@pytest.mark.parametrize("method", BY_RULES)
 def test_a_layer_whose_rows_are_not_the_examples_is_refused_by_name(method: str, how: str) -> None:
     refused(SharedAcross(how), "out" if how == "rows" else "conv", method=method)
 

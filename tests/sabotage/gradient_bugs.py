@@ -222,8 +222,8 @@ GRADIENT_BUGS = (
     bug(
         "running statistics not watched",
         "A layer that counts what it sees takes it into the weights file, and nothing noises it.",
-        "dptrain.training.trainer:PrivateTrainer._buffer_versions",
-        "{name: (id(buffer), buffer._version) for name, buffer in self.module.named_buffers()}", "{}",
+        "dptrain.training.trainer:PrivateTrainer._tensor_versions",
+        "{name: (id(tensor), tensor._version) for name, tensor in tensors}", "{}",
         "tests/training/test_trainer.py::test_a_layer_that_keeps_statistics_is_refused",
     ),
     # images

@@ -204,8 +204,8 @@ NOISE_BUGS = (
         "stale sum after an error",
         "The sum is kept on the trainer; a step that fails half-way leaves its images in the next.",
         [
-            (_SUM, "before = self._buffer_versions()",
-             "total = self.__dict__.setdefault('_total', total)\n    before = self._buffer_versions()"),
+            (_SUM, "before = self._tensor_versions()",
+             "total = self.__dict__.setdefault('_total', total)\n    before = self._tensor_versions()"),
             (_STEP, "del total\n", "self.__dict__.pop('_total')\n"),
         ],
         LOOP + "test_an_exception_in_a_step_leaves_no_stale_sum",
