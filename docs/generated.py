@@ -1,4 +1,4 @@
-"""Pages that are made from the code when the site is built: settings from the schema, commands from their parsers."""
+"""Pages made from the code when the site is built: settings from the schema, commands from parsers, planted bugs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill the markers in ``settings.md`` and ``commands.md``."""
-    makers = {"<!-- settings -->": settings, "<!-- commands -->": commands}
+    """Fill the markers in ``settings.md``, ``commands.md`` and ``sabotage.md``."""
+    makers = {"<!-- settings -->": settings, "<!-- commands -->": commands, "<!-- bugs -->": bugs}
     for marker, make in makers.items():
         if marker in markdown:
             markdown = markdown.replace(marker, make())
@@ -53,3 +53,14 @@ def commands() -> str:
                             for below, inner in nested.choices.items()
                         ]
     return "\n\n".join(parts)
+
+
+def bugs() -> str:
+    """Return a table of every bug that ``python -m tests.sabotage`` plants, with the tests that must fail."""
+    from tests.sabotage.bugs import BUGS
+
+    lines = ["| bug | what somebody wrote | tests that must fail |", "|---|---|---|"]
+    for bug in BUGS.values():
+        tests = "<br>".join(f"`{test.partition('::')[2]}`" for test in bug.caught_by)
+        lines.append(f"| {bug.name} | {bug.story} | {tests} |")
+    return "\n".join(lines)
