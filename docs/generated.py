@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import html
 from typing import Any
 
 
@@ -23,8 +24,8 @@ def settings() -> str:
     sections: dict[str, list[str]] = {}
     for key, item in keys():
         section, _, _ = key.rpartition(".")
-        row = f"| `{key}` | {_default(item)} | {item.metadata['help'].replace('|', chr(92) + '|')} |"
-        sections.setdefault(section or "the run", []).append(row)
+        text = html.escape(item.metadata["help"], quote=False).replace("|", "\\|")
+        sections.setdefault(section or "The run", []).append(f"| `{key}` | {_default(item)} | {text} |")
     head = "| key | default | what it does |\n|---|---|---|\n"
     return "\n\n".join(f"## {name}\n\n{head}" + "\n".join(rows) for name, rows in sections.items())
 
