@@ -128,10 +128,10 @@ def _plan(options: argparse.Namespace) -> PrivacyPlan:
     if options.run is None:
         given = {name: getattr(options, name) for name in _OF_THE_PLAN if getattr(options, name) is not None}
         return default_plan(options.threat, canaries=options.canaries, **given)
-    from ..statement import report
+    from ..statement import check_statement
     from ..statement.plan import plan_of
 
-    statement = report(options.run).statement
+    statement = check_statement(options.run).statement
     steps = statement["mechanism"]["steps"]
     if steps < 1:
         raise ConfigError(f"{options.run}: the run took no step, so there is nothing to audit")

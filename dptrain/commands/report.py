@@ -12,7 +12,7 @@ from ..support.environment import tracking_address
 from .options import Commands
 
 if TYPE_CHECKING:
-    from ..statement import Report
+    from ..statement import CheckedStatement
 
 _SUFFIXES = {".json": "json", ".md": "markdown", ".html": "html", ".htm": "html"}
 _NAMES = {"json": "statement.json", "markdown": "statement.md", "html": "statement.html"}
@@ -33,7 +33,7 @@ def register(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from ..statement import report
+    from ..statement import check_statement
     from ..statement.tracked import fetched, is_run_id
 
     try:
@@ -41,14 +41,14 @@ def _report(options: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"-o {options.output} cannot be looked up ({error.strerror}): choose another") from error
     if not is_run_id(options.run):
-        return _write(report(options.run), kind, output)
+        return _write(check_statement(options.run), kind, output)
     if kind == "all" and output is None:
         raise ConfigError("--format all of an MLflow run needs a folder to write to: give -o FOLDER")
     with fetched(options.run, tracking_address(options.tracking_uri)) as folder:
-        return _write(report(folder), kind, output)
+        return _write(check_statement(folder), kind, output)
 
 
-def _write(found: Report, kind: str, output: Path | None) -> int:
+def _write(found: CheckedStatement, kind: str, output: Path | None) -> int:
     if kind == "all":
         output = output or found.folder / "report"
     kinds = list(_NAMES) if kind == "all" else [kind]

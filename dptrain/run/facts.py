@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError, DptrainError
 from ..sealing.weights import is_weights, weights_hash
 from ..settings.schema import TrainConfig
-from ..statement import report
+from ..statement import check_statement
 from ..statement.files import JSON, read_statement
 from ..statement.start_runs import StartRun, each_once
 from .build import loss_settings
@@ -78,7 +78,7 @@ def runs_behind(start: Path, named: Sequence[str]) -> tuple[StartRun, ...]:
     found: list[StartRun] = []
     for folder in folders:
         try:
-            checked = report(folder)
+            checked = check_statement(folder)
             sha256 = str(read_statement(checked.folder / JSON)["sha256"])
         except DptrainError as error:
             raise ConfigError(
@@ -86,6 +86,6 @@ def runs_behind(start: Path, named: Sequence[str]) -> tuple[StartRun, ...]:
                 "together is not known"
             ) from error
         section = checked.statement["start_runs"]
-        found += [StartRun.read(run) for run in (section or {"runs": []})["runs"]]
+        found += [StartRun.model_validate(run) for run in (section or {"runs": []})["runs"]]
         found.append(StartRun.of(checked.statement, sha256))
     return each_once(found)

@@ -214,7 +214,7 @@ class Run:
         return {
             **values,
             "start_sha256": self.start_hash,
-            **({"start_runs_found": [run.plain() for run in self.start_runs]} if self.start_runs else {}),
+            **({"start_runs_found": [run.model_dump() for run in self.start_runs]} if self.start_runs else {}),
             "names": [self.model.names[i] for i in sorted(self.model.names)],
         }
 

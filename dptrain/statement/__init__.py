@@ -6,7 +6,7 @@ reads and writes it, and ``check`` compares a statement with the run that it spe
 
 from __future__ import annotations
 
-from .check import Report, report
+from .check import CheckedStatement, check_statement
 from .facts import STATEMENT_FORMAT, claim_of, make_statement
 from .files import STATEMENT_FILES, write_statement
 from .page import to_html
@@ -15,10 +15,10 @@ from .render import to_json, to_markdown
 __all__ = [
     "STATEMENT_FILES",
     "STATEMENT_FORMAT",
-    "Report",
+    "CheckedStatement",
+    "check_statement",
     "claim_of",
     "make_statement",
-    "report",
     "to_html",
     "to_json",
     "to_markdown",

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .fields import read_as
 from .files import read_json
-from .shape import is_number, unprintable
+from .shape import Audit
 
 FILE = "audit.json"
 AUDIT_FORMAT = 1
@@ -26,18 +27,8 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     audit = read_json(file, "the result of an audit")
-    if audit.get("format") != AUDIT_FORMAT:
-        raise ConfigError(f"{file}: format={audit.get('format')!r}, and {AUDIT_FORMAT} is expected")
-    if not isinstance(audit.get("method"), str) or not audit["method"]:
-        raise ConfigError(f"{file}: method={audit.get('method')!r} does not say how the bound was found")
-    for name, fits, range_ in (
-        ("epsilon_lower_bound", lambda v: v >= 0, "0 or more"),
-        ("confidence", lambda v: 0 < v < 1, "in (0, 1)"),
-    ):
-        value = audit.get(name)
-        if not (is_number(value) and fits(value)):
-            raise ConfigError(f"{file}: {name}={value!r} is not a number {range_}")
-    reason = unprintable(audit)  # whatever else it says goes into the statement
-    if reason is not None:
-        raise ConfigError(f"{file} holds {reason}: make it again")
+    try:
+        read_as(Audit, audit, file)
+    except ValueError as error:
+        raise ConfigError(f"{error}: make it again") from error
     return audit

@@ -87,10 +87,8 @@ def make_statement(
     start_runs: Sequence[StartRun] = (),
     public_data: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
-    weights: Mapping[str, str] | None = None,
     tuning: Mapping[str, Any] | None = None,
     dataset_budget: Mapping[str, Any] | None = None,
-    audit: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the privacy statement of a run as a plain dictionary.
 
@@ -109,12 +107,10 @@ def make_statement(
             ``compared``: whether the images named as theirs were compared with the training images. With scaled
             clipping ``clip_scales``: ``data`` and ``images`` that the scales are of, and the ledger ``compared``.
         training: Settings that change no epsilon: optimizer, learning rate, image size.
-        weights: sha256 of every weights file that this statement covers, by name.
         tuning: ``method``, ``runs``, ``epsilon`` (of all of them together), ``note``; by default one run, uncounted.
             With ``distribution`` and ``mean_runs`` it was random stopping, and the guarantee is all of the tuning's.
         dataset_budget: What was declared of the dataset's budget: ``name``, ``unit``, and with a budget that the user
             named its ``limit`` and ``delta``. Nothing that the ledger found by looking at the images.
-        audit: An empirical lower bound: ``method``, ``epsilon_lower_bound``, ``confidence``.
     """
     claim = claim_of(plan, steps, tuning)
     behind = start_runs_section(start_runs, claim.curve, plan.delta, plan.unit, secure)
@@ -165,10 +161,10 @@ def make_statement(
         "start_runs": behind,
         "validation": validation,
         "training": dict(training or {}),
-        "weights": dict(weights or {}),
+        "weights": {},  # :func:`~dptrain.statement.write_statement` adds their sha256
         "tuning": dict(tuning or SINGLE_RUN),
         "dataset_budget": None if dataset_budget is None else {**dataset_budget, "spent": SPENT},
-        "audit": None if audit is None else dict(audit),
+        "audit": None,
         "released": list(RELEASED),
         "assumptions": [
             *ASSUMPTIONS,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ..privacy import accounting, random_stopping
-from ..privacy.ranges import check_noise_multiplier
+from ..privacy.ranges import NOISE_MULTIPLIER
 from ..support.words import counted, round_up
+from .fields import Distribution, MeanRuns, Part, Positive, Steps
 
 TOGETHER = (
     "for a unit that was in this run and in every run that its start was made from: all planned steps of all of them, "
@@ -26,8 +28,7 @@ NOT_TOGETHER = (
 COME_FROM = "The start weights come from "
 
 
-@dataclass(frozen=True)
-class StartRun:
+class StartRun(Part):
     """A private run that a start was made from, as its statement has it.
 
     Attributes:
@@ -39,62 +40,32 @@ class StartRun:
     """
 
     sha256: str
-    epsilon: float
-    delta: float
+    epsilon: Positive
+    delta: Annotated[Positive, Field(lt=1)]
     unit: str
     valid: bool
-    sample_rate: float
-    steps: int
-    noise_multiplier: float
-    distribution: str | None
-    mean_runs: float | None
+    sample_rate: Annotated[Positive, Field(le=1)]
+    steps: Annotated[Steps, Field(ge=1)]
+    noise_multiplier: Annotated[float, Field(ge=NOISE_MULTIPLIER[0], le=NOISE_MULTIPLIER[1])]
+    distribution: Distribution | None
+    mean_runs: MeanRuns | None
 
     @classmethod
     def of(cls, statement: Mapping[str, Any], sha256: str) -> StartRun:
         """Return what a checked statement says of its own run."""
         guarantee, mechanism, tuning = statement["guarantee"], statement["mechanism"], statement["tuning"]
         return cls(
-            sha256,
-            guarantee["epsilon"],
-            guarantee["delta"],
-            guarantee["unit"],
-            statement["valid"],
-            mechanism["sample_rate"],
-            mechanism["planned_steps"],
-            mechanism["noise_multiplier"],
-            tuning.get("distribution"),
-            tuning.get("mean_runs"),
+            sha256=sha256,
+            epsilon=guarantee["epsilon"],
+            delta=guarantee["delta"],
+            unit=guarantee["unit"],
+            valid=statement["valid"],
+            sample_rate=mechanism["sample_rate"],
+            steps=mechanism["planned_steps"],
+            noise_multiplier=mechanism["noise_multiplier"],
+            distribution=tuning.get("distribution"),
+            mean_runs=tuning.get("mean_runs"),
         )
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> StartRun:
-        """Return it from what :meth:`plain` gave.
-
-        Raises:
-            ValueError: A value is missing, of another kind or out of range.
-        """
-        if not isinstance(values, Mapping) or values.keys() != {item.name for item in fields(cls)}:
-            raise ValueError("not the fields of a run")
-        run = cls(**values)
-        numbers = (run.epsilon, run.delta, run.sample_rate, run.noise_multiplier)
-        if not all(_is_positive(number) for number in numbers) or run.sample_rate > 1 or run.delta >= 1:
-            raise ValueError("a number out of range")
-        check_noise_multiplier(run.noise_multiplier)
-        if isinstance(run.steps, bool) or not isinstance(run.steps, int) or not 1 <= run.steps <= accounting.MOST_STEPS:
-            raise ValueError("steps out of range")
-        if not isinstance(run.sha256, str) or not isinstance(run.unit, str) or not isinstance(run.valid, bool):
-            raise ValueError("a value of another kind")
-        if run.distribution is not None and (
-            run.distribution not in list(random_stopping.RANDOM_STOPPING)
-            or not _is_positive(run.mean_runs)
-            or not 1.0 <= float(run.mean_runs or 0.0) <= 1e6
-        ):
-            raise ValueError("a tuning that dptrain does not draw")
-        return run
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
     def curve(self) -> dict[float, float]:
         """Its Rényi divergence bound by order; of the winner of a tuning, that of the whole tuning."""
@@ -127,7 +98,7 @@ def start_runs_section(
         return None
     epsilon = composed_epsilon(runs, own, delta, unit, secure)
     return {
-        "runs": [run.plain() for run in runs],
+        "runs": [run.model_dump() for run in runs],
         "epsilon": epsilon,
         "delta": delta,
         "meaning": NOT_TOGETHER if epsilon is None else TOGETHER,
@@ -148,7 +119,3 @@ def start_runs_words(section: Mapping[str, Any] | None) -> list[str]:
 def each_once(runs: Iterable[StartRun]) -> tuple[StartRun, ...]:
     """Return every run once, in the order in which they come."""
     return tuple({run.sha256: run for run in runs}.values())
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import ConfigError, PrivacyError, TrackingError
+from .fields import get
 from .files import JSON, WEIGHTS, read_statement
-from .shape import get
 
 
 def is_run_id(text: str) -> bool:

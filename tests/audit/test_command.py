@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dptrain.commands.main import main
 from dptrain.privacy import noise
-from dptrain.statement import report
+from dptrain.statement import check_statement
 from dptrain.statement.audit import read_audit
 
 from ..statement.runs import make_run
@@ -59,7 +59,7 @@ def test_the_plan_of_a_run_is_audited_and_its_report_has_the_result(
     run = make_run(tmp_path / "run")
     assert main(["audit", "--run", str(run), "--canaries", "200"]) == 0
     assert "20 steps, sample rate 0.05, noise multiplier 1" in capsys.readouterr().out
-    found = report(run).statement
+    found = check_statement(run).statement
     assert found["audit"]["plan"]["clip_norm"] == 1.5 and found["valid"]
     assert found["audit"]["claimed_epsilon"] == pytest.approx(found["guarantee"]["epsilon"])
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dptrain import ConfigError, PrivacyPlan
-from dptrain.statement import make_statement, report, to_html, to_json, to_markdown, write_statement
+from dptrain.statement import check_statement, make_statement, to_html, to_json, to_markdown, write_statement
 from dptrain.statement.facts import sealed
 
 from .harness import answer, cases, check_message, contents, damaged, edited, hostile_json
@@ -66,7 +66,7 @@ def restored(run: Path, whole: dict[str, bytes]) -> None:
 def check(run: Path, asked: Path, pages: bool = False) -> None:
     """A report is no lower than what the mechanism costs, and every page of it can be made."""
     before = contents(run)
-    found, _ = answer(lambda: report(asked), run, "epsilon", "statement")
+    found, _ = answer(lambda: check_statement(asked), run, "epsilon", "statement")
     assert contents(run) == before
     if found is None:
         return
@@ -112,7 +112,7 @@ def test_an_audit_that_no_json_can_hold_is_refused(run: Path, whole: dict[str, b
     restored(run, whole)
     (run / "audit.json").write_text(json.dumps(AUDIT)[:-1] + f', "note": {extra}}}')
     with pytest.raises(ConfigError, match=r"audit\.json holds a"):
-        report(run)
+        check_statement(run)
 
 
 @cases(SHARE * 0.3, 100)
@@ -135,7 +135,7 @@ def test_another_record_of_the_run_is_changed(run: Path, whole: dict[str, bytes]
 def test_the_page_with_a_damaged_table(run: Path, whole: dict[str, bytes], content: bytes) -> None:
     restored(run, whole)
     (run / "results.csv").write_bytes(content)
-    found = report(run)
+    found = check_statement(run)
     page, _ = answer(lambda: to_html(found.statement, found.results), run / "results.csv")
     assert page is None or "Privacy statement" in page
 

@@ -16,7 +16,7 @@ from dptrain.commands.main import main
 from dptrain.privacy import noise
 from dptrain.privacy.exact import SENSITIVITY
 from dptrain.privacy.noise import privatize
-from dptrain.statement import make_statement, report
+from dptrain.statement import check_statement, make_statement
 
 from .test_spent_steps import PLAN, options
 
@@ -51,7 +51,7 @@ def check_run(seen: list[dict[str, Any]], folder: Path, steps: int) -> None:
     for text in (*statement["assumptions"], (folder / "statement.md").read_text()):
         assert "rounding of floating-point" not in text
     assert "discrete Gaussian" in (folder / "statement.md").read_text()
-    assert report(folder).statement["training"]["exact_noise"] is True
+    assert check_statement(folder).statement["training"]["exact_noise"] is True
 
 
 def test_a_run_by_the_command_adds_exact_noise_and_says_so(tmp_path: Path, door: list[dict[str, Any]]) -> None:

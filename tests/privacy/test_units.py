@@ -197,9 +197,9 @@ def test_a_run_of_groups_samples_states_and_charges_groups(models: Path, tmp_pat
     by_image = {"plan": PrivacyPlan(0.6, 3, 2.0, 1.0, 1e-3, 2), "privacy": {}, "augment": {}}
     with pytest.raises(BudgetError, match="protects one group, and this run protects one image"):
         dptrain.train(**options(tmp_path, models, **by_image, output_dir=str(tmp_path / "other")))
-    from dptrain.statement import report
+    from dptrain.statement import check_statement
 
-    assert report(result.output_dir).statement["guarantee"]["unit"] == "group"
+    assert check_statement(result.output_dir).statement["guarantee"]["unit"] == "group"
 
 
 def test_a_group_with_images_in_train_and_val_starts_no_run(models: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.loss import PerImageLoss, one2many_weight
 from dptrain.detection.scales import layer_scales
 from dptrain.detection.trainable import set_trainable
-from dptrain.statement import report
+from dptrain.statement import check_statement
 from dptrain.training.checkpoint import CHECKPOINT_KEYS
 
 from ..conftest import SMALL, MakeDataset, run_options
@@ -149,7 +149,7 @@ def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(tmp_pat
                 dptrain.train(data=data, **given)
         result = dptrain.train(data=data, **given, resume=True)
         assert result.epsilon == PLAN.epsilon()
-        assert report(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
+        assert check_statement(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
         assert any("scales were measured on are public" in line for line in result.statement["assumptions"])
         told = {"data": "public", "images": 6, "compared": "no ledger (budget.url=null)"}
         assert result.statement["public_data"]["clip_scales"] == told

@@ -15,7 +15,7 @@ from dptrain import PrivacyPlan
 from dptrain.detection import load_model
 from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.evaluate import evaluate
-from dptrain.statement import report
+from dptrain.statement import check_statement
 from dptrain.support.files import read_json
 
 from ..conftest import SMALL, MakeDataset, run_options
@@ -68,4 +68,4 @@ def test_a_resumed_run_with_adapters_ends_as_the_whole_one(
     settings = read_json(whole.output_dir / "settings.json")
     config = yaml.safe_load((whole.output_dir / "config.yaml").read_text())
     assert training["learning_rate"] == settings["optimizer"]["lr"] == config["optimizer"]["lr"] > 0
-    report(whole.output_dir)  # every field agrees with the run's records
+    check_statement(whole.output_dir)  # every field agrees with the run's records

@@ -113,22 +113,22 @@ def test_a_sealed_run_is_the_plain_run_and_leaves_nothing_plain(
         assert data[:4] != b"PK\x03\x04" and not any(image in data for image in images), file
     one, two = opened(run.weights, pair[0]), torch.load(plain.weights, weights_only=False)["model"].state_dict()
     assert all(torch.equal(one[name], two[name]) for name in two)
-    from dptrain.statement import report
+    from dptrain.statement import check_statement
 
-    found = report(tmp_path / "sealed")
+    found = check_statement(tmp_path / "sealed")
     for name in ("public_data", "model"):
         one, two = found.statement[name], plain.statement[name]
         assert {**one, "start": "", "start_weights": ""} == {**two, "start": "", "start_weights": ""}
     assert found.statement["deviations"] == plain.statement["deviations"]
     assert any("come from 1 private run" in text for text in found.statement["deviations"])
-    assert report(run.weights).statement["guarantee"] == found.statement["guarantee"]
+    assert check_statement(run.weights).statement["guarantee"] == found.statement["guarantee"]
     (tmp_path / "clinic").mkdir()
     (tmp_path / "clinic" / "statement.json").write_bytes((tmp_path / "sealed/weights/statement.json").read_bytes())
     released = unseal(run.weights, tmp_path / "clinic" / "last.pt", keys=find_keys(pair[0]))
-    assert "sha256 of last.pt: as stated" in report(tmp_path / "clinic").statement["checks"]
+    assert "sha256 of last.pt: as stated" in check_statement(tmp_path / "clinic").statement["checks"]
     released.write_bytes(released.read_bytes() + b"x")
     with pytest.raises(PrivacyError, match=r"last\.pt is not the sha256"):
-        report(released)
+        check_statement(released)
     text = (tmp_path / "sealed" / "config.yaml").read_text() + (tmp_path / "sealed" / "settings.json").read_text()
     assert pair[0].read_text().splitlines()[1][20:] not in text
 

@@ -16,7 +16,7 @@ import dptrain
 from dptrain import ConfigError, PrivacyError, PrivacyPlan
 from dptrain.run.facts import runs_behind
 from dptrain.run.sweep.cost import JobCost, compose
-from dptrain.statement import report
+from dptrain.statement import check_statement
 from dptrain.statement.start_runs import NOT_TOGETHER, TOGETHER, StartRun
 
 from ..conftest import dataset_maker, run_options
@@ -65,7 +65,7 @@ def test_a_mean_of_two_private_runs_states_what_all_three_cost(parents: Path) ->
     hashes = [json.loads((parents / name / "statement.json").read_text())["sha256"] for name in ("a", "b")]
     assert [run["sha256"] for run in behind["runs"]] == hashes
     assert any("come from 2 private runs" in text for text in result.statement["deviations"])
-    assert report(result.output_dir).statement["start_runs"] == behind
+    assert check_statement(result.output_dir).statement["start_runs"] == behind
     assert "Private runs behind the start" in (result.output_dir / "statement.md").read_text()
 
     # Without the key: the start lies beside a statement, and that one has runs behind it.
@@ -75,7 +75,7 @@ def test_a_mean_of_two_private_runs_states_what_all_three_cost(parents: Path) ->
     assert family["epsilon"] == pytest.approx(reference(PLAN, PLAN, PLAN, PLAN, delta=PLAN.delta), rel=1e-9)
     edit(child.output_dir / "settings.json", "start_runs_found", [])
     with pytest.raises(PrivacyError, match="start_runs are not those"):
-        report(child.output_dir)
+        check_statement(child.output_dir)
 
 
 @pytest.fixture
@@ -131,12 +131,10 @@ def test_a_random_start_has_no_runs_behind_it() -> None:
 
 
 def made_from(start: Path, folder: Path, **changes: Any) -> Path:
-    from dataclasses import replace
-
     (earlier,) = runs_behind(start, [])
-    earlier = replace(earlier, **changes)
+    earlier = earlier.model_copy(update=changes)
     run = make_run(folder, start_runs=(earlier,))
-    edit(run / "settings.json", "start_runs_found", [earlier.plain()])
+    edit(run / "settings.json", "start_runs_found", [earlier.model_dump()])
     return run
 
 
@@ -144,14 +142,14 @@ def made_from(start: Path, folder: Path, **changes: Any) -> Path:
 def test_of_runs_that_do_not_add_up_nothing_is_promised_together(
     changes: dict[str, Any], start: Path, tmp_path: Path
 ) -> None:
-    section = report(made_from(start, tmp_path / "next", **changes)).statement["start_runs"]
+    section = check_statement(made_from(start, tmp_path / "next", **changes)).statement["start_runs"]
     assert section["epsilon"] is None and section["meaning"] == NOT_TOGETHER
 
 
 def test_the_winner_of_a_tuning_behind_a_start_counts_with_all_of_the_tuning(start: Path, tmp_path: Path) -> None:
     tuned = {"distribution": "geometric", "mean_runs": 5.0, "epsilon": 90.0}
-    alone = report(made_from(start, tmp_path / "alone")).statement["start_runs"]["epsilon"]
-    after = report(made_from(start, tmp_path / "after", **tuned)).statement["start_runs"]["epsilon"]
+    alone = check_statement(made_from(start, tmp_path / "alone")).statement["start_runs"]["epsilon"]
+    after = check_statement(made_from(start, tmp_path / "after", **tuned)).statement["start_runs"]["epsilon"]
     assert after > 1.1 * alone
 
 
@@ -171,10 +169,10 @@ def test_a_statement_that_claims_less_of_its_start_is_refused(
     name: str, value: Any, start: Path, tmp_path: Path
 ) -> None:
     run = made_from(start, tmp_path / "next")
-    report(run)
+    check_statement(run)
     reseal(run, name, value)
     with pytest.raises(PrivacyError, match=name.partition("/")[0]):
-        report(run)
+        check_statement(run)
 
 
 @pytest.mark.parametrize(
@@ -189,12 +187,12 @@ def test_what_is_no_run_behind_a_start_is_refused(name: str, value: Any, start: 
     reseal(run, "start_runs/runs", changed)
     edit(run / "settings.json", "start_runs_found", changed)
     with pytest.raises(PrivacyError, match=r"start_runs\.runs\.0"):
-        report(run)
+        check_statement(run)
 
 
 def test_a_sweep_counts_the_runs_behind_its_start_once(start: Path) -> None:
     (earlier,) = runs_behind(start, [])
-    assert StartRun.read(earlier.plain()) == earlier
+    assert StartRun.model_validate(earlier.model_dump()) == earlier
     jobs = [JobCost(20, 20, 0.05, noise, 1e-4, True, "image", (earlier,)) for noise in (1.0, 2.0)]
     cost = compose(jobs)
     assert cost is not None and cost.start_runs == (earlier,)

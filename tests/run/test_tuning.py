@@ -22,7 +22,7 @@ from dptrain.privacy.random_stopping import RANDOM_STOPPING
 from dptrain.run.tuning import draw_runs, plan_tuning, tune
 from dptrain.settings.resolve import from_kwargs, resolve
 from dptrain.settings.schema import TrainConfig
-from dptrain.statement import report
+from dptrain.statement import check_statement
 
 from ..conftest import SMALL, dataset_maker
 
@@ -184,7 +184,7 @@ def test_only_the_winner_is_left_and_nothing_tells_how_many_ran(
     assert statement["guarantee"]["epsilon_pld"] == tuning.epsilon
     with (out / "results.csv").open() as stream:
         assert {float(row["dp/epsilon"]) for row in csv.DictReader(stream)} == {tuning.epsilon}
-    assert report(out).statement["guarantee"]["epsilon"] == tuning.epsilon
+    assert check_statement(out).statement["guarantee"]["epsilon"] == tuning.epsilon
     assert statement["tuning"]["runs"] == "secret, geometric with mean 5"
     assert "they chose the run" in statement["validation"]
     files = [file for file in out.rglob("*") if file.is_file()]

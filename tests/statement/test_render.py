@@ -56,11 +56,11 @@ def test_the_page_stands_alone_and_escapes_everything(tmp_path: Path) -> None:
         deviations=(NASTY,),
         public_data={"start_weights": NASTY, "sha256": NASTY, "declared": NASTY},
         training={NASTY: NASTY},
-        weights={NASTY: NASTY},
         dataset_budget={"name": NASTY, "unit": NASTY, "delta": 1e-5, "limit": 3.0},
         tuning={"method": NASTY, "runs": 3, "note": NASTY},
-        audit={"method": NASTY, "epsilon_lower_bound": 0.1, "confidence": 0.95},
     )
+    statement["weights"] = {NASTY: NASTY}
+    statement["audit"] = {"method": NASTY, "epsilon_lower_bound": 0.1, "confidence": 0.95}
     results = tmp_path / "results.csv"
     results.write_text(
         "step,dp/epsilon,dp/epsilon_claimed,dp/delta,metrics/mAP50B,metrics/mAP50-95B\n0,0,2,1e-4,0.1,0.05\n20,2,2,1e-4,0.4,0.2\n"

@@ -130,7 +130,7 @@ def read_cost(folder: Path) -> JobCost | None:
         privacy["delta"],
         settings["seed"] is None,
         privacy.get("unit", "image"),
-        tuple(StartRun.read(run) for run in settings.get("start_runs_found", [])),
+        tuple(StartRun.model_validate(run) for run in settings.get("start_runs_found", [])),
     )
 
 
