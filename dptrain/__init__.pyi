@@ -20,7 +20,10 @@ from .gradients import UnitBatch as UnitBatch
 from .gradients import check_independence as check_independence
 from .gradients import clipped_gradient_sum as clipped_gradient_sum
 from .gradients import per_sample_gradients as per_sample_gradients
+from .gradients.check_rule import check_layer_rule as check_layer_rule
 from .gradients.modules import FrozenBatchNorm2d as FrozenBatchNorm2d
+from .gradients.rules import LayerRule as LayerRule
+from .gradients.rules import register_layer_rule as register_layer_rule
 from .ledger import BudgetLedger as BudgetLedger
 from .privacy.clipping import Clipping as Clipping
 from .privacy.clipping import FlatClip as FlatClip

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import ModelError
-from .rules import registered_rules, rule_for
+from .rules import OutsideRule, registered_rules, rule_for
 
 
 def named_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -95,7 +95,8 @@ def refuse_unsupported(module: nn.Module, by_rules: bool = True) -> None:
                 f"parameter {name!r} is shared with {first!r}: untie the two, freeze them, or take "
                 "the engine microbatch, which is slow"
             )
-        if rule_for(layer) is None or attribute not in ("weight", "bias"):
+        rule = rule_for(layer)
+        if rule is None or not (isinstance(rule, OutsideRule) or attribute in ("weight", "bias")):
             kinds = ", ".join(sorted({kind.__name__ for kind in registered_rules()}))
             raise ModelError(
                 f"parameter {name!r} belongs to a {type(layer).__name__}, for which there is no per-example gradient: "

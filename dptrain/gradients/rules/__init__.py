@@ -8,5 +8,15 @@ from __future__ import annotations
 
 from . import conv, embedding, linear, norm  # noqa: F401 - each registers its rules
 from .base import Record, Rule, Tape, registered_rules, rule_for
+from .outside import LayerRule, OutsideRule, register_layer_rule
 
-__all__ = ["Record", "Rule", "Tape", "registered_rules", "rule_for"]
+__all__ = [
+    "LayerRule",
+    "OutsideRule",
+    "Record",
+    "Rule",
+    "Tape",
+    "register_layer_rule",
+    "registered_rules",
+    "rule_for",
+]
