@@ -80,11 +80,12 @@ def check_values(config: TrainConfig) -> None:
     Raises:
         ConfigError: It names the key, its value and the fix.
     """
+    for key in (*_CHOICES, "model"):
+        if (removed := REMOVED.get(f"{key}={value_at(config, key)}")) is not None:
+            raise ConfigError(f"{key}={value_at(config, key)} was removed: {removed}")
     for key, choices in _CHOICES.items():
         value = value_at(config, key)
         if value not in choices:
-            if (removed := REMOVED.get(f"{key}={value}")) is not None:
-                raise ConfigError(f"{key}={value} was removed: {removed}")
             raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
     for name, reason in REFUSED_AUGMENTATIONS.items():
         if getattr(config.augment, name):

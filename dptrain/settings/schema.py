@@ -76,6 +76,10 @@ REMOVED = {
     "norm=group_ws": "its starts were worse than group's: use norm=group, or frozen_bn from a checkpoint",
     "optimizer.floor": "it belonged to dp_adam_bc: use optimizer.name=adam",
     "optimizer.name=dp_adam_bc": "it was no better than adam at its best rate: use optimizer.name=adam",
+    **{
+        f"model={name}_scratch": f"use model={name}.yaml, which starts from random weights by itself"
+        for name in ("yolo11n", "yolo26n", "yolo26s", "yolov8n")
+    },
 }
 
 

@@ -104,7 +104,7 @@ def test_help_and_version_exit_with_0(arguments: str, capsys: pytest.CaptureFixt
 def test_train_help_lists_keys_presets_and_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    for word in ("privacy.epsilon", "optimizer.lr", "yolo26n_scratch", "augment.mosaic", "--config-dir"):
+    for word in ("privacy.epsilon", "optimizer.lr", "bccd", "augment.mosaic", "--config-dir"):
         assert word in text
 
 

@@ -125,16 +125,16 @@ def test_a_file_never_reaches_into_the_presets_folder(runs: list[TrainConfig]) -
 
 def test_named_presets_work_in_the_same_keys(runs: list[TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPTRAIN_DATASETS", "/sets")
-    assert main(["train", "model=yolo26n_scratch", "data=bccd", "privacy=epsilon_3", "imgsz=64"]) == 0
+    assert main(["train", "model=yolo26n.yaml", "data=bccd", "privacy=epsilon_3", "imgsz=64"]) == 0
     (config,) = runs
-    assert (config.model, config.norm, config.data) == ("yolo26n.yaml", "group", "/sets/bccd/data.yaml")
+    assert (config.model, config.norm, config.data) == ("yolo26n.yaml", "auto", "/sets/bccd/data.yaml")
     assert (config.privacy.epsilon, config.privacy.dataset_size, config.imgsz) == (3.0, 205, 64)
 
 
 def test_every_preset_composes_and_is_valid(runs: list[TrainConfig]) -> None:
     folder = Path(__file__).resolve().parents[3] / "conf"
     groups = [sorted(group.glob("*.yaml")) for group in sorted(folder.iterdir()) if group.is_dir()]
-    assert len(groups) == 8
+    assert len(groups) == 7
     for files in itertools.zip_longest(*groups):
         chosen = [f"{file.parent.name}={file.stem}" for file in files if file]
         assert main(["train", *BASE, *chosen]) == 0, chosen
@@ -168,7 +168,8 @@ def test_a_users_own_presets_may_name_files_too(runs: list[TrainConfig], tmp_pat
         ("privacy=epsilon_9", "privacy=epsilon_9 names no preset; did you mean epsilon_8?"),
         ("privacy=8", "privacy=8: privacy is chosen by the name of a preset"),
         ("optimizer=null", "optimizer=null: optimizer is chosen by the name of a preset"),
-        ("model=yolo26n_scrach", "model=yolo26n_scrach names no preset; did you mean yolo26n_scratch?"),
+        ("model=yolo26n_scratch", "model=yolo26n_scratch was removed: use model=yolo26n.yaml"),
+        ("data=bcd", "data=bcd names no preset; did you mean bccd?"),
         ("model=a.pt,b.pt", "model=a.pt,b.pt is several values: add -m"),
         ("steps=[1", "cannot read 'steps=[1'"),
         ("output_dir=${nope}", "output_dir: Interpolation key 'nope' not found"),
@@ -233,8 +234,8 @@ def test_a_sweep_gives_every_job_a_folder(runs: list[TrainConfig]) -> None:
     assert [(c.privacy.noise_multiplier, c.output_dir) for c in runs] == [(0.6, "runs/s/0"), (0.8, "runs/s/1")]
 
 
-def test_a_sweep_over_models_takes_files_and_presets(runs: list[TrainConfig]) -> None:
-    models = "model=yolo26n.yaml,'/a b/c.pt',yolov8n_scratch"
+def test_a_sweep_over_models_takes_files(runs: list[TrainConfig]) -> None:
+    models = "model=yolo26n.yaml,'/a b/c.pt',yolov8n.yaml"
     assert main(["train", "-m", models, "data=d.yaml", "tracking=disabled", "output_dir=s"]) == 0
     assert [c.model for c in runs] == ["yolo26n.yaml", "/a b/c.pt", "yolov8n.yaml"]
 
