@@ -16,7 +16,7 @@ from dp_accounting.rdp import RdpAccountant
 RELATION = privacy_accountant.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 # dp-accounting's own, from 1.1 to 1024: wide enough for small budgets, which need large orders.
-ORDERS: tuple[float, ...] = tuple(float(order) for order in RdpAccountant(neighboring_relation=RELATION)._orders)
+ORDERS: tuple[float, ...] = tuple(float(order) for order in RdpAccountant(neighboring_relation=RELATION).orders)
 
 
 @contextmanager
@@ -33,4 +33,4 @@ def quiet() -> Iterator[None]:
 def rdp_at(event: dp_event.DpEvent, orders: Sequence[float]) -> np.ndarray:
     """Return the Rényi divergence bound of an event at some orders; infinity where there is none."""
     with quiet():
-        return np.asarray(RdpAccountant(orders, RELATION).compose(event)._rdp)
+        return np.asarray(RdpAccountant(orders, RELATION).compose(event).rdp)

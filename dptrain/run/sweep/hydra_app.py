@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ...errors import ConfigError
 from ...settings.resolve import from_omegaconf
 from ...settings.schema import TrainConfig, config_error, keys, nearest_key
+from .hydra_flags import hydra_flags
 from .launch import SweepBroken, SweepCallback, SweepRefused, run_job
 
 if TYPE_CHECKING:
@@ -166,9 +167,7 @@ def run_hydra(
 
 def _flags_first(arguments: list[str]) -> list[str]:
     """Flags, then overrides with their values quoted: Hydra's parser takes overrides in one stretch only."""
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
+    parser, known = hydra_flags()
     flags: list[str] = []
     overrides: list[str] = []
     rest = list(arguments)
@@ -178,9 +177,9 @@ def _flags_first(arguments: list[str]) -> list[str]:
             overrides.append(argument)
             continue
         name, equals, _ = argument.partition("=")
-        action = parser._option_string_actions.get(name)
+        action = known.get(name)
         if action is None:
-            raise ConfigError(f"unknown option {name}{nearest_key(name, list(parser._option_string_actions))}")
+            raise ConfigError(f"unknown option {name}{nearest_key(name, list(known))}")
         if "--experimental-rerun" in action.option_strings:
             raise ConfigError(f"option {name} is refused: it unpickles a file, which can run any code")
         flags.append(argument)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _OF_THE_SWEEP = ("output_dir", "resume", "tracking", "tuning", "budget")
 
 
@@ -90,9 +91,7 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
         ConfigError: A key is swept that belongs to the sweep as a whole.
         HydraException: A job cannot be composed.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    if config.hydra.sweeper._target_ != _BASIC_SWEEPER:
+    if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
         return None
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
@@ -103,15 +102,28 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
     for key in swept:
         if key.partition(".")[0] in _OF_THE_SWEEP:
             raise ConfigError(f"{key} cannot be swept: it belongs to the sweep as a whole; give it one value")
-    (batch,) = BasicSweeper.split_arguments(overrides, None)
     jobs = []
-    for number, chosen in enumerate(batch):
+    for number, chosen in enumerate(itertools.product(*_choices(overrides).values())):
         values = dict(argument.split("=", 1) for argument in chosen if "=" in argument)
         settings = _settings(loader.load_sweep_config(config, list(chosen)))
         texts = {key.lstrip("+"): values[key].strip("'\"") for key in swept}
         jobs.append(SweepJob(number, texts, comparable(settings)))
     _refuse_units(jobs)
     return jobs
+
+
+def _choices(overrides: Sequence[Override]) -> dict[str, list[str]]:
+    """What the jobs get for every key, as the basic sweeper takes it: the last override of a key counts."""
+    found = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            found[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            found[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise ConfigError(f"{override.input_line} has no list of values: give them, {key}=a,b")
+    return found
 
 
 def _refuse_units(jobs: Sequence[SweepJob]) -> None:
