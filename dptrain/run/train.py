@@ -12,6 +12,7 @@ from ..settings import resolve as settings
 from ..settings.schema import TrainConfig
 from .job import Run, TrainResult
 from .outputs import unlock
+from .prepare import prepare
 from .progress import make_console
 from .public_start import declared_start
 
@@ -32,17 +33,18 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
     Raises:
         DptrainError: One line with what is wrong and the fix, before the first step wherever that is possible.
     """
-    return train_from_config(settings.from_kwargs(plan=plan, model=str(model), data=str(data), **options))
+    config = settings.from_kwargs(plan=plan, model=str(model), data=str(data), **options)
+    return train_from_config(settings.resolve(config))
 
 
 def train_from_config(config: TrainConfig) -> TrainResult:
-    """Do what :func:`train` does, from the typed configuration that Hydra fills."""
+    """Do what :func:`train` does, from resolved settings."""
     with files_held():
         return _train(config)
 
 
 def _train(config: TrainConfig) -> TrainResult:
-    config = unlock(settings.resolve(config))
+    config = unlock(config)
     if config.public_data is None:
         config = replace(config, public_data=declared_start(config.model))
     if config.tuning.method != "none":
@@ -50,6 +52,4 @@ def _train(config: TrainConfig) -> TrainResult:
 
         return tune(config)
     plan = settings.make_plan(config)
-    config = settings.with_plan(config, plan)
-    run = Run(config, plan, make_console())
-    return run.execute()
+    return Run(prepare(settings.with_plan(config, plan), plan), make_console()).execute()

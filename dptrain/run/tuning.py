@@ -137,7 +137,7 @@ def tune(config: TrainConfig) -> TrainResult:
         pictures,
         data_name,
         groups,
-        config.privacy.same_picture == "one_unit",
+        config.privacy.copies_are_one,
         whole=True,
     )
     charge.prepare()
@@ -263,7 +263,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, by
     """Find out before the first run whether every candidate could start; returns the data's name, pictures, groups."""
     from ..detection.data import load_data
     from .build import model_of
-    from .job import Run
+    from .prepare import PaidByTuning, prepare
 
     first = tuning.candidates[0]
     data = load_data(first.data)
@@ -271,8 +271,8 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, by
         raise ConfigError(f"{first.data} has no val split, and the winner is picked by its score there: add one")
     for candidate in tuning.candidates[1:]:
         model_of(candidate, data)
-    run = Run(_private(first, output / _PARTIAL / "run"), tuning.plan, Console(quiet=True), tuning={})
-    return run.data_name, run.pictures, run.groups
+    prepared = prepare(_private(first, output / _PARTIAL / "run"), tuning.plan, PaidByTuning({}, None, ()))
+    return prepared.data_name, prepared.pictures, prepared.groups
 
 
 def _announce(tuning: Tuning, console: Console) -> None:
@@ -291,6 +291,7 @@ def _best_of(
 ) -> tuple[TrainResult, TrainConfig] | None:
     """Take the runs; ``partial/best`` then holds the winner, and nothing is left of the others."""
     from .job import Run
+    from .prepare import PaidByTuning, prepare
 
     random = secrets.SystemRandom()
     best: tuple[TrainResult, TrainConfig] | None = None
@@ -299,9 +300,9 @@ def _best_of(
         folder = partial / "run"
         shutil.rmtree(folder, ignore_errors=True)
         with _silence():
-            plan = _plan_of(candidate, tuning)
-            quiet = Console(quiet=True)
-            run = Run(_private(candidate, folder), plan, quiet, tuning=facts, charge=charge, start_runs=behind)
+            paid = PaidByTuning(facts, charge, behind)
+            prepared = prepare(_private(candidate, folder), _plan_of(candidate, tuning), paid)
+            run = Run(prepared, Console(quiet=True))
             try:
                 result = run.execute()
             except PrivacyError:  # it diverged: the lowest of all scores, since stopping here would tell of a loser

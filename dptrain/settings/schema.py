@@ -116,6 +116,11 @@ class PrivacyConfig:
     )
     preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA, head for that many images")
 
+    @property
+    def copies_are_one(self) -> bool:
+        """Whether the copies of a picture are drawn, and charged, as one image."""
+        return self.same_picture == "one_unit"
+
 
 @dataclass
 class OptimizerConfig:

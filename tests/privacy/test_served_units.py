@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from scipy import stats
 
 from dptrain import PrivacyPlan
@@ -21,7 +20,7 @@ from dptrain.detection.data import StepLoader
 from dptrain.detection.model import save_weights
 from dptrain.privacy.sampling import PoissonSampler
 from dptrain.privacy.streams import NoiseStream
-from dptrain.run.job import Run
+from dptrain.run.prepare import prepare
 from dptrain.settings import resolve as config_module
 
 from .datasets import detector, write_neighbours
@@ -122,7 +121,7 @@ def test_a_run_samples_at_the_rate_of_its_event_however_many_images_there_are(tm
         )
     )
     plan = config_module.make_plan(settings)
-    trainer = Run(config_module.with_plan(settings, plan), plan, Console(quiet=True)).trainer
+    trainer = prepare(config_module.with_plan(settings, plan), plan).trainer
     assert isinstance(trainer.sampler, PoissonSampler)
     assert trainer.sampler.num_units == 4
     assert trainer.sampler.sample_rate == accounted_rate(plan) == 0.05

@@ -54,16 +54,16 @@ GRADIENT_BUGS = (
     bug(
         "scales of private images",
         "Nobody looks whether a private image is among those that the scales were measured on.",
-        "dptrain.run.job:Run._with_scales",
-        "declared.refuse_training(self.pictures)", "pass",
+        "dptrain.run.prepare:_scales",
+        "declared.refuse_training(pictures)", "pass",
         "tests/run/test_job.py::"
         "test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written",
     ),
     bug(
         "scales measured anew",
         "A run that goes on measures its scales with the weights that it has by then, which private images moved.",
-        "dptrain.run.job:Run._with_scales",
-        "self.config.resume and", "False and",
+        "dptrain.run.prepare:_scales",
+        "config.resume and", "False and",
         "tests/run/test_job.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
     ),
     bug(

@@ -30,8 +30,8 @@ IDENTITY_BUGS = (
     bug(
         "val not compared with the ledger",
         "Images that are private in another project are validated on: their metrics are released without noise.",
-        "dptrain.run.job:Run._refuse_private_images",
-        "images.refuse_protected(self.config.budget)", "pass",
+        "dptrain.run.prepare:_refuse_private_images",
+        "images.refuse_protected(config.budget)", "pass",
         PUBLIC + "test_an_image_that_a_ledger_protects_is_no_public_one",
     ),
     bugs(
@@ -52,7 +52,7 @@ IDENTITY_BUGS = (
     bug(
         "copies drawn as images",
         "Copies of a picture are let in as one image, and drawn one by one: four of them move the sum by 4 C.",
-        "dptrain.run.job:Run._units", "if self._copies_are_one:", "if False:",
+        "dptrain.run.prepare:_units", "if config.privacy.copies_are_one:", "if False:",
         "tests/datasets/test_repeats.py::test_copies_that_count_as_one_image_move_the_sum_by_one_clip_norm",
     ),
 )  # fmt: skip

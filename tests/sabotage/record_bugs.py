@@ -129,14 +129,15 @@ RECORD_BUGS = (
     bug(
         "number of images told",
         "The statement has the true size of the folder in place of the one that was declared.",
-        "dptrain.run.job:Run._write_statement", "self.config.privacy.dataset_size", "len(self.dataset)",
+        "dptrain.run.job:Run._write_statement", "config.privacy.dataset_size", "len(prepared.pictures)",
         WHOLE,
     ),
     bug(
         "number of images on the screen",
         "The first lines of a run say how many images it found.",
         "dptrain.run.job:Run._describe",
-        "parameters train, {self.device}", "parameters train on {len(self.dataset)} images, {self.device}",
+        "parameters train, {prepared.device}",
+        "parameters train on {len(prepared.pictures)} images, {prepared.device}",
         WHOLE,
     ),
     bug(

@@ -1,0 +1,327 @@
+"""From settings and a plan to a run that is ready to start. All that can be refused is refused here.
+
+Nothing is written before :func:`prepare` returns, and nothing is decided after it: :class:`~dptrain.run.job.Run` only
+executes what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..datasets.data_yaml import data_name
+from ..datasets.groups import groups_of, refuse_shared_groups
+from ..datasets.identity import pictures_in
+from ..datasets.repeats import refuse_repeats
+from ..datasets.sources import public_images
+from ..detection import DetectionModel
+from ..detection.data import DataConfig, DetectionDataset, StepLoader, load_data
+from ..detection.loss import PerImageLoss, one2many_weight
+from ..detection.memory import physical_batch_size
+from ..detection.probe import refuse_coupled_images
+from ..detection.scales import layer_scales, public_part
+from ..gradients import trainable_parameters
+from ..privacy.plan import PrivacyPlan
+from ..privacy.units import UnitRows
+from ..sealing.weights import is_weights, weights_hash
+from ..settings.schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, TrainConfig
+from ..statement.start_runs import StartRun
+from ..support.devices import usable_device
+from ..training.checkpoint import scales_of
+from ..training.trainer import PrivateTrainer, learning_rate
+from .build import augmentation_of, loss_settings, model_of, with_rate
+from .charge import RunCharge
+from .declared_public import DeclaredPublic
+from .facts import runs_behind
+from .folder import CHECKPOINT, RunFolder
+from .optimizers import make_optimizer
+from .outputs import OutputFiles
+
+
+@dataclass(frozen=True)
+class PaidByTuning:
+    """What a tuning gives to each of its candidates, which it has paid for.
+
+    Attributes:
+        facts: The ``tuning`` section of the statement.
+        charge: Of the whole tuning, reserved before; None while it is only tried whether a candidate can start.
+        start_runs: The private runs behind the start of any candidate.
+    """
+
+    facts: Mapping[str, Any]
+    charge: RunCharge | None
+    start_runs: Sequence[StartRun]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is decided before the first step of a run. One run uses it up: it trains ``model`` by ``trainer``.
+
+    Attributes:
+        config: The settings, with all that the plan and the rule of the learning rate settle written out.
+        plan: The plan, with the scales that its clip rule asks for.
+        folder: Where the run goes; not there yet, unless the run is resumed.
+        outputs: How its files are written, plain or sealed.
+        device: Where it trains.
+        data_name: What the dataset is called.
+        model: The detector, with its start weights.
+        start_hash: sha256 of the start weights; None for a random start.
+        start_runs: The private runs behind the start.
+        pictures: What it draws from: the identity of the picture in every image file.
+        groups: The group of every image, where groups are protected.
+        validation: What it is evaluated on; None without evaluation.
+        scaled_by: What the statement says of the images that the layers' scales were measured on; None without scales.
+        rate_by_rule: Whether nobody gave a learning rate.
+        physical_batch_size: How many rows go through the model at once.
+        trainer: Takes the steps; each is counted in the folder's journal before its noise is drawn.
+        charge: What the run spends: its own, or that of the tuning.
+        tuning: The ``tuning`` section of the statement; None for a run that pays for itself.
+    """
+
+    config: TrainConfig
+    plan: PrivacyPlan
+    folder: RunFolder
+    outputs: OutputFiles
+    device: torch.device
+    data_name: str
+    model: DetectionModel
+    start_hash: str | None
+    start_runs: Sequence[StartRun]
+    pictures: Mapping[Path, bytes]
+    groups: Sequence[str] | None
+    validation: DetectionDataset | None
+    scaled_by: Mapping[str, Any] | None
+    rate_by_rule: bool
+    physical_batch_size: int
+    trainer: PrivateTrainer
+    charge: RunCharge
+    tuning: Mapping[str, Any] | None
+
+    @property
+    def pays(self) -> bool:
+        """Whether the run pays for itself; else the tuning has paid, and the ledger is not told of its steps."""
+        return self.tuning is None
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change when the run is resumed, all of it public."""
+        values = asdict(self.config)
+        for name in FREE_TO_CHANGE:
+            values.pop(name)
+        del values["seal"]
+        if self.config.seal.recipients:
+            values["sealed"] = True
+        return {
+            **values,
+            "start_sha256": self.start_hash,
+            **({"start_runs_found": [run.model_dump() for run in self.start_runs]} if self.start_runs else {}),
+            "names": [self.model.names[i] for i in sorted(self.model.names)],
+        }
+
+
+def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = None) -> Prepared:
+    """Decide all that a run needs before its first step; nothing is written.
+
+    Args:
+        config: Resolved settings, with the plan written out (``settings.resolve.with_plan``).
+        plan: The plan that they make, without the scales of ``privacy.clip_scales``, which are measured here.
+        paid: Given for a tuning's candidate. Without it the run pays for itself.
+
+    Raises:
+        DptrainError: The run cannot start: one line with what is wrong and the fix.
+    """
+    folder, outputs = RunFolder(Path(config.output_dir), config.resume), OutputFiles(config.seal)
+    folder.check()
+    device = torch.device(usable_device(config.device))
+    data = load_data(config.data)
+    with _seeded(config.seed):
+        model = model_of(config, data).to(device)
+    settled = with_rate(config, plan, model)
+    start = Path(config.model)
+    start_hash = weights_hash(start) if is_weights(start) else None
+    start_runs = runs_behind(start, config.start_runs) if paid is None else paid.start_runs
+    folder.refuse_inside(data)
+    evaluates = config.validation == "public" and bool(data.val)
+    groups, val_groups = _groups(config, plan.unit, data, evaluates)
+    dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
+    pictures = pictures_in(dataset.image_files)  # each decoded once, by which it is also checked
+    if not config.privacy.copies_are_one:
+        refuse_repeats(pictures, groups)
+    validation = DetectionDataset(data, "val", config.imgsz, verify=False) if evaluates else None
+    _refuse_private_images(config, pictures, validation, val_groups)
+    scales, scaled_by = _scales(config, data, model, pictures, outputs)
+    final = plan if scales is None else replace(plan, clipping=replace(plan.clipping, scales=scales))
+    units = _units(config, groups, pictures, len(dataset))
+    at_once = _physical_batch_size(config, final, model, device, units)
+    name = data_name(Path(config.data))
+    own = RunCharge(
+        config.budget, final.event(), final.delta, final.unit, pictures, name, groups, config.privacy.copies_are_one
+    )
+    charge = own if paid is None or paid.charge is None else paid.charge
+
+    def count(steps: int) -> None:
+        """Count a step before its noise is drawn, if the ledger has given leave for it."""
+        if paid is None:
+            charge.lease(steps)
+        folder.journal.record(steps)
+
+    loader = StepLoader(dataset, at_once, config.workers, device, units)
+    trainer = _trainer(settled, final, model, loader, len(dataset) if units is None else len(units), count)
+    if paid is None:
+        charge.prepare()
+    return Prepared(
+        config=settled,
+        plan=final,
+        folder=folder,
+        outputs=outputs,
+        device=device,
+        data_name=name,
+        model=model,
+        start_hash=start_hash,
+        start_runs=start_runs,
+        pictures=pictures,
+        groups=groups,
+        validation=validation,
+        scaled_by=scaled_by,
+        rate_by_rule=config.optimizer.lr is None,
+        physical_batch_size=at_once,
+        trainer=trainer,
+        charge=charge,
+        tuning=None if paid is None else paid.facts,
+    )
+
+
+def _groups(
+    config: TrainConfig, unit: str, data: DataConfig, evaluates: bool
+) -> tuple[list[str] | None, list[str] | None]:
+    """The group of every train and val image, where groups are protected; none of them is in both splits."""
+    if unit != "group":
+        return None, None
+    val = data.val if evaluates else ()
+    found = groups_of(config.privacy.groups, (*data.train, *val))
+    count = len(data.train)
+    refuse_shared_groups(dict(zip(data.train, found[:count], strict=True)), dict(zip(val, found[count:], strict=True)))
+    return found[:count], found[count:]
+
+
+def _refuse_private_images(
+    config: TrainConfig,
+    pictures: Mapping[Path, bytes],
+    validation: DetectionDataset | None,
+    val_groups: Sequence[str] | None,
+) -> None:
+    """Refuse training images, and images that the ledger protects, where public ones are declared."""
+    declared: list[DeclaredPublic] = []
+    if validation is not None:
+        fix = "take it out of val, or set validation=off"
+        declared.append(DeclaredPublic("the val images", validation.image_files, fix, val_groups))
+    if config.public_images is not None:
+        files = public_images(config.public_images)
+        fix = "start from weights that other images made, or train without it"
+        declared.append(DeclaredPublic("public_images", files, fix))
+    for images in declared:
+        images.refuse_training(pictures)
+        images.refuse_protected(config.budget)
+
+
+def _scales(
+    config: TrainConfig,
+    data: DataConfig,
+    model: DetectionModel,
+    pictures: Mapping[Path, bytes],
+    outputs: OutputFiles,
+) -> tuple[tuple[tuple[str, float], ...] | None, dict[str, Any] | None]:
+    """The scales that the clip rule asks for, measured on public images with the start's weights; and of what."""
+    file = config.privacy.clip_scales
+    if file is None:
+        return None, None
+    public = public_part(file, data)
+    declared = DeclaredPublic(f"the images of privacy.clip_scales={file}", public.train, "name other public images")
+    declared.refuse_training(pictures)
+    compared = declared.refuse_protected(config.budget)
+    checkpoint = Path(config.output_dir) / CHECKPOINT
+    if config.resume and outputs.place(checkpoint).exists():  # a start that was random is gone
+        scales = scales_of(outputs.place(checkpoint), outputs.read(checkpoint))
+    else:
+        loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(config))
+        scales = layer_scales(model, loss, DetectionDataset(public, "train", config.imgsz, verify=False))
+    return scales, {"data": data_name(Path(file)), "images": len(public.train), "compared": compared}
+
+
+def _units(
+    config: TrainConfig, groups: Sequence[str] | None, pictures: Mapping[Path, bytes], images: int
+) -> UnitRows | None:
+    """The rows of every unit; None where each image, seen once, is one."""
+    copies = config.augment.multiplicity
+    if groups is not None:
+        return UnitRows(groups, config.privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT, copies)
+    if config.privacy.copies_are_one:  # a step takes one of a picture's copies, drawn anew
+        return UnitRows(list(pictures.values()), copies=copies)
+    return UnitRows(range(images), copies=copies) if copies > 1 else None
+
+
+def _physical_batch_size(
+    config: TrainConfig, plan: PrivacyPlan, model: DetectionModel, device: torch.device, units: UnitRows | None
+) -> int:
+    if config.physical_batch_size != "auto":
+        return int(config.physical_batch_size)
+    return physical_batch_size(
+        model,
+        config.imgsz,
+        plan.expected_batch_size,
+        device,
+        sample_rate=plan.sample_rate,
+        rows=1 if units is None else units.most_at_once,
+    )
+
+
+def _trainer(
+    config: TrainConfig,
+    plan: PrivacyPlan,
+    model: DetectionModel,
+    loader: StepLoader,
+    num_units: int,
+    on_release: Callable[[int], None],
+) -> PrivateTrainer:
+    loss = PerImageLoss(settings=loss_settings(config))
+    schedule, highest = config.schedule, config.optimizer.lr
+    assert highest is not None and config.ema.decay is not None
+
+    def rate(step: int) -> float:
+        return learning_rate(schedule.name, highest, step, plan.steps, schedule.warmup_steps, schedule.final)
+
+    def weigh_heads(step: int) -> None:
+        loss.one2many = one2many_weight(step / max(1, plan.steps - 1))
+
+    refuse_coupled_images(model, config.engine, loss)
+    return PrivateTrainer(
+        model,
+        loss,
+        plan,
+        make_optimizer(config.optimizer, trainable_parameters(model).values()),
+        loader,
+        num_units,
+        seed=config.seed,
+        engine=config.engine,
+        exact=config.noise.exact,
+        ema_decay=config.ema.decay,
+        set_rate=rate,
+        before_step=weigh_heads,
+        on_release=on_release,
+        probe=False,
+    )
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Make the random start of a test run repeatable; torch's own generator makes nothing that protects."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
