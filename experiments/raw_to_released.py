@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=recipe.EPSILON)
     options = parser.parse_args()
     if options.root.exists():
-        sys.exit(f"{options.root} is there already: choose another --root, or remove it")
+        sys.exit(f"{options.root} already exists: choose another --root, or remove it")
     options.root.mkdir(parents=True)
     with workplace(options.root):
         prepare(options.photos)

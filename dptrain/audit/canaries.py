@@ -86,8 +86,8 @@ def choose_sites(module: nn.Module, count: int, most_layers: int = 12) -> list[S
     room = sum(sizes[name] for name in names)
     if room < count:
         raise ConfigError(
-            f"canaries={count} is more than the {room} weights of convolutions and linear layers that train: ask for "
-            "fewer, or audit a larger model"
+            f"canaries={count} is more than the {room} weights of convolutions and linear layers that train: use "
+            "fewer canaries, or audit a larger model"
         )
     ends = np.floor(np.cumsum([sizes[name] for name in names]) * (count / room)).astype(int)
     ends[-1] = count

@@ -151,8 +151,8 @@ class AuditResult:
             f"{', '.join(f'{test} {shown_below(bound)}' for test, bound in sorted(self.bounds.items()))}"
         )
         rates = (
-            f"with {name} false, {self.reached_rates[name]:.1%} of the canaries in were told, and the claim allows "
-            f"{round_up(100 * rate, 3)}%"
+            f"with {name} false, {self.reached_rates[name]:.1%} of the included canaries were identified, and the "
+            f"claim allows {round_up(100 * rate, 3)}%"
             for name, rate in self.allowed_rates.items()
         )
         yield f"positives  {'; '.join(rates)}"
@@ -175,4 +175,4 @@ def refuse_overwriting(folder: Path) -> None:
         raise ConfigError(f"{folder} is a file: give a folder for {FILE} and {PICTURE}")
     for name in (FILE, PICTURE):
         if (folder / name).exists():
-            raise ConfigError(f"{folder / name} is there already: choose another folder, so that no audit is lost")
+            raise ConfigError(f"{folder / name} already exists: choose another folder, so that no audit is lost")

@@ -53,7 +53,7 @@ def default_plan(
     """
     _check_threat(threat)
     if epsilon is not None and noise_multiplier is not None:
-        raise ConfigError("epsilon and noise_multiplier exclude one another: each determines the other")
+        raise ConfigError("epsilon and noise_multiplier cannot be combined: each determines the other")
     rate = SAMPLE_RATE[threat] if sample_rate is None else sample_rate
     steps = STEPS[threat] if steps is None else steps
     units = _SCENES[threat] + (default_canaries(threat, delta) if canaries is None else canaries) / 2

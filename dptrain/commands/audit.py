@@ -61,7 +61,7 @@ def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 100,300") from error
+        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers such as 100,300") from error
 
 
 def _audit(options: argparse.Namespace) -> int:

@@ -152,7 +152,7 @@ def _print_readings(readings: Sequence[DatasetReading], ledger: BudgetLedger, as
         )
     _print(table)
     if readings:
-        print("spent: epsilon by RDP, reservations included; used: part of the budget that its filter has let through")
+        print("spent: epsilon by RDP, reservations included; used: part of the budget that its filter has admitted")
         if any(reading.stopped_runs for reading in readings):
             print(
                 "spent counts all that runs which ended early had planned; charged counts the steps they took, "

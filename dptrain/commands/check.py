@@ -52,7 +52,9 @@ def _check(options: argparse.Namespace) -> int:
 
     allowed = {kind.strip() for kind in options.allow.split(",") if kind.strip()}
     if allowed - KINDS.keys():
-        raise ConfigError(f"--allow {options.allow}: {', '.join(allowed - KINDS.keys())} is none of {', '.join(KINDS)}")
+        raise ConfigError(
+            f"--allow {options.allow}: {', '.join(allowed - KINDS.keys())} is not one of {', '.join(KINDS)}"
+        )
     from ..toolbox.checking import check
 
     forbid = [name.strip() for name in options.forbid.split(",") if name.strip()]

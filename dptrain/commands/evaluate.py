@@ -37,7 +37,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(f"--workers={options.workers} must be 0 or more")
     if options.split == "train":
         logging.getLogger(__name__).warning(
-            "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
+            "--split=train: metrics of private training images carry no noise; whoever sees them learns more than "
+            "epsilon allows"
         )
     from ..support.devices import parse_device, usable_device
 

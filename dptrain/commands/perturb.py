@@ -57,7 +57,7 @@ def register(commands: Commands) -> None:
     export.add_argument(
         "--seed",
         type=int,
-        help="decides the noise, and lets whoever knows it take it off; default: drawn and forgotten",
+        help="determines the noise, and whoever knows it can subtract it; default: drawn and forgotten",
     )
     export.add_argument("--delta", type=float, default=1e-5, help="for the epsilon of the noise; default %(default)s")
     export.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
@@ -69,7 +69,7 @@ def _levels(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is no list of numbers such as 10,20") from error
+        raise argparse.ArgumentTypeError(f"{text} is not a list of numbers such as 10,20") from error
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -83,7 +83,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ConfigError(f"--delta={options.delta} is not between 0 and 1")
     if options.split == "train":
         logging.getLogger(__name__).warning(
-            "--split=train: metrics of private training images carry no noise; whoever sees them learns beyond epsilon"
+            "--split=train: metrics of private training images carry no noise; whoever sees them learns more than "
+            "epsilon allows"
         )
     from ..support.devices import parse_device, usable_device
 
@@ -160,7 +161,7 @@ def _worth(worth: list[InputNoise], options: argparse.Namespace) -> Iterator[str
     from ..toolbox.perturbation.epsilon import TARGET
 
     if not worth:
-        yield f"{options.kind} is no differential privacy: it has no randomness"
+        yield f"{options.kind} is not differential privacy: it has no randomness"
         return
     yield f"as local differential privacy, delta {options.delta:.2g}:"
     for entry in worth:
@@ -169,4 +170,4 @@ def _worth(worth: list[InputNoise], options: argparse.Namespace) -> Iterator[str
             "grey levels, of 255"
         )
     if options.seed is not None:
-        yield f"and whoever knows --seed {options.seed} takes the noise off: epsilon infinite"
+        yield f"and whoever knows --seed {options.seed} can subtract the noise: epsilon infinite"

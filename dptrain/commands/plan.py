@@ -47,12 +47,12 @@ def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is no list of whole numbers such as 64,256") from error
+        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers such as 64,256") from error
 
 
 def _plan(options: argparse.Namespace) -> int:
     if options.output is not None and options.output.suffix.lower() not in _PICTURES:
-        raise ConfigError(f"-o {options.output} is no picture: end it with {', '.join(_PICTURES)}")
+        raise ConfigError(f"-o {options.output} is not a picture: end it with {', '.join(_PICTURES)}")
     from ..privacy.planning import plan_grid
 
     grid = plan_grid(
@@ -89,7 +89,7 @@ def _speed(options: argparse.Namespace) -> float | None:
             raise ConfigError("--model is there to be measured: add --measure, or leave it out")
         return options.seconds_per_image
     if options.seconds_per_image is not None:
-        raise ConfigError("--seconds-per-image and --measure exclude one another")
+        raise ConfigError("--seconds-per-image and --measure cannot be combined")
     if options.model is None:
         raise ConfigError("--measure needs --model, such as --model yolo26n.yaml")
     if options.imgsz < 32 or options.imgsz % 32:

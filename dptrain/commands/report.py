@@ -71,7 +71,7 @@ def _write(found: CheckedStatement, kind: str, output: Path | None) -> int:
 def _kind(asked: str | None, output: Path | None) -> tuple[str, Path | None]:
     """Which page, and where to; a suffix that says something else than --format is refused."""
     if asked == "all" and output is not None and (output.is_file() or str(output) == "-"):
-        raise ConfigError(f"-o {output} is no folder: --format all writes three files")
+        raise ConfigError(f"-o {output} is not a folder: --format all writes three files")
     if asked != "all" and output is not None and output.is_dir():
         raise ConfigError(f"-o {output} is a folder: give a file, or --format all")
     by_suffix = None if output is None else _SUFFIXES.get(output.suffix.lower())

@@ -28,9 +28,9 @@ def register(commands: Commands) -> None:
     scrub.add_argument("source", metavar="SOURCE", help="an image, a folder or an Ultralytics data.yaml")
     scrub.add_argument("-o", "--output", type=Path, help="a new folder for the copy")
     scrub.add_argument("--check", action="store_true", help="only say what would leak; write nothing")
-    scrub.add_argument("--key", type=Path, metavar="FILE", help="makes the new names, and the same ones next time; "
-                       "made if missing; default: a key that is forgotten")  # fmt: skip
-    scrub.add_argument("--mapping", type=Path, metavar="FILE", help="write old and new names here; keep it apart")
+    scrub.add_argument("--key", type=Path, metavar="FILE", help="key of the new names: the same key makes the same "
+                       "names; created if missing; default: a key that is forgotten")  # fmt: skip
+    scrub.add_argument("--mapping", type=Path, metavar="FILE", help="write old and new names here; store it elsewhere")
     scrub.add_argument("--keep-names", action="store_true", help="keep file and folder names")
     scrub.add_argument("--keep-icc", action="store_true", help="keep colour profiles")
     scrub.add_argument("--dicom", default="dicom", choices=("dicom", "png", "both"), help="make of DICOM files: "
@@ -88,9 +88,7 @@ def _print(report: ScrubReport) -> None:
     for word, count in kinds.items():
         print(f"  {word:<{width}}  {count:>7}")
     if report.output is None:
-        print(
-            f"{report.leaking} of {counted(len(report.files), 'image')} would give something away; nothing was written"
-        )
+        print(f"{report.leaking} of {counted(len(report.files), 'image')} would leak metadata; nothing was written")
     else:
         written = len(report.files) - report.withheld
         print(f"{counted(written, 'image')} and {counted(report.labels, 'label file')}: {report.output}")
@@ -101,4 +99,4 @@ def _print(report: ScrubReport) -> None:
             print(f"  {file.file}: {'; '.join(file.warnings)}")
     if report.left_out:
         shown = ", ".join(report.left_out[:5]) + (", ..." if len(report.left_out) > 5 else "")
-        print(f"not carried along, since they are no images: {shown}")
+        print(f"not copied, since they are not images: {shown}")

@@ -65,7 +65,7 @@ def _seal(options: argparse.Namespace) -> int:
         if keys.passphrase is None:
             raise ConfigError(f"{keys.place} holds an identity, and sealing needs --to age1... or a passphrase")
     elif options.passphrase_file or options.keyring:
-        raise ConfigError("--to and a passphrase exclude one another: give one")
+        raise ConfigError("--to and a passphrase cannot be combined: give one")
     print(seal(options.source, options.output, recipients=options.to, keys=keys))
     return 0
 

@@ -53,12 +53,12 @@ def read_data(file: Path, most: int = MOST_BYTES, wanted: bytes | None = None) -
         data = read_file(file, most)
     except FileNotFoundError:
         if wanted is not None or (_runs and _first.setdefault(str(file), _ABSENT) != _ABSENT):
-            raise DataError(f"{file}: is gone since it was checked; {_FIX}") from None
+            raise DataError(f"{file}: was removed after it was checked; {_FIX}") from None
         raise
     if _runs or wanted is not None:
         found = content_hash(data)
         if wanted not in (None, found) or (_runs and _first.setdefault(str(file), found) != found):
-            raise DataError(f"{file}: is not what it was when it was checked; {_FIX}")
+            raise DataError(f"{file}: changed after it was checked; {_FIX}")
     return data
 
 
@@ -67,4 +67,4 @@ def content_hash(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-_FIX = "put back what was there and resume, or start a new run"
+_FIX = "restore the file and resume, or start a new run"

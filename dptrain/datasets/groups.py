@@ -64,7 +64,9 @@ def check_groups(groups: GroupsConfig, prefix: str = "privacy.groups.") -> None:
         try:
             pairs = re.compile(groups.regex).groups
         except (re.error, OverflowError, RecursionError) as error:
-            raise ConfigError(f"{prefix}regex={groups.regex} is no regular expression ({error}): correct it") from None
+            raise ConfigError(
+                f"{prefix}regex={groups.regex} is not a regular expression ({error}): correct it"
+            ) from None
         if pairs != 1:
             raise ConfigError(
                 f"{prefix}regex={groups.regex} has {pairs} groups in parentheses: exactly one must be the group; write "

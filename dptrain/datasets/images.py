@@ -18,7 +18,7 @@ from .contents import content_hash, read_data
 from .silence import codecs_silenced, pillow_silenced
 
 PADDING = 114
-_MEND = "replace it with a sound copy or take it out"
+_MEND = "replace it with an intact copy or remove it"
 _TOO_LARGE = f"the image claims more than {MOST_PIXELS:,} pixels; cut it into tiles or shrink it"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

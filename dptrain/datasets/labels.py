@@ -62,7 +62,7 @@ def _text(path: Path) -> str | None:
         return read_data(path, MOST_TEXT).decode("utf-8-sig")
     except FileNotFoundError:
         if path.is_symlink():  # boxes that were not fetched are not an image without objects
-            raise DataError(f"{path}: links to a file that is not there; fetch it, or take the link out") from None
+            raise DataError(f"{path}: links to a file that is not there; fetch it, or remove the link") from None
         return None
     except UnicodeDecodeError:
         raise DataError(f"{path}: the label file is not UTF-8 text; export it again as plain text") from None

@@ -63,7 +63,7 @@ class DataConfig:
     def files(self, split: str) -> tuple[Path, ...]:
         """The image files of ``split`` (train, val or test), at least one; ``DataError`` says why there is none."""
         if split not in SPLITS:
-            raise DataError(f"split '{split}' is none of {', '.join(SPLITS)}")
+            raise DataError(f"split '{split}' is not one of {', '.join(SPLITS)}")
         found: tuple[Path, ...] = getattr(self, split)
         if not found:
             raise DataError(self.missing.get(split, f"{self.file}: split '{split}' holds no images; add some"))
@@ -162,7 +162,8 @@ def _root(file: Path, data: Mapping[Any, Any]) -> Path:
         raise DataError(f"{file}: path: {entry} cannot be looked up ({_reason(error)}); correct it") from None
     if not there:
         raise DataError(
-            f"{file}: path: {entry} is no folder (looked for {root}); write it absolute or from data.yaml's own folder"
+            f"{file}: path: {entry} is not a folder (looked for {root}); write it absolute or from "
+            "data.yaml's own folder"
         )
     return root
 

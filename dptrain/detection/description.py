@@ -78,14 +78,14 @@ def _wrong(key: Any, value: Any) -> tuple[_Place, str] | None:
     """Where a key's value is wrong, and what is wrong with it."""
     place = (str(key), 0)
     if key not in _KEYS:
-        return place, f"{_shown(key)} is no key of a detector's description; take it out"
+        return place, f"{_shown(key)} is not a key of a detector's description; remove it"
     if key == "activation":
         return None if value is None or is_activation(value) else (place, _NO_ACTIVATION.format(_shown(value)))
     if key == "end2end":
         return None if isinstance(value, bool) else (place, f"end2end: {_shown(value)} is not true or false")
     if key in _NUMBERS:
         whole = key not in ("depth_multiple", "width_multiple")
-        return None if _is_size(value, whole) else (place, f"{key}: {_shown(value)} is no number of a usual size")
+        return None if _is_size(value, whole) else (place, f"{key}: {_shown(value)} is not a number of a usual size")
     if key == "scales":
         good = isinstance(value, dict) and all(
             isinstance(scale, str) and isinstance(row, list) and len(row) == 3 and all(map(_is_size, row))
@@ -93,7 +93,7 @@ def _wrong(key: Any, value: Any) -> tuple[_Place, str] | None:
         )
         return None if good else (place, f"scales: {_shown(value)} is not 'n: [depth, width, most channels]' lines")
     if not isinstance(value, list) or not 0 < len(value) <= _MOST_LAYERS:
-        return place, f"{key}: is no list of 1 to {_MOST_LAYERS} layers"
+        return place, f"{key}: is not a list of 1 to {_MOST_LAYERS} layers"
     for number, layer in enumerate(value):
         wrong = _wrong_layer(layer)
         if wrong is not None:
@@ -102,8 +102,8 @@ def _wrong(key: Any, value: Any) -> tuple[_Place, str] | None:
 
 
 _NO_ACTIVATION = (
-    "activation: {} is no activation of torch.nn with literal values, such as nn.SiLU() or nn.LeakyReLU(0.1); it would "
-    "be run as Python"
+    "activation: {} is not an activation of torch.nn with literal values, such as nn.SiLU() or nn.LeakyReLU(0.1); it "
+    "would be run as Python"
 )
 
 
@@ -136,17 +136,17 @@ def _is_literal(node: ast.expr) -> bool:
 
 def _wrong_layer(layer: Any) -> str | None:
     if not isinstance(layer, list) or len(layer) != 4:
-        return f"{_shown(layer)} is no layer: write [from, repeats, name, [values]]"
+        return f"{_shown(layer)} is not a layer: write [from, repeats, name, [values]]"
     origin, repeats, name, values = layer
     origins = origin if isinstance(origin, list) else [origin]
     if not origins or not all(type(number) is int and abs(number) < _MOST_LAYERS for number in origins):
-        return f"{_shown(origin)} is no layer's number, nor a list of some"
+        return f"{_shown(origin)} is not a layer's number or a list of them"
     if type(repeats) is not int or not 1 <= repeats <= _MOST_REPEATS:
-        return f"{_shown(repeats)} is no number of repeats from 1 to {_MOST_REPEATS}"
+        return f"{_shown(repeats)} is not a number of repeats from 1 to {_MOST_REPEATS}"
     if not isinstance(name, str) or not _is_layer(name):
-        return f"{_shown(name)} is no layer of Ultralytics or of torch.nn that dptrain lets a description name"
+        return f"{_shown(name)} is not a layer of Ultralytics or torch.nn that a description may name"
     if not isinstance(values, list) or not _is_plain(values):
-        return f"{_shown(values)} are no literal values of a layer: numbers, true, false, words, nc"
+        return f"{_shown(values)} are not literal values of a layer: numbers, true, false, words, nc"
     return None
 
 

@@ -116,7 +116,7 @@ def _similar(
     found = {_plain(new): _plain(old) for new, old in (similar or {}).items()}
     for new, old in found.items():
         if new not in new_names.values():
-            raise ConfigError(f"similar_classes has {new!r}, which is no class of the data")
+            raise ConfigError(f"similar_classes has {new!r}, which is not a class of the data")
         if old not in old_names:
             raise ConfigError(f"similar_classes has {new!r}: {old!r}, and the start has no class {old!r}")
     return found

@@ -64,7 +64,7 @@ def layer_scales(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
     if floor == 0.0:
         raise DataError(
             f"none of the {len(images)} public images of privacy.clip_scales gives a finite gradient that is not 0, so "
-            "nothing tells how large the layers' are: name others"
+            "the layers' gradients cannot be measured: name others"
         )
     scales = {layer: 1.0 / max(size, floor) for layer, size in typical.items()}
     longer = math.sqrt(sum(scales[layer] ** 2 * energy[layer] for layer in energy) / sum(energy.values()))

@@ -40,7 +40,7 @@ def batch_size(batch: Any) -> int:
         return batch_size(batch["img"] if "img" in batch else next(iter(batch.values())))
     if isinstance(batch, tuple | list) and batch:
         return batch_size(batch[0])
-    raise ModelError(f"cannot tell the number of examples of a {type(batch).__name__}: use a tensor, tuple or dict")
+    raise ModelError(f"cannot find the number of examples of a {type(batch).__name__}: use a tensor, tuple or dict")
 
 
 def take_examples(batch: Any, start: int, stop: int) -> Any:

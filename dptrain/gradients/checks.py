@@ -100,7 +100,7 @@ def refuse_unsupported(module: nn.Module, by_rules: bool = True) -> None:
             kinds = ", ".join(sorted({kind.__name__ for kind in registered_rules()}))
             raise ModelError(
                 f"parameter {name!r} belongs to a {type(layer).__name__}, for which there is no per-example gradient: "
-                f"freeze it, use one of {kinds}, or take the engine microbatch, which is slow and needs no rule"
+                f"freeze it, use one of {kinds}, or use engine=microbatch, which is slow and needs no rule"
             )
     if not owners:
         raise ModelError("no parameter is trainable, so there is nothing to learn: set requires_grad or `trainable`")

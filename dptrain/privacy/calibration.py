@@ -140,7 +140,7 @@ def calibrate_to_divergence(divergence: float, order: float, sample_rate: float,
     least, most = NOISE_RANGE
     if not divergence > 0 or total(most) > divergence:
         raise ConfigError(
-            f"nothing fits: {steps} steps at sample_rate={sample_rate:.6g} pass what is left, whatever the noise"
+            f"nothing fits: {steps} steps at sample_rate={sample_rate:.6g} exceed what is left, whatever the noise"
         )
     noise = _ceiling(noise_for_order(total, divergence, least, most))
     while total(noise) > divergence:

@@ -209,7 +209,7 @@ class Clipping:
             )
         for key, given, owner in (("clip_groups", self.groups, "groups"), ("clip_scales", self.scales, "scaled")):
             if given and self.name != owner:
-                raise ConfigError(f"{key} means nothing with clipping={self.name}: leave it out, or use {owner}")
+                raise ConfigError(f"{key} has no effect with clipping={self.name}: leave it out, or use {owner}")
 
     @classmethod
     def from_dict(cls, values: Any) -> Clipping:
@@ -231,7 +231,7 @@ class Clipping:
         """Refuse what the rest of a plan does not allow."""
         check_clip_norm(clip_norm)
         if self.name == "automatic" and clip_norm != 1.0:
-            raise ConfigError(f"clip_norm={clip_norm} means nothing with clipping=automatic: leave it out (1.0)")
+            raise ConfigError(f"clip_norm={clip_norm} has no effect with clipping=automatic: leave it out (1.0)")
 
     def longest(self, clip_norm: float) -> float:
         """Return the greatest length of what a unit adds to the gradients."""

@@ -90,7 +90,7 @@ class RunCharge:
         """
         if self.budget.url is None:
             if self.budget.required:
-                raise BudgetError("budget.required=true and budget.url=null exclude one another: give the ledger")
+                raise BudgetError("budget.required=true and budget.url=null cannot be combined: give the ledger")
             return
         from ..ledger import BudgetLedger
 

@@ -72,7 +72,7 @@ def runs_behind(start: Path, named: Sequence[str]) -> tuple[StartRun, ...]:
             folders.append(start.parent)
         elif not named:
             raise ConfigError(
-                f"model={start} lies beside the statement of a private run that does not cover it: say which runs it "
+                f"model={start} is beside the statement of a private run that does not cover it: name the runs it "
                 f"was made from, start_runs=[{start.parent}], or move it elsewhere if no private run did"
             )
     found: list[StartRun] = []

@@ -76,7 +76,7 @@ def unlock(config: TrainConfig) -> TrainConfig:
     open_dataset(config.data, None if place.is_file() and is_open(place) else keys_of(config.seal))
     if config.workers and multiprocessing.get_start_method() != "fork":
         raise ConfigError(
-            f"workers={config.workers} and a sealed dataset exclude one another here: a worker process would not see "
+            f"workers={config.workers} and a sealed dataset cannot be combined here: a worker process would not see "
             "this one's memory; give workers=0"
         )
     return config

@@ -40,7 +40,7 @@ the training split.
 OF_A_SWEEP = """\
 For the data's owner only. Do not publish, do not hand on with the sweep's tables.
 
-  job_N_error.txt   why a job failed: it may name private files. What its state is stands in jobs/N.json
+  job_N_error.txt   why a job failed: it may name private files. Its state is in jobs/N.json
 """
 
 

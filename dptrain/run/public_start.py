@@ -46,6 +46,6 @@ def refuse_private_start(start: Path) -> None:
     """
     if start.suffix == ".pt" and (start.parent / "statement.json").is_file():
         raise PrivacyError(
-            f"model={start} comes from a private run (statement.json lies beside it), so what it makes would be no "
+            f"model={start} comes from a private run (statement.json is beside it), so its result would not be a "
             "public start: continue with dptrain train, or start from public weights"
         )

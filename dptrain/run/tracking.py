@@ -41,7 +41,7 @@ class Wording:
 
     setting: str = "tracking.uri="
     without: str = "set tracking.enabled=false; no step was taken"
-    goes_on: str = "training goes on, and results.csv in the output folder has it all"
+    goes_on: str = "training continues, and results.csv in the output folder has everything"
 
 
 TRAINING = Wording()
@@ -143,7 +143,7 @@ class Tracker:
             self._lost = True
             reason = " ".join(str(error).split())[:160]
             logger.warning(
-                "MLflow at %s went away (%s: %s): %s", self.uri, type(error).__name__, reason, self._work.goes_on
+                "MLflow at %s failed (%s: %s): %s", self.uri, type(error).__name__, reason, self._work.goes_on
             )
 
     def __enter__(self) -> Tracker:

@@ -146,7 +146,7 @@ def tune(config: TrainConfig) -> TrainResult:
     console.print(charge.begin(output), soft_wrap=True, markup=False)
     runs = draw_runs(tuning.distribution, tuning.mean, secrets.SystemRandom())
     try:
-        with console.status("runs go on; how many, and how far they are, stays secret"):
+        with console.status("runs are in progress; how many, and how far, stays secret"):
             best = _best_of(runs, tuning, facts, output / _PARTIAL, charge, behind)
         if best is None:
             raise PrivacyError(
@@ -248,7 +248,7 @@ def _refuse(config: TrainConfig, output: Path) -> None:
     if config.resume:
         raise ConfigError("resume=true, and a tuning cannot be resumed: what it had spent stays spent; start a new one")
     if config.seed is not None:
-        raise ConfigError(f"seed={config.seed} and tuning exclude one another: every run would draw the same noise")
+        raise ConfigError(f"seed={config.seed} and tuning cannot be combined: every run would draw the same noise")
     if config.validation != "public":
         raise ConfigError(
             f"validation={config.validation}: the score that picks the winner must be computed on public images; "

@@ -48,7 +48,7 @@ def extract(stream: IO[bytes], folder: Path) -> int:
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for entry in archive:
             if not entry.isfile():
-                raise SealError(f"the archive holds {entry.name}, which is no file")
+                raise SealError(f"the archive holds {entry.name}, which is not a file")
             try:
                 archive.extract(entry, folder, set_attrs=False, filter="data")
             except tarfile.FilterError as error:
@@ -75,7 +75,7 @@ def open_archive(file: Path, keys: Keys) -> None:
                 if entry.isfile():
                     members[entry.name] = view[entry.offset_data : entry.offset_data + entry.size]
     except tarfile.TarError:
-        raise SealError(f"{file} is sealed, but it is no archive of a dataset: seal its data.yaml") from None
+        raise SealError(f"{file} is sealed, but it is not an archive of a dataset: seal its data.yaml") from None
     if DATA_YAML not in members:
         raise SealError(f"{file} is a sealed archive, but it has no data.yaml: seal the dataset by its data.yaml")
     mount(place, members)

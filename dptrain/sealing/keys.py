@@ -69,7 +69,7 @@ def find_keys(
     given = {"identity": identity, "passphrase_file": passphrase_file, "keyring": keyring}
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) > 1:
-        raise ConfigError(f"{' and '.join(chosen)} are given: one place for the key, please")
+        raise ConfigError(f"{' and '.join(chosen)} are given: give only one place for the key")
     if identity is not None:
         return Keys(_identities(_secret_file(identity, "identity"), str(identity)), None, str(identity))
     if passphrase_file is not None:
@@ -106,7 +106,7 @@ def recipients_of(given: Iterable[str]) -> list[Any]:
                 found.append(library.x25519.Recipient.from_str(line))
             except library.RecipientError as error:
                 raise ConfigError(
-                    f"recipient {line[:80]} is no age public key ({error}): age1... is expected"
+                    f"recipient {line[:80]} is not an age public key ({error}): age1... is expected"
                 ) from None
     return found
 
@@ -115,7 +115,7 @@ def refuse_secret(text: str, what: str) -> None:
     """Refuse a secret key where a place or a public key belongs: command lines are seen by others, and logged."""
     if _SECRET.lower() in text.lower():
         raise ConfigError(
-            f"{what} is a secret key (not shown): it must not stand on a command line or in a configuration; put it in "
+            f"{what} is a secret key (not shown): it must not be on a command line or in a configuration; put it in "
             "a file, and make a new one, since this one was seen"
         )
 
@@ -133,7 +133,7 @@ def new_identity(file: str | Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise ConfigError(f"{file} is there already: a key that is overwritten opens nothing any more") from None
+        raise ConfigError(f"{file} already exists: a key that is overwritten opens nothing any more") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another place") from None
     with os.fdopen(handle, "w") as stream:
@@ -190,7 +190,8 @@ def _identities(text: str, place: str) -> tuple[Any, ...]:
         found = tuple(library.x25519.Identity.from_str(line) for line in lines if line and not line.startswith("#"))
     except library.IdentityError:
         raise ConfigError(
-            f"{place} holds a line that is no age identity (it is not shown): {_SECRET}1... is expected, no file's name"
+            f"{place} holds a line that is not an age identity (it is not shown): {_SECRET}1... is expected, not "
+            "a file name"
         ) from None
     if not found:
         raise ConfigError(f"{place} holds no age identity: a line {_SECRET}1... is expected")
@@ -222,7 +223,7 @@ def _from_keyring(name: str) -> str:
     try:
         text = keyring.get_password(KEYRING_SERVICE, name)
     except keyring.errors.KeyringError as error:
-        raise ConfigError(f"the keyring cannot be asked ({' '.join(str(error).split())[:120]})") from None
+        raise ConfigError(f"the keyring cannot be read ({' '.join(str(error).split())[:120]})") from None
     if not text:
         raise ConfigError(f"the keyring has no entry {name}: keyring set {KEYRING_SERVICE} {name}")
     return text

@@ -166,7 +166,7 @@ def clipping_of(privacy: PrivacyConfig) -> Clipping:
         ConfigError: An option is out of range, or belongs to another rule.
     """
     if privacy.clip_scales is not None and privacy.clipping != "scaled":
-        raise ConfigError(f"privacy.clip_scales means nothing with clipping={privacy.clipping}: leave it out")
+        raise ConfigError(f"privacy.clip_scales has no effect with clipping={privacy.clipping}: leave it out")
     try:
         return Clipping(privacy.clipping, tuple(privacy.clip_groups))
     except ConfigError as error:

@@ -190,9 +190,7 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
 
     privacy, steps = config.privacy, config.steps
     if privacy.epsilon is None and privacy.noise_multiplier is None:
-        raise ConfigError(
-            "no guarantee is asked for: give privacy.epsilon=8 (the target) or privacy.noise_multiplier=1.0"
-        )
+        raise ConfigError("no guarantee is set: give privacy.epsilon=8 (the target) or privacy.noise_multiplier=1.0")
     if privacy.epsilon is not None and privacy.noise_multiplier is not None and steps is not None:
         raise ConfigError(
             f"privacy.epsilon={privacy.epsilon}, privacy.noise_multiplier={privacy.noise_multiplier} and steps={steps} "
@@ -267,7 +265,7 @@ def _check_units(config: TrainConfig) -> None:
         privacy.rows_per_unit = privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT
         if privacy.same_picture != "refuse":
             raise ConfigError(
-                f"privacy.same_picture={privacy.same_picture} means nothing with privacy.unit=group, where copies in "
+                f"privacy.same_picture={privacy.same_picture} has no effect with privacy.unit=group, where copies in "
                 "one group count once: leave it out"
             )
     else:

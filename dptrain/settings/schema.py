@@ -59,7 +59,7 @@ REFUSED_AUGMENTATIONS = {
     "copy_paste": _MIXES,
     "rect": "batches sorted by the shapes of the private images are not Poisson samples, so the accounting is void",
     "cls_pw": "class weights are counted on the private labels, and nothing adds noise to them",
-    "autobatch": "a batch size that is measured on private images is no public constant",
+    "autobatch": "a batch size that is measured on private images is not a public constant",
     "autoanchor": "anchors fitted to the private boxes would be released without noise",
 }
 

@@ -46,6 +46,5 @@ def refuse_single_precision(device: str) -> None:
     """
     if device == "mps":
         raise ConfigError(
-            "device=mps: norms, sums and noise are made in double precision, which Apple's GPUs have not; take "
-            "device=cpu"
+            "device=mps: norms, sums and noise are made in double precision, which Apple's GPUs lack; use device=cpu"
         )

@@ -51,12 +51,12 @@ def refuse_unwritable(place: Path, setting: str) -> None:
     """Refuse a place where nothing can be made, before the work whose outcome would be lost.
 
     Raises:
-        ConfigError: What is above it is no folder, or may not be written.
+        ConfigError: What is above it is not a folder, or may not be written.
     """
     whole = place.expanduser().absolute()
     there = next(part for part in (whole, *whole.parents) if os.path.lexists(part))
     if there != whole and not there.is_dir():
-        raise ConfigError(f"{setting} {place}: {there} is no folder; choose another place")
+        raise ConfigError(f"{setting} {place}: {there} is not a folder; choose another place")
     if not os.access(there if there.is_dir() else there.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"{setting} {place} cannot be written (no permission); choose another place")
 

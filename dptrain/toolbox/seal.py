@@ -67,7 +67,7 @@ def seal(
     if kind == "dataset" and target.suffix != DATASET:
         raise ConfigError(f"output={target}: a sealed dataset is called NAME{DATASET}, or data= would not know it")
     if target.exists():
-        raise ConfigError(f"output={target} is there already: choose another, so that nothing is overwritten")
+        raise ConfigError(f"output={target} already exists: choose another, so that nothing is overwritten")
     if kind == "folder" and target.resolve().is_relative_to(place.resolve()):
         raise ConfigError(f"output={target} is inside {place}: choose another")
     try:
@@ -110,7 +110,7 @@ def unseal(source: str | Path, output: str | Path | None = None, *, keys: Keys |
     plain = place.with_name(place.name.removesuffix(TAR)) if place.name.endswith(TAR) else place.with_suffix("")
     target = Path(output).expanduser() if output is not None else plain
     if target.exists():
-        raise ConfigError(f"output={target} is there already: choose another, so that nothing is overwritten")
+        raise ConfigError(f"output={target} already exists: choose another, so that nothing is overwritten")
     keys = keys or find_keys()
     try:
         with place.open("rb") as sealed:
@@ -204,7 +204,7 @@ def dataset_members(data: DataConfig) -> Iterator[Member]:
             if labels.is_file():
                 yield f"labels/{split}/{PurePosixPath(name).with_suffix('.txt')}", labels
             elif labels.is_symlink():
-                raise DataError(f"{labels}: links to a file that is not there; fetch it, or take the link out")
+                raise DataError(f"{labels}: links to a file that is not there; fetch it, or remove the link")
 
 
 def folder_members(folder: Path) -> Iterator[Member]:

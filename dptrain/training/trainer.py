@@ -222,7 +222,7 @@ class PrivateTrainer:
         """
         until = self.plan.steps if until is None else until
         if until > self.plan.steps:
-            raise PrivacyError(f"{until} steps asked for, and the plan accounts for {self.plan.steps}: make a new plan")
+            raise PrivacyError(f"{until} steps requested, but the plan accounts for {self.plan.steps}: make a new plan")
         steps = self.loader.steps(self.sampler.draws(until, start=self.step))
         try:
             for batches in steps:
@@ -235,7 +235,7 @@ class PrivateTrainer:
 
     def _take_step(self, batches: Iterator[Any]) -> None:
         if self.step >= self.plan.steps:
-            raise PrivacyError(f"step {self.step + 1} asked for, and the plan accounts for {self.plan.steps}")
+            raise PrivacyError(f"step {self.step + 1} requested, but the plan accounts for {self.plan.steps}")
         if self._before_step is not None:
             self._before_step(self.step)
         if self._set_rate is not None:
@@ -315,7 +315,7 @@ class PrivateTrainer:
         """
         if self.step:
             raise PrivacyError(
-                f"this trainer has taken {self.step} steps, which cannot be untaken: restore into a new one"
+                f"this trainer has taken {self.step} steps, which cannot be undone: restore into a new one"
             )
         if list(state["parameters"]) != list(self.parameters):
             raise PrivacyError(

@@ -32,7 +32,7 @@ def test_an_audit_writes_what_the_privacy_statement_reads(tmp_path: Path, capsys
     assert found["epsilon_lower_bound"] <= found["claimed_epsilon"] <= 4
     assert (folder / "audit.png").stat().st_size > 10_000
     assert main([*QUICK, "-o", str(folder)]) == 2
-    assert "audit.json is there already" in capsys.readouterr().err
+    assert "audit.json already exists" in capsys.readouterr().err
 
 
 def test_a_violation_ends_with_status_4_and_says_so_everywhere(
@@ -75,7 +75,7 @@ def test_the_plan_of_a_run_is_audited_and_its_report_has_the_result(
         ("--guesses 1,x", "1,x"),
         ("--guesses 9000", "guesses=9000"),
         ("--confidence 95", "confidence=95"),
-        ("--epsilon 8 --noise-multiplier 1", "exclude"),
+        ("--epsilon 8 --noise-multiplier 1", "cannot be combined"),
         ("--run nowhere", "nowhere"),
         ("--run nowhere --epsilon 8", "--epsilon"),
         ("--threat grey-box", "grey-box"),

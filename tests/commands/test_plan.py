@@ -38,13 +38,13 @@ def test_without_a_speed_no_time_is_shown(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--dataset-size 10 --epsilon 8 --steps a", "a is no list of whole numbers"),
+        ("--dataset-size 10 --epsilon 8 --steps a", "a is not a list of whole numbers"),
         ("--dataset-size 10", "no target"),
         ("--epsilon 8", "--dataset-size"),
-        ("--dataset-size 10 --epsilon 8 -o plan.txt", "plan.txt is no picture"),
+        ("--dataset-size 10 --epsilon 8 -o plan.txt", "plan.txt is not a picture"),
         ("--dataset-size 10 --epsilon 8 --measure", "--measure needs --model"),
         ("--dataset-size 10 --epsilon 8 --model yolo26n.yaml", "add --measure"),
-        ("--dataset-size 10 --epsilon 8 --measure --model yolo26n.yaml --seconds-per-image 1", "exclude one another"),
+        ("--dataset-size 10 --epsilon 8 --measure --model yolo26n.yaml --seconds-per-image 1", "cannot be combined"),
         ("--dataset-size 10 --epsilon 8 --measure --model yolo26n.yaml --imgsz 50", "--imgsz=50"),
         ("--dataset-size 10 --budget clinic --url sqlite:///no.db", "no.db"),
         (

@@ -90,7 +90,7 @@ def test_a_pattern_finds_one_group_in_every_name() -> None:
         (GroupsConfig(folder=0), "folder=0 must be 1"),
         (GroupsConfig(regex="(a)(b)"), "has 2 groups in parentheses"),
         (GroupsConfig(regex="abc"), "has 0 groups in parentheses"),
-        (GroupsConfig(regex="(a"), "no regular expression"),
+        (GroupsConfig(regex="(a"), "is not a regular expression"),
     ],
 )
 def test_exactly_one_way_to_tell_a_group(groups: GroupsConfig, said: str) -> None:

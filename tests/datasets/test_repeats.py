@@ -127,7 +127,7 @@ def test_copies_that_count_as_one_image_move_the_sum_by_one_clip_norm(
 
 
 def test_copies_count_as_one_image_only_where_images_are_the_unit() -> None:
-    with pytest.raises(ConfigError, match=r"privacy\.same_picture=one_unit means nothing with privacy\.unit=group"):
+    with pytest.raises(ConfigError, match=r"privacy\.same_picture=one_unit has no effect with privacy\.unit=group"):
         settings.resolve(
             settings.from_kwargs(
                 model="yolo26n.yaml", data="x.yaml", steps=2,

@@ -72,7 +72,7 @@ def test_the_forms_ultralytics_takes_list_the_same_files(make_dataset, monkeypat
         ("train: images/train\nval: images/val\nnames: [a, {b: c}]", ["class 1"]),
         ("train: images/trains\nval: images/val\nnames: [a, b]", ["train: images/trains", "does not exist"]),
         ("train: images/train\nval: images/vals\nnames: [a, b]", ["val: images/vals", "does not exist"]),
-        ("path: gone\ntrain: images/train\nval: images/val\nnames: [a, b]", ["path: gone", "no folder"]),
+        ("path: gone\ntrain: images/train\nval: images/val\nnames: [a, b]", ["path: gone", "is not a folder"]),
         ("val: images/val\nnames: [a, b]", ["'train'", "not declared"]),
         ("train:\nval: images/val\nnames: [a, b]", ["'train'", "not declared"]),
         ("train: 7\nval: images/val\nnames: [a, b]", ["train: 7"]),
@@ -124,7 +124,7 @@ def test_test_split_and_undeclared_val_only_matter_to_those_who_ask(make_dataset
         data.files("test")
     with pytest.raises(DataError, match="'val' is not declared"):
         data.files("val")
-    with pytest.raises(DataError, match="none of train, val, test"):
+    with pytest.raises(DataError, match="is not one of train, val, test"):
         data.files("trian")
 
 

@@ -60,7 +60,7 @@ def test_no_activation_is_run_as_code(text: str, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     file = _written(tmp_path, activation=text.format(flag))
     with pytest.raises(
-        ModelError, match=r"own\.yaml', line \d+: activation: .* is no activation of torch\.nn"
+        ModelError, match=r"own\.yaml', line \d+: activation: .* is not an activation of torch\.nn"
     ) as caught:
         load_model(file, 2)
     assert not flag.exists() and "\n" not in str(caught.value)
@@ -104,21 +104,21 @@ def test_no_function_or_loader_is_called_as_a_layer(name: str, tmp_path: Path) -
     flag.unlink()
     values = [value.format(pickled) if isinstance(value, str) else value for value in LAYERS[name]]
     file = _written(tmp_path, backbone=[[-1, 1, name, values], *PLAIN["backbone"]])
-    with pytest.raises(ModelError, match=r"own\.yaml', line \d+: .* is no layer of") as caught:
+    with pytest.raises(ModelError, match=r"own\.yaml', line \d+: .* is not a layer of") as caught:
         load_model(file, 2)
     assert not flag.exists() and name in str(caught.value)
 
 
 def test_a_layer_that_downloads_is_refused(tmp_path: Path) -> None:
     layer = [-1, 1, "TorchVision", [8, "resnet18", "DEFAULT"]]
-    with pytest.raises(ModelError, match=r"line \d+: 'TorchVision' is no layer of"):
+    with pytest.raises(ModelError, match=r"line \d+: 'TorchVision' is not a layer of"):
         load_model(_written(tmp_path, backbone=[layer, *PLAIN["backbone"]]), 2)
 
 
 @pytest.mark.parametrize("values", [["ast"], ["d"], ["save"], [[["a", ["b", ["c"]]]]], ["x y"], [{"a": 1}], [1e300]])
 def test_the_values_of_a_layer_are_literal(values: list[Any], tmp_path: Path) -> None:
     """``ast`` and the like are variables of Ultralytics' parser."""
-    with pytest.raises(ModelError, match=r"line \d+: .* are no literal values of a layer"):
+    with pytest.raises(ModelError, match=r"line \d+: .* are not literal values of a layer"):
         load_model(_written(tmp_path, backbone=[[-1, 1, "Conv", values], *PLAIN["backbone"]]), 2)
 
 

@@ -93,7 +93,9 @@ def test_a_replaced_file_is_never_trained_on(
     dataset = DetectionDataset(load_data(_as_bmp(make_dataset())), "train", 64)
     assert _drawn(dataset, workers) == 6
     replace(dataset.image_files[3])
-    with pytest.raises(DataError, match=r"003\.bmp: is (not what it was|gone).*; put back .* and resume") as caught:
+    with pytest.raises(
+        DataError, match=r"003\.bmp: (changed|was removed) after it was checked; restore the file and resume"
+    ) as caught:
         _drawn(dataset, workers)
     assert "\n" not in str(caught.value)
 
@@ -124,7 +126,7 @@ def test_a_split_looked_at_twice_in_one_run_is_the_same_both_times(make_dataset:
     with files_held():
         DetectionDataset(data, "train", 64)
         _in_place(data.train[1])
-        with pytest.raises(DataError, match=r"001\.bmp: is not what it was"):
+        with pytest.raises(DataError, match=r"001\.bmp: changed after it was checked"):
             DetectionDataset(data, "train", 64)
     DetectionDataset(data, "train", 64)  # another run
 
@@ -154,7 +156,7 @@ def test_what_the_ledger_hashes_is_what_is_trained_on(
         prepare(self)
 
     monkeypatch.setattr(RunCharge, "prepare", late)
-    with pytest.raises(DataError, match=r"004\.(bmp|txt): is (not what it was|gone)"):
+    with pytest.raises(DataError, match=r"004\.(bmp|txt): (changed|was removed) after it was checked"):
         dptrain.train(data=data, **_options(tmp_path))
     assert not (tmp_path / "out").exists()
 
@@ -171,7 +173,7 @@ def test_a_run_whose_files_change_stops_charged_and_is_resumed_when_they_are_bac
         if step == 2:
             _in_place(file)
 
-    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"004\.bmp: is not what it was") as caught:
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"004\.bmp: changed after it was checked") as caught:
         patch.setattr(run_module.Progress, "update", at_two)
         dptrain.train(data=data, **_options(tmp_path))
     assert "2 of 4 steps are taken and kept" in "".join(caught.value.__notes__)
@@ -198,5 +200,5 @@ def test_a_training_image_that_takes_the_place_of_a_validation_image_is_not_eval
             shutil.copy(train, val)
 
     monkeypatch.setattr(run_module.Progress, "update", at_two)
-    with pytest.raises(DataError, match=r"val/001\.bmp: is not what it was"):
+    with pytest.raises(DataError, match=r"val/001\.bmp: changed after it was checked"):
         dptrain.train(data=data, **_options(tmp_path, evaluate_every=3))

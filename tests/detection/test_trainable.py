@@ -159,7 +159,7 @@ def test_head_and_norms_are_the_head_and_every_norm(start: Path) -> None:
         ({"trainable": "lora", "lora": Lora(4, targets=("model.99.*",))}, "lora.targets='model.99.*' matches no"),
         ({"head": "one_to_few"}, "head='one_to_few' is not one of"),
         ({"new_classes": "best"}, "new_classes='best' is not one of"),
-        ({"similar": {"emu": "owl"}}, "similar_classes has 'emu', which is no class of the data"),
+        ({"similar": {"emu": "owl"}}, "similar_classes has 'emu', which is not a class of the data"),
         ({"similar": {"cat": "emu"}}, "the start has no class 'emu'"),
     ],
 )

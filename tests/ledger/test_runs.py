@@ -102,7 +102,7 @@ def test_without_a_ledger_the_statement_says_so_and_required_refuses(make_datase
     assert UNRECORDED in result.statement["deviations"]
     assert result.statement["dataset_budget"] is None
     required = {"url": None, "required": True}
-    with pytest.raises(BudgetError, match="exclude one another"):
+    with pytest.raises(BudgetError, match="cannot be combined"):
         dptrain.train(data=data, **options(tmp_path, output_dir=str(tmp_path / "b"), budget=required))
 
 

@@ -135,8 +135,8 @@ def test_scales_that_fit_no_layer_or_are_missing_are_refused() -> None:
         ({"name": "layerwise"}, "layerwise"),
         ({"name": "groups"}, "clip_groups"),
         ({"name": "groups", "groups": "a"}, "clip_groups"),
-        ({"groups": ("a",)}, "clip_groups means nothing with clipping=flat"),
-        ({"scales": (("a", 2.0),)}, "clip_scales means nothing"),
+        ({"groups": ("a",)}, "clip_groups has no effect with clipping=flat"),
+        ({"scales": (("a", 2.0),)}, "clip_scales has no effect"),
         ({"name": "scaled", "scales": {"a": 2.0}}, "clip_scales="),
         ({"name": "scaled", "scales": (("a", 0.0),)}, r"\('a', 0.0\)"),
         ({"name": "scaled", "scales": (("a", math.inf),)}, r"from 1e-06 to 1e\+06"),
@@ -155,7 +155,7 @@ def test_what_does_not_go_with_the_rest_of_a_plan_is_refused() -> None:
         "sample_rate": 0.1, "steps": 2, "noise_multiplier": 3.0, "clip_norm": 0.5, "delta": 1e-5,
         "expected_batch_size": 8,
     }  # fmt: skip
-    with pytest.raises(ConfigError, match=r"clip_norm=0\.5 means nothing with clipping=automatic"):
+    with pytest.raises(ConfigError, match=r"clip_norm=0\.5 has no effect with clipping=automatic"):
         PrivacyPlan(**values, clipping=Clipping("automatic"))
     with pytest.raises(ConfigError, match="'nothing' is the first to match no"):
         PrivacyPlan(**values, clipping=Clipping("groups", ("*", "nothing"))).clip_rule(["a.weight"])

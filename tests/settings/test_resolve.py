@@ -221,7 +221,7 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         ({"privacy": {"precondition": True}}, "privacy.precondition was removed: .*clipping=scaled"),
         ({"norm": "group_ws"}, "norm=group_ws was removed: .*norm=group"),
         ({"optimizer": {"name": "dp_adam_bc"}}, "optimizer.name=dp_adam_bc was removed: .*optimizer.name=adam"),
-        ({"privacy": {"clip_scales": "x.yaml"}}, "privacy.clip_scales means nothing with clipping=flat"),
+        ({"privacy": {"clip_scales": "x.yaml"}}, "privacy.clip_scales has no effect with clipping=flat"),
         ({"privacy": {"clip_groups": "head"}}, "privacy.clip_groups"),
         ({"privacy": {"clipping": "adaptive"}}, "privacy.clipping=adaptive was removed: .*clipping=automatic"),
     ],
@@ -291,7 +291,7 @@ def test_all_three_are_one_too_many() -> None:
 
 
 def test_no_guarantee_asked_for_is_refused() -> None:
-    assert "no guarantee is asked for" in plan_refusal(steps=10, privacy=PUBLIC)
+    assert "no guarantee is set" in plan_refusal(steps=10, privacy=PUBLIC)
 
 
 def test_a_target_that_cannot_be_met_is_refused() -> None:

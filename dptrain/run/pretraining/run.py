@@ -107,7 +107,7 @@ class PublicRun:
         file = self.output / _SETTINGS
         if not self.config.resume:
             if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-                raise ConfigError(f"output_dir={self.output} is not empty: choose another, or resume=true to go on")
+                raise ConfigError(f"output_dir={self.output} is not empty: choose another, or resume=true to continue")
             return
         if not file.is_file():
             raise ConfigError(f"resume=true, and output_dir={self.output} holds no pre-training: leave resume out")

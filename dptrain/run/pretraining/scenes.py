@@ -56,7 +56,7 @@ def load_generator(name: str) -> Generator:
     names, scene, file = getattr(module, "NAMES", None), getattr(module, "scene", None), getattr(module, "__file__", "")
     if not isinstance(names, Mapping) or sorted(names) != list(range(len(names))) or not callable(scene):
         raise ConfigError(
-            f"scenes.generator={name} is no generator: it needs NAMES, class names by the numbers 0, 1, ..., and "
+            f"scenes.generator={name} is not a generator: it needs NAMES, class names by the numbers 0, 1, ..., and "
             "scene(rng), which returns a picture and its boxes"
         )
     return Generator(name, {int(k): str(v) for k, v in names.items()}, scene, file_hash(Path(file)))

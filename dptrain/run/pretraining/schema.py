@@ -184,7 +184,7 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
         raise ConfigError("model is not set: give model=yolo26n.yaml or model=start.pt")
     generator = config.scenes.generator
     if (config.data is None) == (generator is None):
-        both = f"data={config.data} and scenes.generator={generator} exclude one another: " if config.data else ""
+        both = f"data={config.data} and scenes.generator={generator} cannot be combined: " if config.data else ""
         raise ConfigError(f"{both}give data=public.yaml, or scenes.generator=MODULE to draw scenes")
     config = dataclasses.replace(
         config,

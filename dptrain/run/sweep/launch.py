@@ -142,7 +142,7 @@ def refuse_tuning(settings: TrainConfig) -> None:
     """A grid releases every run, so random stopping has nothing to offer it."""
     if settings.tuning.method != "none":
         raise ConfigError(
-            f"tuning.method={settings.tuning.method} and -m exclude one another: the bound of Papernot and Steinke "
+            f"tuning.method={settings.tuning.method} and -m cannot be combined: the bound of Papernot and Steinke "
             "(2022) holds for a random number of runs of which only the winner is seen, and a sweep runs a fixed grid "
             "and shows all of it; leave -m out and give the candidates as tuning.search"
         )

@@ -104,8 +104,8 @@ def _continued(known: SweepRecord | None, folder: Path, jobs: Sequence[SweepJob]
         raise ConfigError(f"resume=true, and output_dir={folder} holds no sweep: leave resume out to start one")
     if jobs is None or not known.jobs:
         raise ConfigError(
-            f"the sweep in {folder} cannot go on: a sweeper that chooses its values as it goes would choose others; "
-            "resume its jobs one by one"
+            f"the sweep in {folder} cannot be resumed: a sweeper that chooses its values as it runs would choose "
+            "others; resume its jobs one by one"
         )
     known.refuse_changed(jobs)
     return known

@@ -20,7 +20,7 @@ KINDS = {
     "forbidden object": "a person or a face in an image that should have none",
     "same patch": "a trigger that someone planted, or a watermark that the model would learn instead of the object",
     "label error": "training would stop at it, or learn from a box that is none",
-    "metadata": "what files tell beside their pixels; dptrain scrub takes it out",
+    "metadata": "what files reveal beside their pixels; dptrain scrub removes it",
     "class balance": "classes that a private model, which learns little from few images, will not learn",
 }
 

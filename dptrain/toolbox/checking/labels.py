@@ -29,13 +29,13 @@ def read_all(images: Sequence[Path], num_classes: int) -> tuple[list[np.ndarray 
 
 
 def doubtful(image: Path, rows: np.ndarray, size: tuple[int, int], names: dict[int, str]) -> list[Finding]:
-    """Boxes of one image that lie on one another, or are hardly there."""
+    """Boxes of one image that overlap almost exactly, or are hardly there."""
     found = []
     corners = np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], axis=1)
     for first in range(len(rows)):
         for second in range(first + 1, len(rows)):
             if rows[first, 0] == rows[second, 0] and _overlap(corners[first], corners[second]) > _TWICE:
-                text = f"{image}: two boxes of {names[int(rows[first, 0])]} lie on one another"
+                text = f"{image}: two boxes of {names[int(rows[first, 0])]} overlap almost exactly"
                 found.append(Finding("label error", text, (image,), (_marks(corners[[first, second]]),)))
     pixels = rows[:, 3:] * size
     for row in np.flatnonzero(pixels.min(axis=1) < _LEAST_PIXELS):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _WORK = Wording(
     "--tracking-uri ",
     "give --no-tracking; nothing was measured",
-    "measuring goes on, and perturbation.json in the output folder will have it all",
+    "measuring continues, and perturbation.json in the output folder will have everything",
 )
 RESULT, PICTURE = "perturbation.json", "perturbation.png"
 

@@ -66,7 +66,7 @@ class Region:
         x1, y1, x2, y2 = (value / 100 if percent[0] else value for value in values)
         if x1 >= x2 or y1 >= y2 or min(x1, y1) < 0 or (percent[0] and max(x2, y2) > 1):
             raise ConfigError(
-                f"region {given!r} is no rectangle inside a picture: left,top,right,bottom, right and bottom larger"
+                f"region {given!r} is not a rectangle inside a picture: left,top,right,bottom, right and bottom larger"
             )
         return cls(x1, y1, x2, y2, percent[0])
 

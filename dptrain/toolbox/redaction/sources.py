@@ -54,7 +54,7 @@ def find_jobs(
         DataError: There is no such source, or it holds no pictures.
     """
     if in_place == (output is not None):
-        raise ConfigError("say where to write, -o OUT, or --in-place to write over the originals; one of them")
+        raise ConfigError("give -o OUT, or --in-place to overwrite the originals, not both")
     dataset = None
     if video.is_stream(source):
         if output is None:
@@ -71,7 +71,9 @@ def find_jobs(
         dataset = None if in_place else dataset
     elif Path(source).is_file():
         if is_sealed_dataset(source):
-            raise DataError(f"{source} is sealed, and redacted pictures lie in plain: dptrain unseal it first")
+            raise DataError(
+                f"{source} is sealed, and redacted pictures would be stored unencrypted: dptrain unseal it first"
+            )
         kind = _kind(Path(source))
         if kind == "other":
             raise DataError(f"{source}: is neither an image nor a video by its suffix; nothing was redacted")
@@ -136,8 +138,8 @@ def _with_labels(jobs: list[RedactionJob], folder: Path, output: Path, dataset: 
     outside = sum(_labelled_outside(Path(job.source), folder) for job in jobs if job.kind == "image")
     if outside:
         logger.warning(
-            "labels of %d images lie outside %s and stay behind: give the folder above it, or the data.yaml, to take "
-            "them along",
+            "labels of %d images are outside %s and are not copied: give the folder above it, or the data.yaml, to "
+            "include them",
             outside,
             folder,
         )
@@ -182,7 +184,7 @@ def refuse_report(folder: Path, names: tuple[str, ...], source: str, overwrite: 
         raise ConfigError(f"--report {folder} is inside {source}, which is read: choose a folder beside it")
     for file in (folder / name for name in names):
         if file.exists() and not overwrite:
-            raise ConfigError(f"{file} is there already: choose another --report, or --overwrite")
+            raise ConfigError(f"{file} already exists: choose another --report, or --overwrite")
 
 
 def _refuse_overwriting(jobs: list[RedactionJob], in_place: bool, overwrite: bool) -> None:
@@ -204,7 +206,7 @@ def _refuse_overwriting(jobs: list[RedactionJob], in_place: bool, overwrite: boo
 
 def _refuse_file(file: Path, overwrite: bool) -> None:
     if file.exists() and not overwrite:
-        raise ConfigError(f"{file} is there already: choose another -o, or --overwrite")
+        raise ConfigError(f"{file} already exists: choose another -o, or --overwrite")
 
 
 def _identity(file: Path) -> tuple[int, int]:

@@ -167,7 +167,7 @@ class Video:
                     last = frame.pts if frame.pts is not None and frame.pts > last else last + self._step()
                     yield Decoded(frame, last)
         except (self._av.error.FFmpegError, OSError) as error:
-            broken = f"{self.name}: cannot be read on ({error.strerror})"
+            broken = f"{self.name}: cannot be read further ({error.strerror})"
         if not broken and (missing := self._length.missing()):
             broken = (
                 f"{self.name}: is cut off, {missing:.1f} of its {self._length.declared:.1f} s are not there; get a "

@@ -169,7 +169,7 @@ def scrub(
 
 def _refuse_places(place: Path, source: Path, mapping: str | Path | None, key: str | Path | None) -> None:
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise ConfigError(f"-o {place} is there already: choose a new folder, so that nothing is overwritten")
+        raise ConfigError(f"-o {place} already exists: choose a new folder, so that nothing is overwritten")
     if source.is_file() and place.suffix.lower() == source.suffix.lower() not in YAML_SUFFIXES:
         raise ConfigError(f"-o {place} is a file's name, and a copy goes into a new folder, under a new name: give one")
     if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
@@ -178,7 +178,7 @@ def _refuse_places(place: Path, source: Path, mapping: str | Path | None, key: s
         if file is not None and Path(file).expanduser().resolve().is_relative_to(place.resolve()):
             raise ConfigError(f"--{name} {file} is inside {place}: keep it apart from what it can undo")
     if mapping is not None and Path(mapping).expanduser().exists():
-        raise ConfigError(f"--mapping {mapping} is there already: choose another file, so that nothing is lost")
+        raise ConfigError(f"--mapping {mapping} already exists: choose another file, so that nothing is lost")
 
 
 class _Scrub:
@@ -222,7 +222,7 @@ class _Scrub:
                 cleaned = clean(data, self.keep_icc)
                 pieces, found = {str(suffix_of(data)): cleaned.data}, cleaned.found
         except Damaged as error:
-            raise DataError(f"{item.file}: {error}; replace it with a sound copy or take it out") from None
+            raise DataError(f"{item.file}: {error}; replace it with an intact copy or remove it") from None
         if warnings and not self.keep_burned_in:
             return ScrubbedFile(item.name, found, warnings)
         written = []
@@ -285,7 +285,7 @@ def _found(item: Item, data: bytes, names: Names) -> tuple[tuple[str, ...], tupl
         cleaned: Cleaned = clean(data)
         return cleaned.found, ()
     except Damaged as error:
-        raise DataError(f"{item.file}: {error}; replace it with a sound copy or take it out") from None
+        raise DataError(f"{item.file}: {error}; replace it with an intact copy or remove it") from None
 
 
 def _write(file: Path, content: bytes) -> None:

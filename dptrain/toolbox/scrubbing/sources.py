@@ -73,7 +73,9 @@ def find(place: str | Path) -> Source:
         elif root.suffix.lower() in YAML_SUFFIXES:
             source = _dataset(root)
         elif root.is_file() and is_sealed_dataset(root):
-            raise DataError(f"{place} is sealed, and scrubbed images lie in plain: dptrain unseal it first")
+            raise DataError(
+                f"{place} is sealed, and scrubbed images would be stored unencrypted: dptrain unseal it first"
+            )
         elif root.is_file():
             source = Source((Item(root, root.name, PurePath(), _labels(root)),))
         else:
@@ -85,8 +87,8 @@ def find(place: str | Path) -> Source:
     for item in source.items:
         if _kind(item.file) is None:
             raise DataError(
-                f"{item.file}: is not a JPEG, PNG, TIFF, WebP or DICOM file, so what it tells cannot be taken out; "
-                "convert it to PNG, or take it out"
+                f"{item.file}: is not a JPEG, PNG, TIFF, WebP or DICOM file, so its metadata cannot be removed; "
+                "convert it to PNG, or remove the file"
             )
     return source
 

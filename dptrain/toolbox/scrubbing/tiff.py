@@ -49,7 +49,7 @@ def clean_tiff(data: bytes, keep_icc: bool = False) -> Cleaned:
     entries, following = _read(data, order)
     places = next((tag for tag in _PLACES if tag in entries), None)
     if places is None or 513 in entries:
-        raise Damaged("there is no picture in it, or one of the old JPEG kind; save it again")
+        raise Damaged("it contains no picture, or one of the old JPEG kind; save it again")
     pieces = _pieces(data, order, entries, places)
     if entries.get(259, _NONE).value[:2] == struct.pack(f"{order}H", 7):  # JPEG, with room for comments in each piece
         pieces = [clean_jpeg(piece).data for piece in pieces]
@@ -110,7 +110,7 @@ def _read(data: bytes, order: str) -> tuple[dict[int, _Entry], int]:
 def _numbers(order: str, entry: _Entry) -> list[int]:
     code = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(entry.kind)
     if code is None:
-        raise Damaged("a place or a length is no whole number")
+        raise Damaged("an offset or a length is not a whole number")
     return list(struct.unpack(f"{order}{entry.count}{code}", entry.value))
 
 

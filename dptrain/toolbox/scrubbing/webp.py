@@ -41,7 +41,7 @@ def clean_webp(data: bytes, keep_icc: bool = False) -> Cleaned:
         elif kind != b"ANIM":
             found.append("XMP" if kind == b"XMP " else f"chunk {kind.decode('latin-1').strip()}")
     if not picture:
-        raise Damaged("there is no picture in it")
+        raise Damaged("it contains no picture")
     if frames:
         found.append("further frames" if frames > 1 else "animation")
     if profile and not keep_icc:

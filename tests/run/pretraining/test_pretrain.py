@@ -168,7 +168,7 @@ def test_scenes_are_drawn_once_and_a_generator_that_is_none_is_named(
         "    return image, [[0, 20 / 64, 30 / 64, 20 / 64, 20 / 64]]\n"
     )
     (tmp_path / "blank.py").write_text("NAMES = {0: 'spot'}\n")
-    with pytest.raises(dptrain.ConfigError, match=r"scenes\.generator=blank is no generator"):
+    with pytest.raises(dptrain.ConfigError, match=r"scenes\.generator=blank is not a generator"):
         pretrain(**options(tmp_path, scenes={"generator": "blank"}))
     with pytest.raises(dptrain.ConfigError, match=r"scenes\.generator=nowhere cannot be imported"):
         pretrain(**options(tmp_path, scenes={"generator": "nowhere"}))
@@ -182,7 +182,7 @@ def test_scenes_are_drawn_once_and_a_generator_that_is_none_is_named(
     [
         ("", "model is not set"),
         ("model=yolo26n.yaml", "give data=public.yaml, or scenes.generator=MODULE"),
-        ("model=yolo26n.yaml data=a.yaml scenes.generator=b", "exclude one another"),
+        ("model=yolo26n.yaml data=a.yaml scenes.generator=b", "cannot be combined"),
         ("model=yolo26n.yaml data=nowhere.yaml", "nowhere.yaml"),
         ("model=yolo26n.yaml data=a.yaml epochs=0", "epochs=0 must be 1 or more"),
         ("model=yolo26n.yaml data=a.yaml epochs=many", "epochs=many is not a whole number"),

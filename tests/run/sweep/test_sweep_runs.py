@@ -180,7 +180,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(runs: list[TrainConfig], caps
         ([*SWEEP, "privacy.noise_multiplier=4,5,7", "output_dir=s", "resume=true"], "job 2: privacy.noise_multiplier="),
         ([*THREE, "steps=9", "resume=true"], "job 0: steps=9 differs"),
         ([*SWEEP, "steps=1,2", "output_dir=t", "resume=true"], "output_dir=t holds no sweep"),
-        ([*SWEEP, "steps=1,2", "tuning=random_stopping"], "tuning.method=random_stopping and -m exclude one another"),
+        ([*SWEEP, "steps=1,2", "tuning=random_stopping"], "tuning.method=random_stopping and -m cannot be combined"),
     ],
 )
 def test_what_is_no_continuation_is_refused_before_anything_runs(

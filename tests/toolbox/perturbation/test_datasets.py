@@ -156,7 +156,7 @@ def test_the_commands_print_what_the_noise_is_worth(
     assert "noise" in text and "promises nothing" in text and "dark" not in text
     assert main(f"perturb export --data {data} --kind noise --level 30 -o noisy --seed 4".split()) == 0
     text = capsys.readouterr().out
-    assert "epsilon 8 would need noise of" in text and "--seed 4 takes the noise off" in text
+    assert "epsilon 8 would need noise of" in text and "--seed 4 can subtract the noise" in text
     assert not Path("mlflow.db").exists()
 
 
@@ -186,9 +186,9 @@ def test_a_store_that_cannot_be_reached_is_told_in_the_words_of_the_command(
         ("evaluate --weights w.pt --data d.yaml --delta 1", "--delta"),
         ("evaluate --weights w.pt", "--data"),
         ("evaluate --weights w.pt --data {data} --no-tracking", "checkpoint 'w.pt': no such file"),
-        ("evaluate --weights w.pt --data {data} -o {data}/x", "is no folder"),
+        ("evaluate --weights w.pt --data {data} -o {data}/x", "is not a folder"),
         ("evaluate --weights w.pt --data {data} -o {done}", "holds a perturbation.json already"),
-        ("export --data {data} --kind noise --level 1 -o {data}/x", "is no folder"),
+        ("export --data {data} --kind noise --level 1 -o {data}/x", "is not a folder"),
         ("export --data {data} --kind noise --level 1 -o {images}/x", "which is read"),
     ],
 )

@@ -114,7 +114,7 @@ def test_labels_that_stay_behind_are_told(tmp_path: Path, capsys: pytest.Capture
     data = make_dataset(tmp_path / "raw")
     images = str(data.parent / "images")
     assert main(["redact", images, "-o", str(tmp_path / "safe"), "--region", REGION]) == 0
-    assert f"labels of 4 images lie outside {images}" in capsys.readouterr().err
+    assert f"labels of 4 images are outside {images}" in capsys.readouterr().err
 
 
 def test_nothing_of_a_dataset_is_overwritten(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_nothing_of_a_dataset_is_overwritten(tmp_path: Path) -> None:
     for blocked, place in (("labels/val/1.txt", "a"), ("data.yaml", "b")):
         (tmp_path / place / blocked).parent.mkdir(parents=True)
         (tmp_path / place / blocked).write_text("mine")
-        with pytest.raises(ConfigError, match=f"{blocked} is there already"):
+        with pytest.raises(ConfigError, match=f"{blocked} already exists"):
             redact(data, tmp_path / place, regions=[REGION])
         assert [file.read_text() for file in (tmp_path / place).rglob("*.*")] == ["mine"]
     with pytest.raises(ConfigError, match="which is read"):

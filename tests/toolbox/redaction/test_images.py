@@ -198,10 +198,10 @@ def test_originals_and_other_files_are_never_overwritten_unless_asked(tmp_path: 
         redact(photos / "a.png", tmp_path / "hard.png", overwrite=True, **region)
     with pytest.raises(ConfigError, match="is inside"):
         redact(photos, photos / "safe", **region)
-    with pytest.raises(ConfigError, match="say where to write"):
+    with pytest.raises(ConfigError, match="give -o OUT, or --in-place"):
         redact(photos, **region)
     (tmp_path / "b.png").write_bytes(b"mine")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         redact(photos / "a.png", tmp_path / "b.png", **region)
     assert (tmp_path / "b.png").read_bytes() == b"mine" and (photos / "a.png").read_bytes() == before
 
@@ -271,11 +271,11 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("a.png --region 0,0,1,1", "say where to write"),
+        ("a.png --region 0,0,1,1", "give -o OUT, or --in-place"),
         ("a.png -o b.png", "nothing to redact"),
         ("a.png -o b.png --classes face --region 0,0,1,1", "classes need weights"),
         ("a.png -o b.png --region 0,0,1", "region '0,0,1' is not x1,y1,x2,y2"),
-        ("a.png -o b.png --region 5,0,1,9", "is no rectangle"),
+        ("a.png -o b.png --region 5,0,1,9", "is not a rectangle"),
         ("a.png -o b.png --region 0%,0,1,9", "all four in percent"),
         ("a.png -o b.png --region 0,0,1,1 --method blur", "--method=blur is not one of fill, gaussian"),
         ("a.png -o b.png --region 0,0,1,1 --conf 2", "conf=2.0"),
@@ -286,8 +286,8 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
         ("a.png -o b.png --region 0,0,1,1 --frames 3", "frames=3"),
         ("no.png -o b.png --region 0,0,1,1", "no.png: no such file"),
         ("a.png -o b.png --weights no.pt", "checkpoint 'no.pt': no such file"),
-        ("a.png -o a.txt/b.png --region 0,0,1,1", "a.txt is no folder"),
-        ("a.png -o b.png --region 0,0,1,1 --report a.txt/b", "a.txt is no folder"),
+        ("a.png -o a.txt/b.png --region 0,0,1,1", "a.txt is not a folder"),
+        ("a.png -o b.png --region 0,0,1,1 --report a.txt/b", "a.txt is not a folder"),
         ("a.txt -o b.png --region 0,0,1,1", "neither an image nor a video"),
         ("a.seal -o b --region 0,0,1,1", "dptrain unseal it first"),
     ],

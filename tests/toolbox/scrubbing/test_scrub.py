@@ -115,11 +115,11 @@ def test_places_that_would_mix_old_and_new_are_refused(ward: Path, tmp_path: Pat
     write(tmp_path / "used" / "x", b"")
     out = tmp_path / "out"
     for options, words in (
-        ({"output": tmp_path / "used"}, "there already"),
+        ({"output": tmp_path / "used"}, "already exists"),
         ({"output": ward / "out"}, "is inside"),
         ({"output": out, "mapping": out / "m.csv"}, "apart"),
         ({"output": out, "key": out / "key"}, "apart"),
-        ({"output": out, "mapping": tmp_path / "used" / "x"}, "there already"),
+        ({"output": out, "mapping": tmp_path / "used" / "x"}, "already exists"),
         ({"output": out, "key": tmp_path / "used" / "x"}, "not a key"),
         ({"output": out, "dicom": "jpg"}, "dicom=jpg"),
         ({"output": out, "window": (40, 0)}, "width"),
