@@ -25,8 +25,11 @@ from .gradients.modules import FrozenBatchNorm2d as FrozenBatchNorm2d
 from .gradients.rules import LayerRule as LayerRule
 from .gradients.rules import register_layer_rule as register_layer_rule
 from .ledger import BudgetLedger as BudgetLedger
+from .privacy.clip_rules import ClipRule as ClipRule
+from .privacy.clip_rules import FlatClip as FlatClip
 from .privacy.clipping import Clipping as Clipping
-from .privacy.clipping import FlatClip as FlatClip
+from .privacy.outside_clip import MakeClipRule as MakeClipRule
+from .privacy.outside_clip import register_clip_rule as register_clip_rule
 from .privacy.plan import PrivacyPlan as PrivacyPlan
 from .privacy.planning import plan_grid as plan_grid
 from .privacy.streams import NoiseStream as NoiseStream

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..privacy.clipping import ClipRule, FlatClip
+from ..privacy.clip_rules import ClipRule, FlatClip
 from . import fused, independence, microbatch
 from . import opacus as opacus_engine
 from .arithmetic import alike_in_every_place, full_precision

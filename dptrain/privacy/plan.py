@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from . import accounting, calibration
-from .clipping import FLAT, Clipping, ClipRule
+from .clip_rules import ClipRule
+from .clipping import FLAT, Clipping
 from .ranges import check_noise_multiplier
 from .units import UNITS
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..privacy.clipping import CLIPPINGS, Clipping
+from ..privacy.outside_clip import is_outside_name
 from ..privacy.random_stopping import MOST_MEAN_RUNS, STOPPINGS
 from ..privacy.ranges import check_clip_norm, check_noise_multiplier
 from ..privacy.units import UNITS
@@ -85,7 +86,7 @@ def check_values(config: TrainConfig) -> None:
             raise ConfigError(f"{key}={value_at(config, key)} was removed: {removed}")
     for key, choices in _CHOICES.items():
         value = value_at(config, key)
-        if value not in choices:
+        if value not in choices and not (key == "privacy.clipping" and is_outside_name(value)):
             raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
     for name, reason in REFUSED_AUGMENTATIONS.items():
         if getattr(config.augment, name):
@@ -163,11 +164,13 @@ def clipping_of(privacy: PrivacyConfig) -> Clipping:
     """Return the clip rule that the settings ask for.
 
     Raises:
-        ConfigError: An option is out of range, or belongs to another rule.
+        ConfigError: An option is out of range, or belongs to another rule; or a rule from outside is not usable.
     """
     if privacy.clip_scales is not None and privacy.clipping != "scaled":
         raise ConfigError(f"privacy.clip_scales has no effect with clipping={privacy.clipping}: leave it out")
     try:
-        return Clipping(privacy.clipping, tuple(privacy.clip_groups))
+        clipping = Clipping(privacy.clipping, tuple(privacy.clip_groups))
+        clipping.refuse_unusable(privacy.clip_norm)
+        return clipping
     except ConfigError as error:
         raise ConfigError(f"privacy.{error}") from error

@@ -20,7 +20,7 @@ from dptrain.detection.loss import PerImageLoss
 from dptrain.detection.scales import IMAGES, layer_scales, public_part
 from dptrain.detection.trainable import set_trainable
 from dptrain.gradients import trainable_parameters
-from dptrain.privacy.clipping import ScaledClip
+from dptrain.privacy.clip_rules import ScaledClip
 
 from ..conftest import MakeDataset
 

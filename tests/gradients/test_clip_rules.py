@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import dptrain
 from dptrain import Clipping
 from dptrain.gradients import ENGINES, trainable_parameters
-from dptrain.privacy.clipping import CLIPPINGS, ClipRule
+from dptrain.privacy.clip_rules import ClipRule
+from dptrain.privacy.clipping import CLIPPINGS
 from dptrain.training.trainer import clipped_on_grid, clipped_sum
 
 from .oracle import one_at_a_time, projected_losses

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dptrain import Clipping, ConfigError, FlatClip, PrivacyPlan
-from dptrain.privacy.clipping import CLIPPINGS, AutomaticClip, ClipRule, GroupClip, ScaledClip
+from dptrain.privacy.clip_rules import AutomaticClip, ClipRule, GroupClip, ScaledClip
+from dptrain.privacy.clipping import CLIPPINGS
 
 NAMES = ("a.weight", "a.bias", "b.weight", "c.d.weight")
 NEEDED: dict[str, dict[str, Any]] = {"groups": {"groups": ("a",)}, "scaled": {"scales": (("a", 8.0), ("c.*", 0.25))}}

@@ -26,7 +26,7 @@ import dptrain
 from dptrain import PrivacyPlan
 from dptrain.detection.data import DetectionDataset
 from dptrain.detection.loss import PerImageLoss
-from dptrain.privacy.clipping import FlatClip
+from dptrain.privacy.clip_rules import FlatClip
 from dptrain.privacy.sampling import PoissonSampler
 from dptrain.settings.schema import keys
 from dptrain.statement.facts import SPENT

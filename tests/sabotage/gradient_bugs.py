@@ -13,8 +13,9 @@ CLIPS = "tests/privacy/test_clipping.py::"
 GROUPS = "tests/gradients/test_clip_rules.py::test_one_example_moves_the_sum_by_at_most_the_sensitivity"
 RULES = "tests/privacy/test_neighbours.py::test_every_clip_rule_on_every_engine_holds_its_own_sensitivity"
 
-_FACTORS = "(self.clip_norm * _ROUNDING / norms).clamp(max=1.0)"
-_WEIGHTS = "dptrain.privacy.clipping:FlatClip.weights"
+_FACTORS = "(self.clip_norm * ROUNDING / norms).clamp(max=1.0)"
+_WEIGHTS = "dptrain.privacy.clip_rules:FlatClip.weights"
+_OUTSIDE = "tests/privacy/test_outside_clip.py::"
 _COUPLING = "dptrain.gradients.checks:refuse_coupling"
 _NORMS = "dptrain.detection.model:_replace_norms"
 _LARGEST = ENGINES + "test_no_example_adds_more_than_the_clip_norm"
@@ -47,7 +48,7 @@ GRADIENT_BUGS = (
     bug(
         "scales left out of the norm",
         "Scaled clipping: the norm is taken before the layers are scaled, and what is released after.",
-        "dptrain.privacy.clipping:ScaledClip.weights",
+        "dptrain.privacy.clip_rules:ScaledClip.weights",
         "(squared * scales.square())", "squared",
         GROUPS, RULES,
     ),
@@ -98,20 +99,20 @@ GRADIENT_BUGS = (
     bug(
         "no room for rounding",
         "The factor is C / norm to the letter, and rounding carries the clipped gradient over C.",
-        _WEIGHTS, "self.clip_norm * _ROUNDING / norms", "self.clip_norm / norms",
+        _WEIGHTS, "self.clip_norm * ROUNDING / norms", "self.clip_norm / norms",
         _LARGEST,
     ),
     bug(
         "clip norm from the data",
         "The norm is clipped at the median of the batch, which nothing noises.",
-        _WEIGHTS, "self.clip_norm * _ROUNDING / norms",
-        "min(self.clip_norm, float(norms.nan_to_num(0.0, 0.0).median()) + 1e-9) * _ROUNDING / norms",
+        _WEIGHTS, "self.clip_norm * ROUNDING / norms",
+        "min(self.clip_norm, float(norms.nan_to_num(0.0, 0.0).median()) + 1e-9) * ROUNDING / norms",
         PAIRS,
     ),
     bug(
         "sensitivity halved",
         "The clip states C / 2, as if a unit could move the sum only one way.",
-        "dptrain.privacy.clipping:FlatClip.sensitivity", "return self.clip_norm\n", "return self.clip_norm / 2\n",
+        "dptrain.privacy.clip_rules:FlatClip.sensitivity", "return self.clip_norm\n", "return self.clip_norm / 2\n",
         PAIRS, "tests/privacy/test_clipping.py::test_sensitivity",
     ),
     bugs(
@@ -119,23 +120,36 @@ GRADIENT_BUGS = (
         "Each of K layers gets all of C, and the noise is scaled to C: a unit adds up to C times the root of K.",
         [
             ("dptrain.privacy.clipping:Clipping.rule", "clip_norm / math.sqrt(count)", "clip_norm"),
-            ("dptrain.privacy.clipping:GroupClip.sensitivity", "math.hypot(*self.norms)", "self.norms[0]"),
+            ("dptrain.privacy.clip_rules:GroupClip.sensitivity", "math.hypot(*self.norms)", "self.norms[0]"),
         ],
         RULES, GROUPS, CLIPS + "test_no_unit_passes_the_sensitivity_of_any_rule",
     ),
     bug(
         "a group kept where another is infinite",
         "A broken image drops out of the groups that are broken, and stays in the others; the engine zeroes all.",
-        "dptrain.privacy.clipping:GroupClip.weights",
+        "dptrain.privacy.clip_rules:GroupClip.weights",
         "factors.masked_fill(~(factors > 0).all(1, keepdim=True), 0.0)", "factors",
         CLIPS + "test_a_gradient_that_is_not_finite_counts_as_zero_in_every_group",
     ),
     bug(
         "automatic clipping without its gamma outside",
         "g over its norm, plus gamma g, as a slip of the brackets makes of it: long gradients are not bounded.",
-        "dptrain.privacy.clipping:AutomaticClip.weights",
-        "_ROUNDING / (squared_norms.double().sqrt() + GAMMA)", "_ROUNDING / squared_norms.double().sqrt() + GAMMA",
+        "dptrain.privacy.clip_rules:AutomaticClip.weights",
+        "ROUNDING / (squared_norms.double().sqrt() + GAMMA)", "ROUNDING / squared_norms.double().sqrt() + GAMMA",
         RULES, CLIPS + "test_automatic_clipping_is_the_papers",
+    ),
+    bug(
+        "an outside clip rule taken at its word",
+        "A rule from another package is not held to the sensitivity that it states.",
+        "dptrain.privacy.outside_clip:HeldRule._checked", "and length <= self._sensitivity * _ABOVE", "",
+        _OUTSIDE + "test_a_rule_that_fails_on_private_norms_ends_the_run_before_the_step_is_released",
+        _OUTSIDE + "test_a_rule_that_fails_on_made_up_norms_is_refused_before_any_data",
+    ),
+    bug(
+        "an outside clip rule with a memory",
+        "Nobody asks a rule from another package again whether the first unit still weighs the same.",
+        "dptrain.privacy.outside_clip:HeldRule.weights", "if finite and ", "if False and ",
+        _OUTSIDE + "test_a_rule_that_fails_on_private_norms_ends_the_run_before_the_step_is_released",
     ),
     # gradients that are not finite
     bug(
@@ -147,7 +161,7 @@ GRADIENT_BUGS = (
     bug(
         "NaN passes the clip",
         "A norm that is NaN compares false with everything, and so it is never too long.",
-        _WEIGHTS, "return _kept(factors, squared_norms)", "return factors",
+        _WEIGHTS, "return kept(factors, squared_norms)", "return factors",
         PAIRS, "tests/privacy/test_clipping.py::test_edge_table",
     ),
     # layers and losses

@@ -32,7 +32,7 @@ def test_a_planted_bug_is_caught(name: str) -> None:
 
 def test_a_change_that_nobody_notices_is_told() -> None:
     test = "tests/privacy/test_clipping.py::test_sensitivity"
-    same = Edit("dptrain.privacy.clipping:FlatClip.sensitivity", (("2.0 * self.clip_norm", "self.clip_norm * 2.0"),))
+    same = Edit("dptrain.privacy.clip_rules:FlatClip.sensitivity", (("2.0 * self.clip_norm", "self.clip_norm * 2.0"),))
     unnoticed = Bug("another order", "The factors are swapped.", (same,), (test,))
     assert judge(unnoticed, {}).word == "NOT caught by test_sensitivity"
     assert judge(unnoticed, {test: "why"}).word == "without the bug, test_sensitivity does not pass: why"
@@ -40,9 +40,9 @@ def test_a_change_that_nobody_notices_is_told() -> None:
 
 def test_a_bug_that_no_longer_fits_is_stale() -> None:
     with pytest.raises(Stale, match="0 times"):
-        Edit("dptrain.privacy.clipping:FlatClip.sensitivity", (("no such text", ""),)).code()
+        Edit("dptrain.privacy.clip_rules:FlatClip.sensitivity", (("no such text", ""),)).code()
     with pytest.raises(Stale, match="not there any more"):
-        Edit("dptrain.privacy.clipping:FlatClip.gone", ()).code()
+        Edit("dptrain.privacy.clip_rules:FlatClip.gone", ()).code()
 
 
 def test_the_page_lists_every_bug() -> None:
