@@ -173,7 +173,10 @@ def test_a_run_whose_files_change_stops_charged_and_is_resumed_when_they_are_bac
         if step == 2:
             _in_place(file)
 
-    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"004\.bmp: changed after it was checked") as caught:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DataError, match=r"004\.bmp: changed after it was checked") as caught,
+    ):
         patch.setattr(run_module.Progress, "update", at_two)
         dptrain.train(data=data, **_options(tmp_path))
     assert "2 of 4 steps are taken and kept" in "".join(caught.value.__notes__)

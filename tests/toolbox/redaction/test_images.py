@@ -212,7 +212,10 @@ def test_originals_and_other_files_are_never_overwritten_unless_asked(tmp_path: 
     (tmp_path / "hard.png").unlink()
     redact(photos, in_place=True, **region)
     assert (cv2.imread(str(photos / "a.png"))[:10, :10] == GREY).all()
-    for report, words in ((photos / "reports", "is inside"), (tmp_path / "photos.redaction", "report.json is there")):
+    for report, words in (
+        (photos / "reports", "is inside"),
+        (tmp_path / "photos.redaction", "report.json already exists"),
+    ):
         with pytest.raises(ConfigError, match=words):
             redact(photos, tmp_path / "more", report=report, **region)
     assert not (tmp_path / "more").exists()
