@@ -28,6 +28,8 @@ from .ledger import BudgetLedger as BudgetLedger
 from .privacy.clip_rules import ClipRule as ClipRule
 from .privacy.clip_rules import FlatClip as FlatClip
 from .privacy.clipping import Clipping as Clipping
+from .privacy.outside_accountant import Accountant as Accountant
+from .privacy.outside_accountant import register_accountant as register_accountant
 from .privacy.outside_clip import MakeClipRule as MakeClipRule
 from .privacy.outside_clip import register_clip_rule as register_clip_rule
 from .privacy.plan import PrivacyPlan as PrivacyPlan

@@ -16,11 +16,10 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
 from ..errors import ConfigError
+from .outside_accountant import OWN, epsilon_by
 from .pld import loss_distribution, sampled_gaussians
 from .rdp import ORDERS, RELATION, quiet, rdp_at
 from .trade_off import FALSE_POSITIVE_RATES, TradeOff, trade_off_of_curve, trade_off_of_steps
-
-ACCOUNTANTS = ("rdp", "pld")
 
 # Above this the loss distribution takes minutes to compose, for a number that protects nobody; RDP's bound stands in.
 PLD_UP_TO_EPSILON = 200.0
@@ -38,12 +37,15 @@ def dp_sgd_event(sample_rate: float, steps: int, noise_multiplier: float) -> dp_
 def epsilon(event: dp_event.DpEvent, delta: float, accountant: str = "rdp") -> float:
     """Return the epsilon of an event at ``delta``, adding or removing one privacy unit.
 
-    Guarantee: an upper bound. ``rdp`` is what is claimed and budgeted; ``pld`` is the tighter reading.
+    Guarantee: an upper bound. ``rdp`` is what is claimed and budgeted; ``pld`` is the tighter reading. Another name is
+    that of :func:`~dptrain.register_accountant`, and the bound its author's word.
 
     Raises:
         ConfigError: ``accountant`` or ``delta`` is out of range.
     """
     check_delta(delta)
+    if accountant not in OWN:
+        return epsilon_by(accountant, event, delta)
     with quiet():
         if accountant == "pld" and (steps := sampled_gaussians(event)):
             return float(loss_distribution(steps).get_epsilon_for_delta(delta))
@@ -70,9 +72,7 @@ def epsilon_of_curves(curves: Sequence[Mapping[float, float]], delta: float) -> 
 def _composed(event: dp_event.DpEvent, accountant: str) -> RdpAccountant | PLDAccountant:
     if accountant == "rdp":
         return RdpAccountant(ORDERS, RELATION).compose(event)
-    if accountant == "pld":
-        return PLDAccountant(RELATION).compose(event)
-    raise ConfigError(f"accountant={accountant!r} is not one of {', '.join(ACCOUNTANTS)}")
+    return PLDAccountant(RELATION).compose(event)
 
 
 @functools.lru_cache(maxsize=4096)

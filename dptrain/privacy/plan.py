@@ -129,7 +129,7 @@ class PrivacyPlan:
         return accounting.dp_sgd_event(self.sample_rate, self._steps(steps), self.noise_multiplier)
 
     def epsilon(self, accountant: str = "rdp", steps: int | None = None) -> float:
-        """Return the epsilon of ``steps`` steps, all of them by default; ``rdp`` or ``pld``.
+        """Return the epsilon of ``steps`` steps, all by default: ``rdp`` (the claim), ``pld`` or a registered one.
 
         Guarantee: it bounds what the outputs of the first ``steps`` steps tell, for a number that was decided before
         the run. It is no claim for a run that was stopped there after a look at it: that one costs ``epsilon()``.
