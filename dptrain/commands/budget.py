@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ..datasets.groups import GroupsConfig
 from ..errors import BudgetError, ConfigError
-from ..privacy.units import UNITS
 from ..support.environment import ledger_address
 from ..support.files import to_json, write_text
 from ..support.words import counted
@@ -102,6 +101,7 @@ def _create(options: argparse.Namespace) -> int:
     from ..datasets.groups import check_groups, groups_of
     from ..datasets.sources import load_data
     from ..ledger.hashing import hash_images
+    from ..privacy.units import UNITS
 
     if options.unit not in UNITS:
         raise ConfigError(f"--unit={options.unit} is not one of {', '.join(UNITS)}")

@@ -3,7 +3,8 @@
 :class:`BudgetLedger` is the way in. ``docs/budget.md`` has the theorem it stands on.
 """
 
-from .ledger import BudgetLedger, Charge
+from .budgets import BudgetLedger
+from .charges import Charge
 from .manifest import Changes, Manifest
 
 __all__ = ["BudgetLedger", "Changes", "Charge", "Manifest"]

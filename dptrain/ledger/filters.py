@@ -10,13 +10,14 @@ made before anything of it was seen; B is the largest divergence that converts t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, ConfigError
-from .curves import ROUNDING, SCALE, UNBOUNDED, Curve, add, best_order, bound, to_fixed, to_floats, zero
+from ..privacy.conversion import divergence_for
+from .curves import ROUNDING, Curve, Parts, best_order, divergence, to_curve
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -32,12 +33,12 @@ class Filter:
     Attributes:
         index: Place of its order among the ledger's orders.
         order: The one order alpha that admission looks at.
-        capacity: The bound B, in multiples of 2^-96.
+        capacity: The bound B, a divergence.
     """
 
     index: int
     order: float
-    capacity: int
+    capacity: float
 
     @classmethod
     def fix(cls, first: Curve, orders: Sequence[float], epsilon: float, delta: float) -> Filter:
@@ -49,8 +50,8 @@ class Filter:
         Raises:
             BudgetError: No order has a bound.
         """
-        copies = most(lambda m: best_order(add(zero(orders), first, m), orders, delta)[0] <= _limit(epsilon))
-        spent, order = best_order(add(zero(orders), first, max(1, copies)), orders, delta)
+        copies = most(lambda m: best_order([m * value for value in first], orders, delta)[0] <= _limit(epsilon))
+        spent, order = best_order([max(1, copies) * value for value in first], orders, delta)
         if not math.isfinite(spent):
             raise BudgetError("the first run has no RDP bound at any order, so no budget can be kept of it: add noise")
         return cls.at(order, orders, epsilon, delta)
@@ -58,31 +59,34 @@ class Filter:
     @classmethod
     def at(cls, order: float, orders: Sequence[float], epsilon: float, delta: float) -> Filter:
         """Return the filter of a budget at a known order."""
-        return cls(list(orders).index(order), order, _capacity(order, epsilon, delta))
+        capacity = divergence_for(_limit(epsilon) / (1.0 + ROUNDING), delta, order) / (1.0 + ROUNDING)
+        return cls(list(orders).index(order), order, capacity)
 
-    def admits(self, total: Curve) -> bool:
-        """Whether a total with everything in it is within the budget."""
-        return bound(total[self.index]) <= self.capacity
+    def spent(self, blocks: Iterable[Parts]) -> float:
+        """The divergence at its order of the block that has the most, of what was charged to each."""
+        return max((divergence(parts, self.index) for parts in blocks), default=0.0)
 
-    def room(self, total: Curve) -> int:
+    def admits(self, blocks: Iterable[Parts]) -> bool:
+        """Whether what is charged to each block, with everything in it, is within the budget."""
+        return self.spent(blocks) <= self.capacity
+
+    def room(self, blocks: Iterable[Parts]) -> float:
         """What is left at the filter's order; negative where the budget is overdrawn."""
-        return self.capacity - bound(total[self.index])
+        return self.capacity - self.spent(blocks)
 
-    def used(self, total: Curve) -> float:
+    def used(self, blocks: Iterable[Parts]) -> float:
         """The part of the capacity that is spent; 1 is all of it."""
-        spent = bound(total[self.index])
-        return spent / self.capacity if self.capacity > 0 else math.inf
+        return self.spent(blocks) / self.capacity if self.capacity > 0 else math.inf
 
 
-def reading_at(found: Filter, total: Curve, delta: float) -> float:
-    """Return the epsilon that a total has at the filter's order, which holds at every stopping time.
+def reading_at(found: Filter, spent: float, delta: float) -> float:
+    """Return the epsilon that a divergence has at the filter's order, which holds at every stopping time.
 
     exp((order - 1) (loss - divergence so far)) is a supermartingale in the steps, at one order fixed before the first
     of them. So its mean is at most 1 wherever one stops, and by Markov's inequality the loss passes divergence +
     log(1 / delta) / (order - 1) with a probability of at most delta.
     """
-    divergence = bound(total[found.index]) / SCALE * (1.0 + ROUNDING)
-    return (divergence + math.log(1.0 / delta) / (found.order - 1.0)) * (1.0 + ROUNDING)
+    return (spent * (1.0 + ROUNDING) + math.log(1.0 / delta) / (found.order - 1.0)) * (1.0 + ROUNDING)
 
 
 def reads_within(total: Curve, orders: Sequence[float], epsilon: float, delta: float) -> bool:
@@ -119,16 +123,6 @@ def most(holds: Callable[[int], bool], largest: int = MOST_COPIES) -> int:
     return low
 
 
-def _capacity(order: float, epsilon: float, delta: float) -> int:
-    from dp_accounting.rdp import compute_epsilon
-
-    def fits(value: int) -> bool:
-        divergence = to_floats([value])[0] * (1.0 + ROUNDING)
-        return float(compute_epsilon([order], [divergence], delta)[0]) * (1.0 + ROUNDING) <= _limit(epsilon)
-
-    return most(fits, UNBOUNDED // 2)
-
-
 @dataclass(frozen=True)
 class Offer:
     """What would fit instead of a refused run; ``None`` where nothing does, or where the event has no such knob."""
@@ -157,14 +151,15 @@ def with_noise(step: object, noise_multiplier: float) -> DpEvent:
     return gaussian
 
 
-def offer_within(room: int, orders: Sequence[float], step: object, divergence: int, steps: int) -> Offer:
+def offer_within(room: float, orders: Sequence[float], step: object, one: float, steps: int) -> Offer:
     """Return what fits into the room that a filter has left: fewer steps, or more noise at the same steps.
 
-    ``orders`` begins with the filter's; the ones above it stand in where it has no bound.
+    ``orders`` begins with the filter's; the ones above it stand in where it has no bound. ``one`` is the divergence of
+    one step.
     """
     if room <= 0:
         return Offer(None, None)
-    fewer = room // divergence if divergence else 0
+    fewer = min(room // one, steps) if one else 0
     parts = gaussian_step(step)
     noise = None
     if parts is not None:
@@ -174,7 +169,7 @@ def offer_within(room: int, orders: Sequence[float], step: object, divergence: i
 
         def fits(sigma: float) -> bool:
             event = dp_event.PoissonSampledDpEvent(parts[0], dp_event.GaussianDpEvent(sigma))
-            return steps * bound(to_fixed(rdp_at(event, orders).tolist())[0]) <= room
+            return divergence([(steps, to_curve(rdp_at(event, orders).tolist()))], 0) <= room
 
         noise = _least_noise(fits, parts[1])
     return Offer(noise, int(fewer) if fewer >= 1 else None)

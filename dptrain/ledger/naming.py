@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
 from ..errors import BudgetError
 from . import snapshots
 from .manifest import Manifest
-from .tables import dataset_snapshots, datasets
+from .state import State
 
 
 def check_unit(unit: str) -> None:
@@ -20,21 +20,23 @@ def check_unit(unit: str) -> None:
         raise BudgetError(f"unit={unit!r} is not one of {', '.join(UNITS)}")
 
 
-def check_manifest(connection: Connection, manifest: Manifest, unit: str) -> None:
+def check_manifest(connection: Connection, state: State, manifest: Manifest, unit: str) -> dict[int, int]:
     """Refuse what cannot be added up: charges of one picture under two units, or under two ways to make groups.
 
     A run that protects images costs a group of m of them up to m times as much, and one that protects groups changes by
     up to two groups where one image more makes another group of one: neither is a charge of the other kind.
 
+    Returns:
+        For every dataset that shares pictures with the manifest, how many.
+
     Raises:
         BudgetError: The manifest is not of this unit, a picture was charged under the other, or it is known in another
             group.
     """
-    if manifest.unit != unit:
-        raise BudgetError(f"unit={unit} and the manifest is of {manifest.unit}s: make it with the group of every image")
-    shared = snapshots.shared_units(connection, manifest)
-    others = connection.execute(select(datasets.c.name, datasets.c.unit).where(datasets.c.id.in_(list(shared)))).all()
-    for name, known in others:
+    _check_kind(manifest, unit)
+    shared = snapshots.shared_units(connection, state, manifest)
+    for number in shared:
+        name, known = state.datasets[number].name, state.datasets[number].unit
         if known != unit:
             raise BudgetError(
                 f"{name} holds some of these pictures and protects one {known}, and this run protects one {unit}: what "
@@ -48,6 +50,12 @@ def check_manifest(connection: Connection, manifest: Manifest, unit: str) -> Non
             f"{moved} of these pictures are known in another group, or under another name of it: what a group has "
             "spent is then not known; name and make the groups as in the runs before"
         )
+    return shared
+
+
+def _check_kind(manifest: Manifest, unit: str) -> None:
+    if manifest.unit != unit:
+        raise BudgetError(f"unit={unit} and the manifest is of {manifest.unit}s: make it with the group of every image")
 
 
 def check_name(name: str) -> None:
@@ -56,7 +64,7 @@ def check_name(name: str) -> None:
         raise BudgetError(f"name={name[:40]!r} is not a name: give 1 to 200 printable characters")
 
 
-def dataset_to_limit(connection: Connection, name: str, unit: str, manifest: Manifest) -> int:
+def dataset_to_limit(connection: Connection, state: State, name: str, unit: str, manifest: Manifest) -> int:
     """Return the dataset that gets a limit, a new one where the name is free.
 
     Raises:
@@ -64,8 +72,8 @@ def dataset_to_limit(connection: Connection, name: str, unit: str, manifest: Man
             charged under another unit.
     """
     check_name(name)
-    check_manifest(connection, manifest, unit)
-    row = connection.execute(select(datasets).where(datasets.c.name == name)).one_or_none()
+    shared = check_manifest(connection, state, manifest, unit)
+    row = state.dataset(name)
     if row is None:
         return snapshots.new_dataset(connection, name, unit)
     if row.epsilon is not None:
@@ -73,13 +81,13 @@ def dataset_to_limit(connection: Connection, name: str, unit: str, manifest: Man
             f"{name} has a budget already, epsilon {row.epsilon:g} at delta {row.delta:g}, and a limit is not moved "
             "once runs may rely on it"
         )
-    if row.id not in snapshots.shared_units(connection, manifest):
+    if row.id not in shared:
         raise BudgetError(f"{name} is known, with none of these pictures: give this dataset another name")
-    return int(row.id)
+    return row.id
 
 
 def dataset_for(
-    connection: Connection, manifest: Manifest, name: str | None, data_name: str, unit: str
+    connection: Connection, state: State, manifest: Manifest, name: str | None, data_name: str, unit: str
 ) -> tuple[int, str, tuple[str, ...]]:
     """Return the dataset to charge, its name, and what is worth saying of how it was found.
 
@@ -90,13 +98,14 @@ def dataset_for(
         BudgetError: There is no dataset of the name asked for, it holds none of these pictures, or they were charged
             under another unit.
     """
-    check_manifest(connection, manifest, unit)
-    known = _with_content(connection, manifest.digest)
-    if known and (name is None or name in known):
-        chosen = name or next(iter(known))
-        return _number(connection, chosen), chosen, ()
-    shared = snapshots.shared_units(connection, manifest)
-    by_name = {row.name: row.id for row in connection.execute(select(datasets.c.name, datasets.c.id))}
+    _check_kind(manifest, unit)
+    snapshot = state.snapshot(manifest.digest)
+    known = [] if snapshot is None else state.with_snapshot(snapshot)
+    for dataset in known:
+        if name in (None, dataset.name):  # every other dataset was held against these pictures when it was made
+            return dataset.id, dataset.name, ()
+    shared = check_manifest(connection, state, manifest, unit)
+    by_name = {row.name: row.id for row in state.datasets.values()}
     if name is not None:
         if name not in by_name:
             near = difflib.get_close_matches(name, by_name, n=1)
@@ -114,36 +123,12 @@ def dataset_for(
         if not half:
             return _new(connection, data_name, unit, taken=set(by_name))
         chosen = max(half, key=lambda key: shared[by_name[key]])
-    changes = manifest.changes_since(_latest_units(connection, by_name[chosen]))
+    changes = manifest.changes_since(_latest_units(connection, state, by_name[chosen]))
     return by_name[chosen], chosen, (f"{chosen} is not what it was: {changes}",)
 
 
-def dataset_of(connection: Connection, snapshot: int) -> str:
-    """Return the name that a snapshot goes by, one with a limit first."""
-    query = select(datasets.c.name).join(dataset_snapshots, dataset_snapshots.c.dataset_id == datasets.c.id)
-    ordered = query.where(dataset_snapshots.c.snapshot_id == snapshot).order_by(_UNLIMITED_LAST, datasets.c.id)
-    return str(connection.scalars(ordered).first())
-
-
-_UNLIMITED_LAST = datasets.c.epsilon.is_(None)
-
-
-def _with_content(connection: Connection, digest: str) -> list[str]:
-    snapshot = snapshots.find_snapshot(connection, digest)
-    if snapshot is None:
-        return []
-    query = select(datasets.c.name).join(dataset_snapshots, dataset_snapshots.c.dataset_id == datasets.c.id)
-    ordered = query.where(dataset_snapshots.c.snapshot_id == snapshot).order_by(_UNLIMITED_LAST, datasets.c.id)
-    return list(connection.scalars(ordered))
-
-
-def _latest_units(connection: Connection, dataset: int) -> dict[bytes, bytes]:
-    latest = select(func.max(dataset_snapshots.c.snapshot_id)).where(dataset_snapshots.c.dataset_id == dataset)
-    return snapshots.snapshot_units(connection, int(connection.scalar(latest) or 0))
-
-
-def _number(connection: Connection, name: str) -> int:
-    return int(connection.scalars(select(datasets.c.id).where(datasets.c.name == name)).one())
+def _latest_units(connection: Connection, state: State, dataset: int) -> dict[bytes, bytes]:
+    return snapshots.snapshot_units(connection, max(state.held.get(dataset, ()), default=0))
 
 
 def _new(connection: Connection, data_name: str, unit: str, taken: set[str]) -> tuple[int, str, tuple[str, ...]]:

@@ -1,9 +1,11 @@
-"""What a dataset has spent, as people read it. The numbers are kept when they change, so that showing needs no sums."""
+"""What a dataset has spent, as people read it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, filters, snapshots
-from .charging import not_taken
+from . import admission, curves, filters
+from .run_rows import curves_of, not_taken
+from .state import Dataset, State, read_state
 from .store import Store
-from .tables import atom_snapshots, atoms, datasets, entries, mechanisms, runs
+from .tables import datasets, entries, mechanisms, runs
 
 # A loss distribution takes about a second for each kind of step, so the tighter reading is kept to a few of them.
 _MOST_MECHANISMS = 8
@@ -88,47 +91,77 @@ class Movement:
 
 def read_datasets(store: Store, connection: Connection, name: str | None) -> list[DatasetReading]:
     """Read one dataset, or all in the order of their names."""
-    query = select(datasets).order_by(datasets.c.name)
-    rows = connection.execute(query if name is None else query.where(datasets.c.name == name)).all()
-    if name is not None and not rows:
-        known = ", ".join(connection.scalars(select(datasets.c.name).order_by(datasets.c.name))) or "none"
+    state = read_state(connection)
+    return [_reading(store, connection, state, dataset) for dataset in _chosen(store, state, name)]
+
+
+def _chosen(store: Store, state: State, name: str | None) -> list[Dataset]:
+    found = sorted(state.datasets.values(), key=lambda dataset: _text(dataset.name))
+    if name is None:
+        return found
+    if state.dataset(name) is None:
+        known = ", ".join(dataset.name for dataset in found) or "none"
         raise BudgetError(f"no dataset {name} in the ledger {store.name}; it has {known}")
-    return [_reading(store, connection, row) for row in rows]
+    return [dataset for dataset in found if dataset.name == name]
 
 
-def _reading(store: Store, connection: Connection, row: Row) -> DatasetReading:
-    inside = snapshots.dataset_atoms(connection, row.id)
-    totals = set(connection.scalars(select(atoms.c.total).where(atoms.c.id.in_(inside))))
-    touched = select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id.in_(inside))
+def _reading(store: Store, connection: Connection, state: State, dataset: Dataset) -> DatasetReading:
     unsettled_too = func.count().filter(runs.c.is_open.is_not(False))
     early = runs.c.is_open.is_(False) & (runs.c.charged > 0) & (runs.c.charged < runs.c.planned)
     stopped, first = func.count().filter(early), func.min(runs.c.seq).filter(runs.c.charged > 0)
-    count = select(func.count(), unsettled_too, stopped, first).where(runs.c.snapshot_id.in_(touched))
-    number, unsettled, ended_early, first_charge = connection.execute(count).one()
-    spent, charged = _number(row.read_epsilon) or 0.0, _number(row.read_charged) or 0.0
-    limit, used = _number(row.epsilon), None
-    if row.filter_order is not None:
-        found, largest = admission.budget_filter(store, connection, row), curves.largest(map(curves.decode, totals))
-        used = found.used(largest)
-        if limit is not None and row.limited < (first_charge or math.inf):  # the order follows from limit and first run
-            at_order = filters.reading_at(found, largest, row.delta)
+    count = select(func.count(), unsettled_too, stopped, first, func.min(runs.c.delta))
+    around = runs.c.snapshot_id.in_(state.around(dataset.id))
+    number, unsettled, ended_early, first_charge, least_delta = connection.execute(count.where(around)).one()
+    delta = _number(dataset.delta if dataset.delta is not None else least_delta)
+    blocks = state.blocks_of(dataset.id)
+    steps = curves_of(store, connection, state.kinds(blocks))
+    parts = admission.spent_by(state, steps, blocks)
+    charged = _largest(store, parts, delta)
+    spent = _largest(store, admission.spent_by(state, steps, blocks, planned=True), delta)
+    limit, used = _number(dataset.epsilon), None
+    if limit is not None and dataset.filter_order is not None:
+        found = filters.Filter.at(dataset.filter_order, store.orders, *dataset.limit)
+        used = found.used(parts)
+        if dataset.limited is not None and dataset.limited < (
+            first_charge or math.inf
+        ):  # the order follows from limit and first run
+            at_order = filters.reading_at(found, found.spent(parts), dataset.limit[1])
             at_any_stop = min(at_order, limit) if used <= 1.0 else at_order
             spent = min(spent, max(at_any_stop, charged))  # charged is dp-accounting's figure, and nothing is below it
-    fresh = admission.totals_digest(totals) == row.pld_of and not ended_early
+    pld_of, pld_epsilon = connection.execute(_PLD.where(datasets.c.id == dataset.id)).one()
+    fresh = pld_of == _digest(state, blocks) and not ended_early
     return DatasetReading(
-        name=_text(row.name),
-        unit=_text(row.unit),
+        name=_text(dataset.name),
+        unit=_text(dataset.unit),
         limit=limit,
-        delta=_number(row.delta if row.delta is not None else row.read_delta),
+        delta=delta,
         epsilon=spent,
         epsilon_charged=charged,
-        epsilon_pld=_number(row.pld_epsilon) if fresh else None,
-        filter_order=row.filter_order,
+        epsilon_pld=_number(pld_epsilon) if fresh else None,
+        filter_order=dataset.filter_order,
         used=used,
         runs=number,
         open_runs=unsettled,
         stopped_runs=ended_early,
     )
+
+
+_PLD = select(datasets.c.pld_of, datasets.c.pld_epsilon)
+
+
+def _largest(store: Store, blocks: Iterable[curves.Parts], delta: float | None) -> float:
+    """What the block that has spent most has spent; nothing is charged where there is no delta."""
+    if delta is None:
+        return 0.0
+    return max(
+        (curves.epsilon(curves.total(parts, store.orders), store.orders, delta) for parts in blocks), default=0.0
+    )
+
+
+def _digest(state: State, blocks: Iterable[int]) -> str:
+    """What the charges of some blocks are known by."""
+    tallies = sorted({tuple(sorted(state.tally(block).items())) for block in blocks})
+    return hashlib.sha256(json.dumps(tallies).encode()).hexdigest()
 
 
 def _number(value: Any) -> float | None:
@@ -148,39 +181,39 @@ def _text(value: Any) -> str:
 
 def read_movements(store: Store, connection: Connection, name: str | None, last: int | None) -> list[Movement]:
     """Read the charges of one dataset, or of all, dataset by dataset."""
-    if name is None:
-        names = connection.scalars(select(datasets.c.name).order_by(datasets.c.name)).all()
-        return [row for each in names for row in read_movements(store, connection, each, last)]
-    read_datasets(store, connection, name)
-    row = connection.execute(select(datasets).where(datasets.c.name == name)).one()
-    delta = row.delta if row.delta is not None else row.read_delta or 1e-5
-    holders: dict[int, set[int]] = {}  # snapshot -> the dataset's atoms in it
-    inside = snapshots.dataset_atoms(connection, row.id)
-    pairs = select(atom_snapshots.c.snapshot_id, atom_snapshots.c.atom_id)
-    for snapshot, atom in connection.execute(pairs.where(atom_snapshots.c.atom_id.in_(inside))):
-        holders.setdefault(snapshot, set()).add(atom)
+    state = read_state(connection)
+    reasons = _reasons(connection)
+    found = []
+    for dataset in _chosen(store, state, name):
+        found += _movements(store, connection, state, dataset, reasons, last)
+    return found
+
+
+def _movements(
+    store: Store, connection: Connection, state: State, dataset: Dataset, reasons: dict[str, str], last: int | None
+) -> list[Movement]:
     query = (
-        select(runs, mechanisms.c.event, mechanisms.c.curve, entries.c.at)
+        select(runs, mechanisms.c.event, entries.c.at)
         .join(mechanisms, mechanisms.c.id == runs.c.mechanism_id)
         .join(entries, entries.c.seq == runs.c.seq)
-        .where(runs.c.snapshot_id.in_(list(holders)))
+        .where(runs.c.snapshot_id.in_(state.around(dataset.id)))
         .order_by(runs.c.seq)
     )
     charges = connection.execute(query).all()
-    reasons = _reasons(connection)
-    steps: dict[int, curves.Curve] = {}
-    totals = dict.fromkeys(inside, curves.zero(store.orders))
+    delta = dataset.delta if dataset.delta is not None else min((run.delta for run in charges), default=1e-5)
+    steps = curves_of(store, connection, {run.mechanism_id for run in charges})
+    tallies = {block: Counter[int]() for block in state.blocks_of(dataset.id)}
     first = 0 if last is None else max(0, len(charges) - last)
     found = []
     for index, run in enumerate(charges):
-        if run.mechanism_id not in steps:
-            steps[run.mechanism_id] = curves.decode(run.curve)
-        curve = steps[run.mechanism_id]
-        for atom in holders[run.snapshot_id]:
-            totals[atom] = curves.add(totals[atom], curve, run.charged + not_taken(run._mapping))
+        for block, tally in tallies.items():
+            if run.snapshot_id in state.blocks[block]:
+                tally[run.mechanism_id] += run.charged + not_taken(run._mapping)
         if index >= first:
-            spent = max(curves.epsilon(total, store.orders, delta) for total in set(totals.values()))
-            found.append(_movement(run, name, "open" if run.is_open else reasons[run.id], spent, delta))
+            different = {frozenset((+tally).items()) for tally in tallies.values()}
+            parts = [[(count, steps[kind]) for kind, count in tally] for tally in different]
+            status = "open" if run.is_open else reasons[run.id]
+            found.append(_movement(run, dataset.name, status, _largest(store, parts, delta), delta))
     return found
 
 
@@ -214,32 +247,21 @@ def refresh_pld(store: Store, name: str) -> None:
     """Compute the tighter reading of a dataset and keep it, where it is quick and the events have one."""
     with store.read() as connection:
         reading = read_datasets(store, connection, name)[0]
-        number = connection.scalar(select(datasets.c.id).where(datasets.c.name == name))
-        inside = snapshots.dataset_atoms(connection, int(number or 0))
-        totals = set(connection.scalars(select(atoms.c.total).where(atoms.c.id.in_(inside))))
-        tallies = {tuple(sorted(_tally(connection, atom).items())) for atom in inside}
+        state = read_state(connection)
+        events = dict(connection.execute(select(mechanisms.c.id, mechanisms.c.event)).all())
+    (dataset,) = _chosen(store, state, name)
     if reading.epsilon_pld is not None or reading.delta is None or reading.stopped_runs:
         return
+    blocks = state.blocks_of(dataset.id)
+    tallies = {frozenset((events[kind], steps) for kind, steps in state.tally(block).items()) for block in blocks}
     spent = _pld(tallies, reading)
     if spent is not None:
         with store.write() as connection:
-            values = {"pld_of": admission.totals_digest(totals), "pld_epsilon": spent}
-            connection.execute(update(datasets).where(datasets.c.id == number).values(values))
+            values = {"pld_of": _digest(state, blocks), "pld_epsilon": spent}
+            connection.execute(update(datasets).where(datasets.c.id == dataset.id).values(values))
 
 
-def _tally(connection: Connection, atom: int) -> dict[str, int]:
-    """Return how often each kind of step was charged to an atom."""
-    query = (
-        select(mechanisms.c.event, func.sum(runs.c.charged))
-        .join(mechanisms, mechanisms.c.id == runs.c.mechanism_id)
-        .join(atom_snapshots, atom_snapshots.c.snapshot_id == runs.c.snapshot_id)
-        .where(atom_snapshots.c.atom_id == atom, runs.c.charged > 0)
-        .group_by(mechanisms.c.event)
-    )
-    return {event: int(steps) for event, steps in connection.execute(query)}
-
-
-def _pld(tallies: Iterable[tuple[tuple[str, int], ...]], reading: DatasetReading) -> float | None:
+def _pld(tallies: Iterable[frozenset[tuple[str, int]]], reading: DatasetReading) -> float | None:
     from dp_accounting import dp_event
 
     from ..privacy import accounting
@@ -255,7 +277,7 @@ def _pld(tallies: Iterable[tuple[tuple[str, int], ...]], reading: DatasetReading
     assert reading.delta is not None
     spent = 0.0
     for tally in kept:
-        parts = [dp_event.SelfComposedDpEvent(curves.event_from_json(event), steps) for event, steps in tally]
+        parts = [dp_event.SelfComposedDpEvent(curves.event_from_json(event), steps) for event, steps in sorted(tally)]
         try:
             spent = max(spent, accounting.epsilon(dp_event.ComposedDpEvent(parts), reading.delta, "pld"))
         except Exception:  # dp-accounting has no loss distribution for some events, and says so in several ways

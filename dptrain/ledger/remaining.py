@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..privacy import calibration
+from ..privacy.conversion import divergence_for
 from ..privacy.planning import Remaining
 
 if TYPE_CHECKING:
@@ -24,6 +24,6 @@ def remaining(reading: DatasetReading) -> Remaining:
         return Remaining(reading.name, None, None, reading.limit, reading.delta)
     if reading.used >= 1:
         raise ConfigError(f"nothing is left of the budget {reading.name}: epsilon {reading.limit:g} is spent")
-    capacity = calibration.divergence_for(reading.limit, reading.delta, reading.filter_order)
+    capacity = divergence_for(reading.limit, reading.delta, reading.filter_order)
     left = capacity * (1 - reading.used) * (1 - 1e-6)  # the ledger rounds up what a run costs
     return Remaining(reading.name, reading.filter_order, left, reading.limit, reading.delta)

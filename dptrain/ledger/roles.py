@@ -4,7 +4,7 @@
 * ``dptrain_spender`` also registers pictures, reserves, resumes and settles: ``dptrain train``.
 * ``dptrain_keeper`` also sets limits: ``budget create``.
 
-The server refuses the rest, whatever program asks. The user who made the tables owns them, and migrates them.
+The server refuses the rest, whatever program asks. The user who made the tables owns them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import Table, text
 
 from ..errors import BudgetError
 from .store import Store
-from .tables import atoms, datasets, head, meta, metadata, runs, stopped, units
+from .tables import datasets, head, meta, metadata, runs, spent, units
 
 READER, SPENDER, KEEPER = ROLES = ("dptrain_reader", "dptrain_spender", "dptrain_keeper")
 
@@ -21,17 +21,16 @@ READER, SPENDER, KEEPER = ROLES = ("dptrain_reader", "dptrain_spender", "dptrain
 _LIMIT = {"epsilon", "delta", "limited"}
 _CHANGES: dict[Table, set[str]] = {
     head: {"id"},
-    atoms: {"id"},
     units: {"id", "hash"},
     runs: {"id", "seq", "name", "snapshot_id", "mechanism_id", "delta", "planned"},
     datasets: {"id", "name", "unit", *_LIMIT},
-    stopped: {"snapshot_id", "mechanism_id"},
+    spent: {"snapshot_id", "mechanism_id"},
 }  # every column but these; what is not listed is never changed
 
 
 def statements() -> list[str]:
     """Return the SQL that makes the roles and gives them what they may do; it can be run again after an upgrade."""
-    every = ", ".join(["alembic_version", *(table.name for table in metadata.sorted_tables)])
+    every = ", ".join(table.name for table in metadata.sorted_tables)
     everyone = ", ".join(ROLES)
     added = [table.name for table in metadata.sorted_tables if table not in (meta, head, datasets)]
     return [

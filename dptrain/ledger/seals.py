@@ -3,11 +3,11 @@
 The chain of entries is the record, and all else follows from it; but a run cannot wait until ten thousand charges are
 summed again. So every transaction that charges begins by checking seals and ends by making them:
 
-* a total, a kind of step and a run carry a seal over their own row;
-* the head carries one over the small tables (limits, snapshots, what is in which, the seals of the totals and of the
-  runs at work) and the orders, bound to the last entry: a row that was deleted, exchanged or taken from an earlier copy
-  does not fit;
-* and one over which picture is in which atom, which is looked at before new pictures are registered.
+* a run and a kind of step, which are many and read one at a time, carry a seal over their own row;
+* the head carries one over the small tables (limits, snapshots, blocks, what is spent), the orders and the seals of
+  the kinds of step and of the runs at work, bound to the last entry: a row that was deleted, exchanged or taken from
+  another copy does not fit;
+* and the head has one over which picture is in which block, which is looked at before new pictures are registered.
 """
 
 from __future__ import annotations
@@ -16,32 +16,23 @@ import hmac
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import Connection, Row, Table, bindparam, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Row, Table, bindparam, select, update
 
 from ..errors import BudgetError
 from .keys import mac
-from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, head, mechanisms, runs, snapshots, units
+from .state import State, read_rows, rows_of, state_of
+from .tables import head, mechanisms, runs
 
 _PAIR = struct.Struct(">qq")
-_STATE = tuple(
-    str(query)
-    for query in (
-        select(
-            *(datasets.c[name] for name in ("id", "name", "unit", "epsilon", "delta", "filter_order", "capacity")),
-            dataset_snapshots.c.snapshot_id,
-        ).outerjoin(dataset_snapshots, dataset_snapshots.c.dataset_id == datasets.c.id),
-        select(snapshots.c.id, snapshots.c.digest, atom_snapshots.c.atom_id, atoms.c.seal)
-        .outerjoin(atom_snapshots, atom_snapshots.c.snapshot_id == snapshots.c.id)
-        .outerjoin(atoms, atoms.c.id == atom_snapshots.c.atom_id),
-        text("SELECT id, seal FROM runs WHERE is_open = TRUE"),
-    )
+_HEAD = "SELECT count, mac, units, state FROM head"
+_UNITS = "SELECT hash, id, block_id FROM units ORDER BY hash"
+_ROWS = (
+    "SELECT id, seal FROM runs WHERE is_open = TRUE ORDER BY id",
+    "SELECT id, seal FROM mechanisms ORDER BY id",
 )
-_HEAD = str(select(head.c.count, head.c.mac, head.c.units, head.c.state))
 _SEAL = update(head).values(state=bindparam("made"))
-_UNITS = str(select(units.c.hash, units.c.id, units.c.atom_id).order_by(units.c.hash))
 
 
 class Sealed(Protocol):
@@ -52,13 +43,6 @@ class Sealed(Protocol):
     orders: tuple[float, ...]
 
     def head(self, connection: Connection) -> tuple[int, str]: ...
-
-
-class _Head(NamedTuple):
-    entries: int
-    last: str
-    units: str
-    state: str
 
 
 def tampered(store: Sealed, what: str) -> BudgetError:
@@ -88,20 +72,22 @@ def trusted(store: Sealed, table: Table, row: Row) -> Row:
     return row
 
 
-def check(store: Sealed, connection: Connection) -> None:
-    """Refuse to go on where the tables are not what the last transaction left.
+def check(store: Sealed, connection: Connection) -> State:
+    """Return the small tables, if they are what the last transaction left.
 
     Raises:
         BudgetError: The head, the end of the record, or a table was changed by other ways.
     """
     store.head(connection)
-    if not _holds(store, connection):
+    tables = read_rows(connection)
+    if not _holds(store, connection, tables):
         raise tampered(store, "its tables")
+    return state_of(tables)
 
 
 def seal(store: Sealed, connection: Connection) -> None:
     """Seal what the transaction leaves."""
-    connection.execute(_SEAL, {"made": _state(store, connection, _head(connection))})
+    connection.execute(_SEAL, {"made": _state(store, connection, _head(connection), read_rows(connection))})
 
 
 def check_units(store: Sealed, connection: Connection) -> None:
@@ -110,12 +96,12 @@ def check_units(store: Sealed, connection: Connection) -> None:
     Raises:
         BudgetError: They were.
     """
-    if _head(connection).units != _units(store, connection):
+    if _head(connection)[2] != _units(store, connection):
         raise tampered(store, "its pictures")
 
 
 def seal_units(store: Sealed, connection: Connection) -> None:
-    """Seal which picture is in which atom; the head's seal then has to follow."""
+    """Seal which picture is in which block; the head's seal then has to follow."""
     connection.execute(update(head).values(units=_units(store, connection)))
 
 
@@ -124,39 +110,31 @@ def broken(store: Sealed, connection: Connection) -> Iterator[str]:
     row = connection.execute(select(head)).one_or_none()
     if row is None:  # which is a finding already
         return
-    for table in (atoms, mechanisms, runs):
+    for table in (mechanisms, runs):
         for found in connection.execute(select(table)):
             if found.seal != row_seal(store, table, found._mapping):
                 yield f"{table.name.removesuffix('s')} {found.id}: its seal does not fit"
-    if not _holds(store, connection):
-        yield "the limits, snapshots or totals are not those of the last entry: their seal does not fit"
+    if not _holds(store, connection, read_rows(connection)):
+        yield "the limits, snapshots or charges are not those of the last entry: their seal does not fit"
     if row.units != _units(store, connection):
         yield "the known pictures are not those of the last entry: their seal does not fit"
 
 
-def _holds(store: Sealed, connection: Connection) -> bool:
+def _holds(store: Sealed, connection: Connection, tables: list[list[tuple[Any, ...]]]) -> bool:
     row = _head(connection)
-    return hmac.compare_digest(row.state, _state(store, connection, row))
+    return hmac.compare_digest(row[3], _state(store, connection, row, tables))
 
 
-def _head(connection: Connection) -> _Head:
+def _head(connection: Connection) -> tuple[Any, ...]:
     (row,) = rows_of(connection, _HEAD)
-    return _Head(*row)
+    return row
 
 
-def _state(store: Sealed, connection: Connection, row: _Head) -> str:
-    tables = [sorted(map(repr, rows_of(connection, query))) for query in _STATE]
-    return mac(store.key, "state", json.dumps([row.entries, row.last, row.units, store.orders, *tables]).encode()).hex()
+def _state(store: Sealed, connection: Connection, row: tuple[Any, ...], tables: list[list[tuple[Any, ...]]]) -> str:
+    content = [*row[:3], store.orders, *tables, *(rows_of(connection, query) for query in _ROWS)]
+    return mac(store.key, "state", json.dumps(content).encode()).hex()
 
 
 def _units(store: Sealed, connection: Connection) -> str:
     rows = rows_of(connection, _UNITS)
     return mac(store.key, "units", b"".join(bytes(unit) + _PAIR.pack(*pair) for unit, *pair in rows)).hex()
-
-
-def rows_of(connection: Connection, query: str) -> list[tuple[Any, ...]]:
-    """Ask the driver itself: SQLAlchemy takes ten times as long for what every transaction asks."""
-    try:
-        return list(map(tuple, connection.connection.cursor().execute(query).fetchall()))
-    except connection.dialect.loaded_dbapi.Error as error:
-        raise DBAPIError(query, None, error) from error

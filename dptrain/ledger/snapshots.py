@@ -1,22 +1,23 @@
-"""Datasets that share images: snapshots of content, and the atoms into which they cut the units.
+"""Datasets that share images: snapshots of content, and the blocks into which they cut the units.
 
-An atom is a set of units that are in exactly the same snapshots. A charge belongs to the snapshot its run could draw
-from, so all units of an atom were charged the same, and one total an atom is enough. A new snapshot that holds part of
-an atom splits it; the parts keep the total.
+A block is a set of units that are in exactly the same snapshots. A charge belongs to the snapshot its run could draw
+from, so all units of a block were charged the same: the sum over the snapshots it is in. A new snapshot that holds part
+of a block splits it, and both parts stay in the snapshots they were in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Connection, Table, func, insert, select, update
+from sqlalchemy import Column, Connection, func, insert, select, update
 
 from ..errors import BudgetError
-from . import curves, keys, seals
+from . import keys, seals
 from .manifest import Manifest
+from .state import State, read_state
 from .store import Store
-from .tables import atom_snapshots, atoms, dataset_snapshots, datasets, files, members, snapshots, units
+from .tables import block_snapshots, dataset_snapshots, datasets, files, members, snapshots, units
 
 T = TypeVar("T")
 _CHUNK = 4000  # below SQLite's and PostgreSQL's limits on parameters
@@ -38,11 +39,6 @@ def find_files(store: Store, connection: Connection, hashes: Sequence[bytes]) ->
     return found
 
 
-def find_snapshot(connection: Connection, digest: str) -> int | None:
-    """Return the snapshot with this content."""
-    return connection.execute(select(snapshots.c.id).where(snapshots.c.digest == digest)).scalar()
-
-
 def snapshot_units(connection: Connection, snapshot: int) -> dict[bytes, bytes]:
     """Return the units of a snapshot with the hashes of their labels."""
     query = select(units.c.hash, members.c.labels).join(members, members.c.unit_id == units.c.id)
@@ -50,30 +46,24 @@ def snapshot_units(connection: Connection, snapshot: int) -> dict[bytes, bytes]:
     return {bytes(unit): bytes(labels) for unit, labels in rows}
 
 
-def shared_units(connection: Connection, manifest: Manifest) -> dict[int, int]:
+def shared_units(connection: Connection, state: State, manifest: Manifest) -> dict[int, int]:
     """Return, for every dataset, how many pictures of the manifest it holds in any of its snapshots."""
     counts: dict[int, int] = {}
-    by_atom: dict[int, int] = {}
-    for part in _parts(list(manifest.units)):
-        query = select(units.c.atom_id, func.count()).where(units.c.hash.in_(part)).group_by(units.c.atom_id)
-        for atom, count in connection.execute(query):
-            by_atom[atom] = by_atom.get(atom, 0) + count
-    for dataset, atom in connection.execute(dataset_atom_pairs().where(atom_snapshots.c.atom_id.in_(list(by_atom)))):
-        counts[dataset] = counts.get(dataset, 0) + by_atom[atom]
+    by_block = list(_blocks(connection, list(manifest.units)).values())
+    for dataset in state.datasets:
+        inside = state.blocks_of(dataset)
+        if count := sum(block in inside for block in by_block):
+            counts[dataset] = count
     return counts
 
 
-def holders(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, list[str]]:
+def holders(connection: Connection, state: State, hashes: Sequence[bytes]) -> dict[bytes, list[str]]:
     """Return those of some units that any dataset holds in any of its snapshots, with the names of these datasets."""
-    atom_of: dict[bytes, int] = {}
-    for part in _parts(hashes):
-        query = select(units.c.hash, units.c.atom_id).where(units.c.hash.in_(part))
-        atom_of |= {bytes(unit): atom for unit, atom in connection.execute(query)}
     names: dict[int, list[str]] = {}
-    known = dict(connection.execute(select(datasets.c.id, datasets.c.name)).all())
-    for dataset, atom in connection.execute(dataset_atom_pairs()):
-        names.setdefault(atom, []).append(known[dataset])
-    return {unit: sorted(names[atom]) for unit, atom in atom_of.items() if atom in names}
+    for dataset in state.datasets.values():
+        for block in state.blocks_of(dataset.id):
+            names.setdefault(block, []).append(dataset.name)
+    return {unit: sorted(names[block]) for unit, block in _blocks(connection, hashes).items() if block in names}
 
 
 def known_units(connection: Connection, hashes: Sequence[bytes]) -> set[bytes]:
@@ -81,45 +71,34 @@ def known_units(connection: Connection, hashes: Sequence[bytes]) -> set[bytes]:
     return set(_unit_ids(connection, hashes))
 
 
-def dataset_atoms(connection: Connection, dataset: int) -> list[int]:
-    """Return the atoms of all the snapshots a dataset ever had: who was taken out stays protected."""
-    query = dataset_atom_pairs().where(dataset_snapshots.c.dataset_id == dataset)
-    return [atom for _, atom in connection.execute(query)]
-
-
-def dataset_atom_pairs() -> Any:
-    """The query of all datasets with the atoms of all snapshots they ever had."""
-    joined = dataset_snapshots.join(atom_snapshots, atom_snapshots.c.snapshot_id == dataset_snapshots.c.snapshot_id)
-    return select(dataset_snapshots.c.dataset_id, atom_snapshots.c.atom_id).select_from(joined).distinct()
-
-
-def register(store: Store, connection: Connection, dataset: int, name: str, manifest: Manifest) -> int:
-    """Make the manifest a snapshot of a dataset, if it is not one already; return the snapshot."""
-    snapshot = find_snapshot(connection, manifest.digest)
+def register(
+    store: Store, connection: Connection, state: State, dataset: int, name: str, manifest: Manifest
+) -> tuple[State, int]:
+    """Make the manifest a snapshot of a dataset, if it is not one already; return what the tables hold then, and it."""
+    snapshot = state.snapshot(manifest.digest)
+    new = snapshot is None
     if snapshot is None:
         snapshot = _insert(store, connection, manifest)
     else:
         _add_files(store, connection, manifest)
-    pair = {"dataset_id": dataset, "snapshot_id": snapshot}
-    has = select(dataset_snapshots.c.dataset_id).filter_by(**pair)
-    if connection.execute(has).scalar() is None:
-        connection.execute(insert(dataset_snapshots).values(pair))
+    if snapshot not in state.held.get(dataset, ()):
+        connection.execute(insert(dataset_snapshots).values(dataset_id=dataset, snapshot_id=snapshot))
         store.append(connection, "snapshot", {"dataset": name, "digest": manifest.digest})
-    return snapshot
+        new = True
+    return read_state(connection) if new else state, snapshot
 
 
 def _insert(store: Store, connection: Connection, manifest: Manifest) -> int:
     seals.check_units(store, connection)
-    snapshot = next_id(connection, snapshots)
+    snapshot = next_id(connection, snapshots.c.id)
     connection.execute(insert(snapshots).values(id=snapshot, digest=manifest.digest))
     known = _unit_ids(connection, list(manifest.units))
     fresh = [unit for unit in manifest.units if unit not in known]
     if fresh:
-        atom, first = next_id(connection, atoms), next_id(connection, units)
-        _new_atom(store, connection, atom, curves.encode(curves.zero(store.orders)))
-        connection.execute(insert(atom_snapshots).values(atom_id=atom, snapshot_id=snapshot))
+        block, first = next_id(connection, block_snapshots.c.block_id), next_id(connection, units.c.id)
+        connection.execute(insert(block_snapshots).values(block_id=block, snapshot_id=snapshot))
         numbers = {unit: first + i for i, unit in enumerate(fresh)}
-        connection.execute(insert(units), [{"id": n, "hash": unit, "atom_id": atom} for unit, n in numbers.items()])
+        connection.execute(insert(units), [{"id": n, "hash": unit, "block_id": block} for unit, n in numbers.items()])
         known |= numbers
     connection.execute(
         insert(members),
@@ -127,38 +106,35 @@ def _insert(store: Store, connection: Connection, manifest: Manifest) -> int:
     )
     _add_files(store, connection, manifest, known)
     if len(fresh) < len(manifest.units):
-        _split(store, connection, snapshot)
+        _split(connection, snapshot)
     seals.seal_units(store, connection)
     return snapshot
 
 
-def _new_atom(store: Store, connection: Connection, atom: int, total: str) -> None:
-    connection.execute(insert(atoms).values(seals.sealed(store, atoms, {"id": atom, "total": total})))
-
-
-def _split(store: Store, connection: Connection, snapshot: int) -> None:
-    """Let the known atoms join the snapshot: whole where all their units are in it, else by the part that is."""
+def _split(connection: Connection, snapshot: int) -> None:
+    """Let the known blocks join the snapshot: whole where all their units are in it, else by the part that is."""
     inside = (
-        select(units.c.atom_id, func.count())
+        select(units.c.block_id, func.count())
         .join(members, members.c.unit_id == units.c.id)
         .where(members.c.snapshot_id == snapshot)
-        .group_by(units.c.atom_id)
+        .group_by(units.c.block_id)
     )
-    joined = set(connection.scalars(select(atom_snapshots.c.atom_id).filter_by(snapshot_id=snapshot)))
-    for atom, count in connection.execute(inside).all():
-        if atom in joined:
+    joined = set(connection.scalars(select(block_snapshots.c.block_id).filter_by(snapshot_id=snapshot)))
+    for block, count in connection.execute(inside).all():
+        if block in joined:
             continue
-        size = connection.scalar(select(func.count()).select_from(units).where(units.c.atom_id == atom))
+        size = connection.scalar(select(func.count()).select_from(units).where(units.c.block_id == block))
         if count < (size or 0):
-            part = next_id(connection, atoms)
-            whole = connection.execute(select(atoms).where(atoms.c.id == atom)).one()
-            _new_atom(store, connection, part, seals.trusted(store, atoms, whole).total)
-            before = connection.scalars(select(atom_snapshots.c.snapshot_id).where(atom_snapshots.c.atom_id == atom))
-            connection.execute(insert(atom_snapshots), [{"atom_id": part, "snapshot_id": s} for s in before.all()])
+            part = next_id(connection, block_snapshots.c.block_id)
+            before = connection.scalars(
+                select(block_snapshots.c.snapshot_id).where(block_snapshots.c.block_id == block)
+            )
+            connection.execute(insert(block_snapshots), [{"block_id": part, "snapshot_id": s} for s in before.all()])
             drawn = select(members.c.unit_id).where(members.c.snapshot_id == snapshot)
-            connection.execute(update(units).where(units.c.atom_id == atom, units.c.id.in_(drawn)).values(atom_id=part))
-            atom = part
-        connection.execute(insert(atom_snapshots).values(atom_id=atom, snapshot_id=snapshot))
+            moved = update(units).where(units.c.block_id == block, units.c.id.in_(drawn))
+            connection.execute(moved.values(block_id=part))
+            block = part
+        connection.execute(insert(block_snapshots).values(block_id=block, snapshot_id=snapshot))
 
 
 def _add_files(store: Store, connection: Connection, manifest: Manifest, ids: dict[bytes, int] | None = None) -> None:
@@ -181,14 +157,22 @@ def _unit_ids(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, in
     return found
 
 
+def _blocks(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, int]:
+    found: dict[bytes, int] = {}
+    for part in _parts(hashes):
+        query = select(units.c.hash, units.c.block_id).where(units.c.hash.in_(part))
+        found |= {bytes(unit): block for unit, block in connection.execute(query)}
+    return found
+
+
 def seal_file(store: Store, file: bytes, unit: bytes) -> bytes:
     """Return what shows that a file row was written by the ledger."""
     return keys.mac(store.key, "file of unit", file, unit)[:16]
 
 
-def next_id(connection: Connection, table: Table) -> int:
-    """Return the next free number of a table; only within a write transaction, which no other one overlaps."""
-    return int(connection.scalar(select(func.max(table.c.id))) or 0) + 1
+def next_id(connection: Connection, column: Column) -> int:
+    """Return the next free number of a column; only within a write transaction, which no other one overlaps."""
+    return int(connection.scalar(select(func.max(column))) or 0) + 1
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -198,6 +182,6 @@ def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def new_dataset(connection: Connection, name: str, unit: str) -> int:
     """Add a dataset without a limit."""
-    number = next_id(connection, datasets)
+    number = next_id(connection, datasets.c.id)
     connection.execute(insert(datasets).values(id=number, name=name, unit=unit))
     return number

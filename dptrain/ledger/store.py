@@ -6,7 +6,6 @@ import fcntl
 import hmac
 import json
 import os
-import re
 import struct
 import weakref
 from collections.abc import Iterator, Mapping
@@ -21,10 +20,11 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ..errors import BudgetError, DptrainError
 from . import keys, seals
-from .tables import entries, head, meta
+from .state import State, rows_of
+from .tables import entries, head, meta, metadata
 
-SCHEMA = "0005"  # the newest revision in migrations/versions
-_OLDEST = "0005"  # before it a turned picture was another one, and nothing told how far a run had come
+SCHEMA = "0006"  # of the tables; a change to them is a new number, and an older ledger is refused
+_APPEND_ONLY = "the entries of a ledger are append-only"
 _ADVISORY_LOCK = 0x6470_7472_6169_6E  # "dptrain": one writer at a time on a PostgreSQL server
 _BUSY_SECONDS = 60
 _NOT_ALLOWED = "42501"  # PostgreSQL: insufficient privilege
@@ -61,7 +61,7 @@ class Store:
     """One ledger's database. It survives a fork (data loaders do that) and the restart of a server."""
 
     def __init__(self, url: str, key: bytes | str | Path | None = None, create: bool = True) -> None:
-        """Open a ledger, making or migrating its schema.
+        """Open a ledger, or make it.
 
         Args:
             url: ``sqlite:///file.db`` or ``postgresql://user@host/name``.
@@ -69,7 +69,7 @@ class Store:
             create: Whether an SQLite file that is not there is made.
 
         Raises:
-            BudgetError: It cannot be reached, is no ledger, is newer than this dptrain, or the key is missing or wrong.
+            BudgetError: It cannot be reached, is no ledger, is of another dptrain, or the key is missing or wrong.
         """
         self.url = _parse(url)
         self.address = self.url.render_as_string(hide_password=True)
@@ -116,32 +116,47 @@ class Store:
                     connection.exec_driver_sql("COMMIT")
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             self._refuse_emptied(beside, create)
-            revision = self._revision()
-            known = {} if revision is None else self._known()
-            if not known:  # new, or its making broke off
-                self._migrate()
-                known = self._known()
-            self.key = keys.find_key(key, beside, known.get("key"))
-            if "key" not in known:
-                known = self._first()
-            self.orders = _orders(known)
-            if revision not in (None, SCHEMA):
-                self._migrate()
+            known = self._known()
+            self.key = keys.find_key(key, beside, known["key"] if known else None)
+            self.orders = _orders(known or self._make())
 
     def _known(self) -> dict[str, str]:
-        with self.read() as connection:
-            return dict(connection.execute(select(meta.c.name, meta.c.value)).all())
+        """Return what a ledger says of itself; nothing where there is none yet.
 
-    def _first(self) -> dict[str, str]:
+        Raises:
+            BudgetError: The database is another program's, or a ledger of another dptrain.
+        """
+        with self.read() as connection:
+            tables = inspect(connection).get_table_names()
+            if meta.name in tables:
+                known = dict(connection.execute(select(meta.c.name, meta.c.value)).all())
+                schema = known.get("schema", "before 0006")
+            elif "alembic_version" in tables or (tables and self.file is not None):
+                raise BudgetError(f"{self.name} is another program's database, not a ledger: give another file")
+            else:
+                return {}
+        if schema.isdigit() and schema > SCHEMA:
+            raise BudgetError(f"the ledger {self.name} was made by a newer dptrain (schema {schema}): upgrade dptrain")
+        if schema != SCHEMA:
+            raise BudgetError(
+                f"the ledger {self.name} was made by an older dptrain (schema {schema}), which kept its charges in "
+                "another form: make a new ledger, with what its budgets have left as limits"
+            )
+        return known
+
+    def _make(self) -> dict[str, str]:
         from ..privacy.rdp import ORDERS
 
-        first = {"key": keys.fingerprint(self.key), "orders": json.dumps(ORDERS)}
+        first = {"schema": SCHEMA, "key": keys.fingerprint(self.key), "orders": json.dumps(ORDERS)}
         with self.write() as connection:
-            found = dict(connection.execute(select(meta.c.name, meta.c.value)).all())
-            if "key" in found:  # another process was quicker, on a server
+            if meta.name in inspect(connection).get_table_names():  # another process was quicker, on a server
+                found = dict(connection.execute(select(meta.c.name, meta.c.value)).all())
                 if found["key"] != first["key"]:
                     raise BudgetError("the ledger has just been made with another key: give that one")
                 return found
+            metadata.create_all(connection)
+            for statement in _append_only(self.file is not None):
+                connection.execute(text(statement))
             connection.execute(insert(meta), [{"name": name, "value": value} for name, value in first.items()])
             connection.execute(insert(head).values(id=1, count=0, mac=GENESIS, seal=self._seal(0, GENESIS)))
             self.orders = _orders(first)
@@ -177,36 +192,6 @@ class Store:
                 "anew"
             )
 
-    def _revision(self) -> str | None:
-        with self.read() as connection:
-            tables = inspect(connection).get_table_names()
-            if "alembic_version" in tables:
-                found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-            elif not tables or self.file is None:
-                return None
-            else:
-                found = "none"
-        if not re.fullmatch(r"\d{4}", str(found)):
-            raise BudgetError(f"{self.name} is another program's database, not a ledger: give another file")
-        if str(found) > SCHEMA:
-            raise BudgetError(f"the ledger {self.name} was made by a newer dptrain (schema {found}): upgrade dptrain")
-        if str(found) < _OLDEST:
-            raise BudgetError(
-                f"the ledger {self.name} was made by an older dptrain (schema {found}), which knew pictures by other "
-                "hashes and runs without leases: make a new ledger, with what its budgets have left as limits"
-            )
-        return str(found)
-
-    def _migrate(self) -> None:
-        from alembic import command
-        from alembic.config import Config
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self.write() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the ledger."""
@@ -224,15 +209,14 @@ class Store:
             yield connection
 
     @contextmanager
-    def change(self) -> Iterator[Connection]:
+    def change(self) -> Iterator[tuple[Connection, State]]:
         """A write transaction that believes no table without its seal, and seals what it leaves.
 
         Raises:
             BudgetError: The database was changed by other ways.
         """
         with self.write() as connection:
-            seals.check(self, connection)
-            yield connection
+            yield connection, seals.check(self, connection)
             seals.seal(self, connection)
 
     @contextmanager
@@ -260,7 +244,7 @@ class Store:
 
     def append(self, connection: Connection, kind: str, payload: Mapping[str, Any], run: str | None = None) -> int:
         """Add an entry to the chain, within :meth:`change`, which has looked at its head; return its number."""
-        ((count, last, _),) = seals.rows_of(connection, _HEAD)
+        ((count, last, _),) = rows_of(connection, _HEAD)
         row = {
             "seq": count + 1,
             "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -284,17 +268,33 @@ class Store:
         Raises:
             BudgetError: The head is missing or forged, or the last entry is not the one it names.
         """
-        found = seals.rows_of(connection, _HEAD)
+        found = rows_of(connection, _HEAD)
         count, last, seal = found[0] if found else (0, "", "")
         if not hmac.compare_digest(seal, self._seal(count, last)):
             raise seals.tampered(self, "its head")
-        end = seals.rows_of(connection, _END)
+        end = rows_of(connection, _END)
         if (end[0] if end else (0, GENESIS)) != (count, last):
             raise seals.tampered(self, "its end")
         return count, last
 
     def _seal(self, count: int, last: str) -> str:
         return keys.mac(self.key, "head", str(count).encode(), last.encode()).hex()
+
+
+def _append_only(is_file: bool) -> list[str]:
+    """Return the SQL by which the database itself refuses to change an entry."""
+    if is_file:
+        return [
+            f"CREATE TRIGGER entries_refuse_{action.lower()} BEFORE {action} ON entries "
+            f"BEGIN SELECT RAISE(ABORT, '{_APPEND_ONLY}'); END"
+            for action in ("UPDATE", "DELETE")
+        ]
+    return [
+        "CREATE FUNCTION entries_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{_APPEND_ONLY}'; END $$",
+        "CREATE TRIGGER entries_refuse BEFORE UPDATE OR DELETE OR TRUNCATE ON entries "
+        "FOR EACH STATEMENT EXECUTE FUNCTION entries_refuse()",
+    ]
 
 
 def _orders(known: Mapping[str, str]) -> tuple[float, ...]:

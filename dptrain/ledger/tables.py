@@ -38,7 +38,7 @@ def _link(name: str, target: str, primary_key: bool = False, index: bool | None 
     return Column(name, ForeignKey(f"{target}.id"), nullable=False, primary_key=primary_key, index=index)
 
 
-# The ledger's own constants: fingerprint of the key, the grid of orders.
+# The ledger's own constants: version of these tables, fingerprint of the key, grid of orders.
 meta = Table("meta", metadata, Column("name", String(40), primary_key=True), Column("value", Text, nullable=False))
 
 # Append-only: each row's mac covers the one before it, and the head, signed, says how many there are.
@@ -60,7 +60,7 @@ head = Table(
     Column("mac", String(64), nullable=False),
     Column("seal", String(64), nullable=False),
     _seal("state"),  # of the small tables
-    _seal("units"),  # of which unit is in which atom
+    _seal("units"),  # of which unit is in which block
 )
 
 # A dataset is a name for one or more snapshots; with a limit it is a budget.
@@ -74,12 +74,7 @@ datasets = Table(
     Column("delta", Float(53)),
     Column("filter_order", Float(53)),
     Column("limited", Integer),  # number of the entry that set the limit
-    Column("capacity", Text),
-    # Readings, kept so that showing them needs no accountant: of which totals, at which delta, what.
-    Column("read_of", String(64)),
-    Column("read_delta", Float(53)),
-    Column("read_epsilon", Float(53)),
-    Column("read_charged", Float(53)),
+    # The tighter reading takes seconds, and so it is kept: of which charges, and what.
     Column("pld_of", String(64)),
     Column("pld_epsilon", Float(53)),
 )
@@ -96,18 +91,11 @@ dataset_snapshots = Table(
     _link("snapshot_id", "snapshots", primary_key=True, index=True),
 )
 
-# Units that are in exactly the same snapshots form an atom; all of them were charged the same.
-atoms = Table(
-    "atoms",
+# Units that are in exactly the same snapshots form a block: all of them were charged the same.
+block_snapshots = Table(
+    "block_snapshots",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("total", Text, nullable=False),
-    _seal(),
-)
-atom_snapshots = Table(
-    "atom_snapshots",
-    metadata,
-    _link("atom_id", "atoms", primary_key=True),
+    Column("block_id", Integer, primary_key=True, autoincrement=False),
     _link("snapshot_id", "snapshots", primary_key=True, index=True),
 )
 units = Table(
@@ -115,7 +103,7 @@ units = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("hash", LargeBinary(32), nullable=False, unique=True),
-    _link("atom_id", "atoms", index=True),
+    Column("block_id", Integer, nullable=False, index=True),
 )
 files = Table(
     "files",
@@ -132,7 +120,7 @@ members = Table(
     Column("labels", LargeBinary(32), nullable=False),
 )
 
-# One step's event, and its curve so that it is computed once.
+# A kind of step: its event, and its curve so that it is computed once.
 mechanisms = Table(
     "mechanisms",
     metadata,
@@ -161,11 +149,12 @@ runs = Table(
     _seal(),
 )
 
-# Steps that runs which ended early had planned and did not take. For readings only: they are not charged.
-stopped = Table(
-    "stopped",
+# What was charged to the units of a snapshot, in steps of each kind. A block has spent the sum over its snapshots.
+spent = Table(
+    "spent",
     metadata,
     _link("snapshot_id", "snapshots", primary_key=True),
     _link("mechanism_id", "mechanisms", primary_key=True),
-    Column("steps", BigInteger, nullable=False),
+    Column("charged", BigInteger, nullable=False),
+    Column("planned", BigInteger, nullable=False),  # the same, with all that runs which ended early had planned
 )

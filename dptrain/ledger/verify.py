@@ -6,22 +6,20 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, text
 
 from ..errors import BudgetError
-from . import admission, curves, seals, snapshots
-from .charging import not_taken
-from .filters import Filter
+from . import curves, seals, snapshots
 from .manifest import digest_of
 from .reading import read_datasets
+from .run_rows import not_taken
 from .store import GENESIS, Store
 from .tables import (
-    atom_snapshots,
-    atoms,
+    block_snapshots,
     dataset_snapshots,
     datasets,
     entries,
@@ -29,12 +27,10 @@ from .tables import (
     mechanisms,
     members,
     runs,
-    stopped,
+    spent,
     units,
 )
-from .tables import (
-    snapshots as snapshots_table,
-)
+from .tables import snapshots as snapshots_table
 
 EXPORT_FORMAT = 1
 
@@ -106,18 +102,12 @@ class _Record:
 def verify(store: Store, expect: str | None = None) -> Verification:
     """Check everything; ``expect`` is a head noted earlier, which the record must still contain."""
     with store.read() as connection:
-        findings, last, count = examine(store, connection, expect)
+        findings, record, last, count = _chain(store, connection, expect)
+        findings += _head(store, connection)
+        for check in (_datasets, _runs, _mechanisms, _spent, _contents, _files, _foreign_keys):
+            findings += check(store, connection, record)
         findings += seals.broken(store, connection)
     return Verification(count, f"{count}:{last[:32]}", tuple(findings))
-
-
-def examine(store: Store, connection: Connection, expect: str | None = None) -> tuple[list[str], str, int]:
-    """Check the chain and that the tables follow from it, but for their seals: findings, last mac, entries."""
-    findings, record, last, count = _chain(store, connection, expect)
-    findings += _head(store, connection)
-    for check in (_datasets, _runs, _mechanisms, _totals, _contents, _files, _foreign_keys):
-        findings += check(store, connection, record)
-    return findings, last, count
 
 
 def _chain(store: Store, connection: Connection, expect: str | None) -> tuple[list[str], _Record, str, int]:
@@ -161,10 +151,6 @@ def _datasets(store: Store, connection: Connection, record: _Record) -> Iterator
                 yield f"dataset {name}: {column} is {getattr(row, column)}, and the record says {said.get(column)}"
         if row.unit != said.get("unit", row.unit):
             yield f"dataset {name}: unit is {row.unit}, and the record says {said['unit']}"
-        if row.filter_order is not None and row.epsilon is not None and row.filter_order in store.orders:
-            capacity = Filter.at(row.filter_order, store.orders, row.epsilon, row.delta).capacity
-            if abs(int(row.capacity or "0", 16) - capacity) > capacity * 1e-9:
-                yield f"dataset {name}: the capacity of its filter is not that of its limit"
     query = select(datasets.c.name, snapshots_table.c.digest).select_from(dataset_snapshots)
     joined = query.join(datasets, datasets.c.id == dataset_snapshots.c.dataset_id).join(
         snapshots_table, snapshots_table.c.id == dataset_snapshots.c.snapshot_id
@@ -194,8 +180,7 @@ def _mechanisms(store: Store, connection: Connection, record: _Record) -> Iterat
             yield f"mechanism {row.id}: its event was changed"
             continue
         try:
-            computed = _parts(curves.step_curve(row.event, store.orders))
-            kept = _parts(curves.decode(row.curve))
+            computed, kept = curves.step_curve(row.event, store.orders), curves.decode(row.curve)
         except (BudgetError, ValueError):
             yield f"mechanism {row.id}: its curve cannot be computed again"
             continue
@@ -204,71 +189,29 @@ def _mechanisms(store: Store, connection: Connection, record: _Record) -> Iterat
             yield f"mechanism {row.id}: its curve is not what dp-accounting computes for its event"
 
 
-def _parts(curve: curves.Curve) -> list[float]:
-    return [*curves.to_floats(curve), *curves.to_floats(map(curves.bound, curve))]
-
-
 def _near(a: float, b: float) -> bool:
     return a == b or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
 
 
-def _totals(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
-    """Sum every atom again, from the record: whole numbers, so they must be equal."""
-    by_event = {row.event: row.curve for row in connection.execute(select(mechanisms))}
-    spent: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+def _spent(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+    """Add up what was charged to every snapshot again, from the record: whole numbers, so they must be equal."""
+    charged, planned = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for run in record.runs.values():
-        spent[run["digest"]][run["event"]] += run["charged"]
-    sums: dict[str, curves.Curve] = {}
-    for digest, tally in spent.items():
-        total = curves.zero(store.orders)
-        for event, steps in tally.items():
-            if event in by_event:
-                total = curves.add(total, curves.decode(by_event[event]), steps)
-        sums[digest] = total
-    holders: dict[int, list[str]] = defaultdict(list)
-    query = select(atom_snapshots.c.atom_id, snapshots_table.c.digest)
-    for atom, digest in connection.execute(
-        query.join(snapshots_table, snapshots_table.c.id == atom_snapshots.c.snapshot_id)
-    ):
-        holders[atom].append(digest)
-    kept: dict[int, str] = {row.id: row.total for row in connection.execute(select(atoms))}
-    wrong = False
-    for atom, total_text in kept.items():
-        total = curves.zero(store.orders)
-        for digest in holders[atom]:
-            total = curves.add(total, sums.get(digest, curves.zero(store.orders)), 1)
-        if curves.encode(total) != total_text:
-            wrong = True
-            yield f"atom {atom}: its total is not the sum of its charges"
-    missing: Counter[tuple[str, str]] = Counter()
-    for run in record.runs.values():
-        missing[run["digest"], run["event"]] += not_taken(run)
+        charged[run["digest"], run["event"]] += run["charged"]
+        planned[run["digest"], run["event"]] += run["charged"] + not_taken(run)
     query = (
-        select(snapshots_table.c.digest, mechanisms.c.event, stopped.c.steps)
-        .join(snapshots_table, snapshots_table.c.id == stopped.c.snapshot_id)
-        .join(mechanisms, mechanisms.c.id == stopped.c.mechanism_id)
+        select(snapshots_table.c.digest, mechanisms.c.event, spent.c.charged, spent.c.planned)
+        .join(snapshots_table, snapshots_table.c.id == spent.c.snapshot_id)
+        .join(mechanisms, mechanisms.c.id == spent.c.mechanism_id)
     )
-    if {(row.digest, row.event): row.steps for row in connection.execute(query) if row.steps} != +missing:
-        yield "the steps that runs ended before are not those of the record"
-    elif not wrong:
-        yield from _readings(store, connection, kept)
-
-
-def _readings(store: Store, connection: Connection, totals: Mapping[int, str]) -> Iterator[str]:
-    for row in connection.execute(select(datasets)):
-        inside = snapshots.dataset_atoms(connection, row.id)
-        if row.read_delta is None or not inside or not all(atom in totals for atom in inside):
-            continue
-        charged = {totals[atom] for atom in inside}
-        planned = admission.planned_totals(store, connection, [row.id]).get(row.id, charged)
-        for kept, those in ((row.read_epsilon, planned), (row.read_charged, charged)):
-            spent = max(curves.epsilon(curves.decode(total), store.orders, row.read_delta) for total in those)
-            if kept is None or not _near(kept, spent):
-                yield f"dataset {row.name}: its reading is not that of its charges"
+    rows = {(digest, event): steps for digest, event, *steps in connection.execute(query)}
+    for key in rows.keys() | charged.keys():
+        if rows.get(key, [0, 0]) != [charged[key], planned[key]]:
+            yield f"snapshot {key[0][:16]}: what is spent is not the sum of its charges"
 
 
 def _contents(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
-    """Check which pictures a snapshot holds, and that every unit is in the atom of exactly its snapshots."""
+    """Check which pictures a snapshot holds, and that every unit is in the block of exactly its snapshots."""
     content: dict[int, dict[bytes, bytes]] = defaultdict(dict)
     inside: dict[int, set[int]] = defaultdict(set)
     rows = list(connection.execute(select(units)))
@@ -280,12 +223,12 @@ def _contents(store: Store, connection: Connection, record: _Record) -> Iterator
     for row in connection.execute(select(snapshots_table)):
         if digest_of(store.key, content[row.id]) != row.digest:
             yield f"snapshot {row.id}: its pictures or labels are not those of its digest"
-    of_atom: dict[int, set[int]] = defaultdict(set)
-    for row in connection.execute(select(atom_snapshots)):
-        of_atom[row.atom_id].add(row.snapshot_id)
-    wrong = {row.atom_id for row in rows if inside[row.id] != of_atom[row.atom_id]}
-    for atom in sorted(wrong):
-        yield f"atom {atom}: it holds units of other snapshots than its own"
+    of_block: dict[int, set[int]] = defaultdict(set)
+    for row in connection.execute(select(block_snapshots)):
+        of_block[row.block_id].add(row.snapshot_id)
+    wrong = {row.block_id for row in rows if inside[row.id] != of_block[row.block_id]}
+    for block in sorted(wrong):
+        yield f"block {block}: it holds units of other snapshots than its own"
 
 
 def _files(store: Store, connection: Connection, record: _Record) -> Iterator[str]:

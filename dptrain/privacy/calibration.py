@@ -113,18 +113,6 @@ def epsilon_quickly(sample_rate: float, steps: int, noise_multiplier: float, del
     return min(float(value), by_order(descend(by_order, nearest_order(float(order)))))
 
 
-def divergence_for(target: float, delta: float, order: float) -> float:
-    """Return the largest Rényi divergence at one order that converts to at most ``target`` at ``delta``."""
-    low, high = 0.0, target + 3.0 - math.log(delta)  # more than any order gives back in the conversion
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        fits = float(compute_epsilon([order], [middle], delta)[0]) <= target
-        low, high = (middle, high) if fits else (low, middle)
-        if not low < (low + high) / 2 < high:
-            break
-    return low
-
-
 def calibrate_to_divergence(divergence: float, order: float, sample_rate: float, steps: int) -> float:
     """Return the least noise multiplier, to four digits and rounded up, of at most this Rényi divergence at one order.
 

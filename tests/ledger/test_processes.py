@@ -72,7 +72,7 @@ def open_and_charge(url: str, barrier: object, number: int) -> None:
 
 
 def test_sixteen_processes_can_make_a_ledger_together(any_url: str) -> None:
-    """With datasets that overlap, so that every one of them splits the atoms of others."""
+    """With datasets that overlap, so that every one of them splits the blocks of others."""
     barrier = FORK.Barrier(16)
     join_all([FORK.Process(target=open_and_charge, args=(any_url, barrier, n)) for n in range(16)])
     ledger = BudgetLedger(any_url, KEY)
@@ -199,7 +199,7 @@ def check(ledger: BudgetLedger, folder: Path) -> None:
         assert started <= row.charged <= started + 1, "more is charged than may have been taken"
         steps += row.charged
     one = curves.step_curve(curves.event_to_json(curves.split_steps(RUN)[0]), ledger._store.orders)
-    spent = curves.epsilon(curves.add(curves.zero(ledger._store.orders), one, steps), ledger._store.orders, DELTA)
+    spent = curves.epsilon(curves.total([(steps, one)], ledger._store.orders), ledger._store.orders, DELTA)
     assert ledger.show("pets")[0].epsilon_charged == spent, "the dataset has not spent what its runs are charged"
     assert ledger.verify().findings == ()
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 import shutil
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dp_accounting import dp_event
-from dp_accounting.rdp import RdpAccountant, rdp_privacy_accountant
+from dp_accounting.rdp import RdpAccountant, compute_epsilon, rdp_privacy_accountant
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from dptrain import BudgetError, BudgetLedger
 from dptrain.ledger import curves
-from dptrain.privacy import accounting
+from dptrain.privacy import accounting, conversion
+from dptrain.privacy.rdp import ORDERS
 from dptrain.support.words import shown
 
 from .conftest import KEY
@@ -152,32 +155,37 @@ def test_no_history_of_admitted_runs_passes_the_budget(
 
 @FAST
 @given(
-    adds=st.lists(st.tuples(st.integers(0, 2), st.integers(-(10**6), 10**9)), max_size=30),
-    values=st.lists(st.floats(0, 1e6), min_size=3, max_size=3),
+    charges=st.lists(st.tuples(st.integers(1, 2**40), st.floats(0, 1e6)), max_size=30),
+    seed=st.randoms(use_true_random=False),
 )
 def test_sums_of_curves_do_not_depend_on_their_order_and_are_never_rounded_down(
-    adds: list[tuple[int, int]], values: list[float]
+    charges: list[tuple[int, float]], seed: random.Random
 ) -> None:
-    steps = [curves.to_fixed([value, math.inf]) for value in values]  # the second order has no bound
-    total = curves.zero((2.0, 3.0))
-    for which, count in adds:
-        total = curves.add(total, steps[which], count)
-    back = total
-    for which, count in reversed(adds):
-        back = curves.add(back, steps[which], -count)
-    assert back == curves.zero((2.0, 3.0))
-    for value, step in zip(values, steps, strict=True):
-        assert step[0] >= value * curves.SCALE
-        assert curves.to_floats(step)[1] == math.inf
-    assert curves.decode(curves.encode(tuple(abs(v) for v in total))) == tuple(abs(v) for v in total)
+    parts = [(steps, curves.to_curve([value, math.inf])) for steps, value in charges]  # the second has no bound
+    found = curves.total(parts, (2.0, 3.0))
+    exact = sum((steps * Fraction(value) for steps, value in charges), Fraction())
+    assert exact <= Fraction(found[0]) * (1 + Fraction(curves.ROUNDING)) <= exact * (1 + 2 * Fraction(curves.ROUNDING))
+    assert Fraction(curves.divergence(parts, 0)) == Fraction(found[0])
+    assert found[1] == (math.inf if charges else 0.0)
+    seed.shuffle(parts)
+    assert curves.total(parts, (2.0, 3.0)) == found
 
 
 def test_an_order_without_a_bound_takes_the_next_ones_in_a_filter_and_none_in_a_reading() -> None:
-    curve = curves.to_fixed([math.inf, 1.5, math.inf])
-    assert curves.to_floats(curve) == [math.inf, 1.5, math.inf]
-    assert curves.to_floats(map(curves.bound, curve))[:2] == [1.5, 1.5]
-    assert curves.bound(curve[2]) == curves.UNBOUNDED
-    assert curves.largest([curve, curves.to_fixed([2.0, 1.0, 1.0])])[0] == curves.INFINITE + 2 * curves.SCALE
+    curve = curves.to_curve([math.inf, 1.5, math.inf])
+    assert curve == (math.inf, 1.5, math.inf)
+    assert [curves.divergence([(1, curve)], index) for index in range(3)] == [1.5, 1.5, math.inf]
+    both = [(1, curve), (2, curves.to_curve([2.0, 1.0, 1.0]))]
+    assert [curves.divergence(both, index) for index in range(3)] == [5.5, 3.5, math.inf]
+    assert curves.largest([curve, curves.to_curve([2.0, 1.0, 1.0])]) == (math.inf, 1.5, math.inf)
+
+
+@given(
+    delta=st.floats(1e-12, 0.5),
+    curve=st.lists(st.one_of(st.floats(0, 1e4), st.just(math.inf)), min_size=len(ORDERS), max_size=len(ORDERS)),
+)
+def test_the_conversion_is_dp_accountings(delta: float, curve: list[float]) -> None:
+    assert conversion.best_order(ORDERS, curve, delta) == compute_epsilon(ORDERS, curve, delta)
 
 
 _LEAVES = st.one_of(

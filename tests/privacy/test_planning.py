@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dptrain import BudgetLedger, ConfigError, PrivacyPlan, plan_grid
 from dptrain.detection.speed import measure_seconds_per_image
 from dptrain.ledger.remaining import remaining
-from dptrain.privacy import accounting, calibration
+from dptrain.privacy import accounting, calibration, conversion
 from dptrain.privacy.planning import Remaining, default_batch_sizes
 
 
@@ -100,7 +100,7 @@ def test_a_wrong_number_is_named(changes: dict[str, object], words: str) -> None
 
 @pytest.mark.parametrize(("epsilon", "delta", "order"), [(8.0, 1e-5, 3.5), (0.5, 1e-6, 40.0), (3.0, 0.01, 1.1)])
 def test_the_divergence_of_a_budget_converts_back_to_it(epsilon: float, delta: float, order: float) -> None:
-    divergence = calibration.divergence_for(epsilon, delta, order)
+    divergence = conversion.divergence_for(epsilon, delta, order)
     assert float(compute_epsilon([order], [divergence], delta)[0]) <= epsilon
     if divergence > 0:
         assert float(compute_epsilon([order], [divergence * 1.001 + 1e-9], delta)[0]) > epsilon

@@ -33,14 +33,14 @@ CLAIM_BUGS = (
     bug(
         "infinite order counted as zero",
         "Where the accountant has no bound at an order, the ledger takes it for one that costs nothing.",
-        "dptrain.ledger.curves:to_fixed", "found.append(INFINITE + above)", "found.append(0)",
+        "dptrain.ledger.curves:to_curve", "else math.inf for value", "else 0.0 for value",
         INFINITIES + "test_an_order_without_a_bound_stays_without_one_and_is_never_free",
         INFINITIES + "test_a_tuning_of_runs_with_orders_without_a_bound_is_charged_at_the_others",
     ),
     bug(
-        "huge order counted as small",
-        "A bound that is larger than what stands for none is kept as it is, and read back without its front.",
-        "dptrain.ledger.curves:to_fixed", " and value * SCALE < UNBOUNDED", "",
+        "huge order kept",
+        "A bound that is too large to be told from none is kept as it is, and the sum of many of them overflows.",
+        "dptrain.ledger.curves:to_curve", " and value < MOST", "",
         INFINITIES + "test_a_bound_too_large_to_add_up_is_no_bound_and_not_a_small_one",
     ),
     # what tells of a run beside its numbers

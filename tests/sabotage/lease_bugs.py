@@ -5,7 +5,7 @@ from __future__ import annotations
 from .edits import bug
 
 LEASES = "tests/ledger/test_leases.py::"
-_LEDGER = "dptrain.ledger.ledger:BudgetLedger."
+_LEDGER = "dptrain.ledger.charges:Charges."
 
 LEASE_BUGS = (
     bug(
@@ -31,7 +31,7 @@ LEASE_BUGS = (
     bug(
         "spent at the stop",
         "A dataset has spent what a stopped run took, though when it stopped was chosen by looking at it.",
-        "dptrain.ledger.charging:not_taken",
+        "dptrain.ledger.run_rows:not_taken",
         'return int(run["planned"] - run["charged"]) if ended_early else 0', "return 0",
         "tests/ledger/test_stopped.py::test_a_run_that_ended_early_has_spent_its_plan_and_is_charged_its_steps",
     ),

@@ -10,7 +10,7 @@ LEDGER = "tests/ledger/test_ledger.py::"
 PRETRAINING = "tests/run/pretraining/test_pretrain.py::"
 _GOLDENS = ACCOUNTANT + "test_goldens"
 _FAST = ACCOUNTANT + "test_fast_rdp_is_dp_accountings_own"
-_LEDGER = "dptrain.ledger.ledger:BudgetLedger."
+_LEDGER = "dptrain.ledger.charges:Charges."
 _EPSILON = "dptrain.privacy.accounting:dp_sgd_epsilon"
 
 RECORD_BUGS = (
@@ -81,15 +81,15 @@ RECORD_BUGS = (
     bug(
         "ledger forgets earlier runs",
         "A run is held against the budget by itself.",
-        "dptrain.ledger.admission:admit", "after = curves.add(before, request.curve, request.steps)",
-        "after = curves.add(curves.zero(store.orders), request.curve, request.steps)",
+        "dptrain.ledger.admission:admit", "after = [[*parts, (request.steps, request.curve)] for parts in before]",
+        "after = [[(request.steps, request.curve)] for parts in before]",
         LEDGER + "test_a_run_of_exactly_the_budgets_epsilon_fits_and_a_second_does_not",
     ),
     bug(
         "nothing reserved",
         "A run is charged when it ends: two at once both fit, and a killed one costs nothing.",
-        _LEDGER + "reserve", "charging.charge(self._store, connection, totals, curve, steps, delta)",
-        "charging.charge(self._store, connection, totals, curve, 0, delta)",
+        "dptrain.ledger.run_rows:add_run", '_charge(connection, row, row["charged"], row["charged"])',
+        "_charge(connection, row, 0, 0)",
         LEDGER + "test_a_killed_run_keeps_its_reservation_and_resumes_without_a_new_one",
     ),
     bug(

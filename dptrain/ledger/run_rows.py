@@ -1,17 +1,17 @@
-"""The rows of runs and of what they release: read with their seals, changed, and added to what images have spent."""
+"""The rows of runs and of what they release: read with their seals, changed, and added to what is spent."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from ..errors import BudgetError
-from . import admission, curves, seals, snapshots
+from . import curves, seals, snapshots
 from .store import Store
-from .tables import atoms, mechanisms, runs, stopped
+from .tables import mechanisms, runs, spent
 
 
 def run_of(store: Store, connection: Connection, run: str) -> Row:
@@ -26,11 +26,20 @@ def run_of(store: Store, connection: Connection, run: str) -> Row:
     return seals.trusted(store, runs, row)
 
 
+def add_run(store: Store, connection: Connection, row: Mapping[str, Any]) -> None:
+    """Add the row of a run, and charge what it reserves."""
+    connection.execute(insert(runs).values(seals.sealed(store, runs, row)))
+    _charge(connection, row, row["charged"], row["charged"])
+
+
 def change_run(store: Store, connection: Connection, row: Row, values: Mapping[str, Any]) -> None:
-    """Write values into the row of a run, and seal it anew."""
+    """Write values into the row of a run, seal it anew, and charge what it costs more, or less."""
     changed = seals.sealed(store, runs, {**row._mapping, **values})
     connection.execute(update(runs).where(runs.c.id == row.id).values(**values, seal=changed["seal"]))
-    _count_stopped(connection, row, not_taken(changed) - not_taken(row._mapping))
+    charged = changed["charged"] - row.charged
+    if charged:
+        mechanism_of(store, connection, row)  # nothing is charged in steps of a kind that somebody changed
+    _charge(connection, changed, charged, charged + not_taken(changed) - not_taken(row._mapping))
 
 
 def not_taken(run: Mapping[Any, Any]) -> int:
@@ -39,19 +48,26 @@ def not_taken(run: Mapping[Any, Any]) -> int:
     return int(run["planned"] - run["charged"]) if ended_early else 0
 
 
-def _count_stopped(connection: Connection, run: Row, steps: int) -> None:
-    if not steps:
+def _charge(connection: Connection, run: Mapping[Any, Any], charged: int, planned: int) -> None:
+    if not charged and not planned:
         return
-    here = (stopped.c.snapshot_id == run.snapshot_id) & (stopped.c.mechanism_id == run.mechanism_id)
-    if not connection.execute(update(stopped).where(here).values(steps=stopped.c.steps + steps)).rowcount:
-        row = {"snapshot_id": run.snapshot_id, "mechanism_id": run.mechanism_id, "steps": steps}
-        connection.execute(insert(stopped).values(row))
+    here = (spent.c.snapshot_id == run["snapshot_id"]) & (spent.c.mechanism_id == run["mechanism_id"])
+    sums = {"charged": spent.c.charged + charged, "planned": spent.c.planned + planned}
+    if not connection.execute(update(spent).where(here).values(sums)).rowcount:
+        row = {"snapshot_id": run["snapshot_id"], "mechanism_id": run["mechanism_id"]}
+        connection.execute(insert(spent).values(row | {"charged": charged, "planned": planned}))
 
 
 def mechanism_of(store: Store, connection: Connection, run: Row) -> Row:
     """Return the row of the step that a run takes, its seal checked."""
     row = connection.execute(select(mechanisms).where(mechanisms.c.id == run.mechanism_id)).one()
     return seals.trusted(store, mechanisms, row)
+
+
+def curves_of(store: Store, connection: Connection, kinds: Collection[int]) -> dict[int, curves.Curve]:
+    """Return the curves of some kinds of step, their seals checked."""
+    rows = connection.execute(select(mechanisms).where(mechanisms.c.id.in_(kinds)))
+    return {row.id: curves.decode(seals.trusted(store, mechanisms, row).curve) for row in rows}
 
 
 def mechanism_for(store: Store, connection: Connection, text: str) -> tuple[int, curves.Curve]:
@@ -61,26 +77,7 @@ def mechanism_for(store: Store, connection: Connection, text: str) -> tuple[int,
     if row is not None:
         return row.id, curves.decode(seals.trusted(store, mechanisms, row).curve)
     curve = curves.step_curve(text, store.orders)
-    number = snapshots.next_id(connection, mechanisms)
+    number = snapshots.next_id(connection, mechanisms.c.id)
     values = {"id": number, "digest": digest, "event": text, "curve": curves.encode(curve)}
     connection.execute(insert(mechanisms).values(seals.sealed(store, mechanisms, values)))
     return number, curve
-
-
-def charge(
-    store: Store,
-    connection: Connection,
-    totals: Mapping[int, curves.Curve],
-    curve: curves.Curve,
-    steps: int,
-    delta: float,
-) -> None:
-    """Add steps to the atoms that a run can draw from, or take them back."""
-    changed = []
-    for number, total in totals.items():
-        text = curves.encode(curves.add(total, curve, steps))
-        code = seals.row_seal(store, atoms, {"id": number, "total": text})
-        changed.append({"atom": number, "sum": text, "code": code})
-    values: dict[str, Any] = {"total": bindparam("sum"), "seal": bindparam("code")}
-    connection.execute(update(atoms).where(atoms.c.id == bindparam("atom")).values(values), changed)
-    admission.refresh_readings(store, connection, admission.touched_datasets(connection, totals), delta)

@@ -1,25 +1,22 @@
-"""The ledger: datasets, budgets, and the charges of runs."""
+"""The life of a charge: reserved before the first step, leased while it works, resumed, settled."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, select
 
 from ..errors import BudgetError, SupersededError
-from ..support.environment import ledger_address
-from . import admission, charging, curves, keys, naming, roles, seals, snapshots
+from . import admission, curves, keys, naming, run_rows, snapshots
 from .admission import Request
-from .manifest import Manifest, find_units, group_of, make_manifest
-from .reading import DatasetReading, Movement, read_datasets, read_movements, refresh_pld
-from .store import Store, sqlite_file
-from .tables import datasets, runs
-from .verify import Verification, export, verify
+from .manifest import Manifest
+from .state import State
+from .store import Store
+from .tables import runs
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -41,7 +38,7 @@ class Charge:
         notes: What whoever starts the run should read, a line each.
     """
 
-    ledger: BudgetLedger = field(repr=False)
+    ledger: Charges = field(repr=False)
     run: str
     dataset: str
     planned: int
@@ -54,148 +51,26 @@ class Charge:
         self._held = [self.attempt]  # the last of them the ledger knows, but for an answer that was lost
 
     def advance(self, until: int) -> None:
-        """Get leave for the steps up to number ``until``; see :meth:`BudgetLedger.advance`."""
+        """Get leave for the steps up to number ``until``; see :meth:`Charges.advance`."""
         lease = secrets.token_hex(16)
         self._held.append(lease)
         self.ledger.advance(self.run, until, held=self._held, lease=lease)
         self._held, self.leased = [lease], max(self.leased, until)
 
     def settle(self, steps: int, reason: str = "finished") -> None:
-        """Charge the steps that were started; see :meth:`BudgetLedger.settle`."""
+        """Charge the steps that were started; see :meth:`Charges.settle`."""
         self.ledger.settle(self.run, steps, reason, held=self._held)
         self.leased = steps
 
     def resume(self, manifest: Manifest, steps: int = 0) -> Charge:
-        """Go on with the run after ``steps`` started steps; see :meth:`BudgetLedger.resume`."""
+        """Go on with the run after ``steps`` started steps; see :meth:`Charges.resume`."""
         return self.ledger.resume(self.run, manifest, attempts=[self.attempt], steps=steps)
 
 
-class BudgetLedger:
-    """The privacy budget of datasets across runs, sweeps and teams.
+class Charges:
+    """What :class:`dptrain.ledger.BudgetLedger` does for a run, from its reservation to its settlement."""
 
-    Formal guarantee: everything released by the runs that were charged to a budget is (epsilon, delta)-differentially
-    private in the units of its dataset, also where each run was chosen after seeing the results of the others (a
-    privacy filter, Feldman and Zrnic 2021; see :mod:`dptrain.ledger.filters`), provided that every run on these images
-    reserves here before its first step and releases nothing beyond the event it reserved.
-
-    Args:
-        url: ``sqlite:///budget.db`` (made if it is not there) or ``postgresql://user@host/name``. By default the
-            environment's ``DPTRAIN_BUDGET_URL``, else the former.
-        key: 32 bytes, their hexadecimal digits, or a file with those. By default the environment's
-            ``DPTRAIN_BUDGET_KEY``, else the file ``<database>.key`` beside an SQLite ledger, made with it.
-        create: Whether an SQLite ledger that is not there is made.
-
-    Raises:
-        BudgetError: The ledger cannot be reached, is no ledger, or the key is missing or wrong.
-    """
-
-    def __init__(self, url: str | None = None, key: bytes | str | Path | None = None, *, create: bool = True) -> None:
-        self._store = Store(ledger_address(url), key, create)
-
-    @classmethod
-    def existing(cls, url: str, key: bytes | str | Path | None = None) -> BudgetLedger | None:
-        """Open a ledger that is there; ``None`` where an SQLite file is not."""
-        file = sqlite_file(url)
-        return None if file is not None and not file.exists() else cls(url, key, create=False)
-
-    @property
-    def address(self) -> str:
-        """Where the ledger is, without a password."""
-        return self._store.address
-
-    @property
-    def name(self) -> str:
-        """The same for people: a file in the working directory without the way to it."""
-        return self._store.name
-
-    @property
-    def head(self) -> str:
-        """The signed end of the record, ``<number of entries>:<mac>``: kept elsewhere, it shows a rollback."""
-        with self._store.read() as connection:
-            count, last = self._store.head(connection)
-        return f"{count}:{last[:32]}"
-
-    def manifest(
-        self,
-        image_files: Sequence[str | Path],
-        progress: Callable[[int, int], None] | None = None,
-        groups: Sequence[str] | None = None,
-        pictures: Mapping[Path, bytes] | None = None,
-        copies_are_one: bool = False,
-    ) -> Manifest:
-        """Hash the pictures and labels of a training split; files that the ledger knows need no decoding.
-
-        ``groups`` has the group of every image, for runs and budgets that protect groups; ``pictures`` the identities
-        of the images, where they have been decoded already (:func:`dptrain.datasets.identity.pictures_in`). With
-        ``copies_are_one`` you promise that no step draws two copies of a picture as two records.
-
-        Raises:
-            DataError: An image or a label file cannot be read, or the same picture is there twice, turned and mirrored
-                copies included, but for copies that are in one group.
-        """
-        files = [Path(file) for file in image_files]
-        return make_manifest(self._store.key, files, self._known_files, progress, groups, pictures, copies_are_one)
-
-    def holders(
-        self,
-        image_files: Sequence[Path],
-        pictures: Mapping[Path, bytes] | None = None,
-        groups: Sequence[str] | None = None,
-    ) -> dict[Path, list[str]]:
-        """Return those of some images that datasets hold, or have ever held, each with the names of these datasets.
-
-        With ``groups`` also those whose group a dataset protects. Nothing is written. The arguments are as for
-        :meth:`manifest`.
-
-        Raises:
-            DataError: An image cannot be read.
-            BudgetError: The database was changed by other ways.
-        """
-        units: list[bytes] = []
-        for _, hashes in find_units(self._store.key, image_files, self._known_files, pictures):
-            units += (unit for _, unit in hashes)
-        with self._store.read() as connection:
-            seals.check(self._store, connection)
-            seals.check_units(self._store, connection)
-            named = [group_of(self._store.key, group) for group in groups] if groups is not None else units
-            found = snapshots.holders(connection, sorted({*units, *named}))
-        held = {
-            file: found.get(unit) or found.get(group)
-            for file, unit, group in zip(image_files, units, named, strict=True)
-        }
-        return {file: names for file, names in held.items() if names}
-
-    def _known_files(self, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
-        with self._store.read() as connection:
-            return snapshots.find_files(self._store, connection, hashes)
-
-    def create(
-        self, name: str, *, epsilon: float, delta: float, unit: str = "image", manifest: Manifest
-    ) -> DatasetReading:
-        """Set the limit of a dataset; what its pictures have spent so far counts.
-
-        Raises:
-            BudgetError: The name has a limit already, or belongs to other pictures.
-            ConfigError: ``epsilon`` or ``delta`` is out of range.
-        """
-        from ..privacy.accounting import check_delta, check_epsilon
-
-        check_epsilon(epsilon)
-        check_delta(delta)
-        naming.check_unit(unit)
-        self._own(manifest)
-        with self._store.change() as connection:
-            number = naming.dataset_to_limit(connection, name, unit, manifest)
-            snapshots.register(self._store, connection, number, name, manifest)
-            limit = {"dataset": name, "epsilon": epsilon, "delta": delta, "unit": unit, "orders": self._store.orders}
-            values = {"epsilon": epsilon, "delta": delta, "limited": self._store.append(connection, "budget", limit)}
-            connection.execute(update(datasets).where(datasets.c.id == number).values(values))
-            row = connection.execute(select(datasets).where(datasets.c.id == number)).one()
-            if admission.has_charges(self._store, connection, number):
-                admission.budget_filter(self._store, connection, row)
-            admission.refresh_readings(self._store, connection, [number], delta)
-        manifest.files.clear()  # remembered now
-        return self.show(name)[0]
+    _store: Store
 
     def reserve(
         self,
@@ -245,20 +120,18 @@ class BudgetLedger:
         if re.fullmatch(r"[0-9a-f]{32}", run) is None:
             raise BudgetError(f"run={run} is not 32 hexadecimal digits")
         curves.step_curve(text, self._store.orders)  # the costly part, outside the transaction that others wait for
-        with self._store.change() as connection:
-            number, found, notes = naming.dataset_for(connection, manifest, dataset, data_name, unit)
-            snapshot = snapshots.register(self._store, connection, number, found, manifest)
-            mechanism, curve = charging.mechanism_for(self._store, connection, text)
-            totals = admission.snapshot_atoms(self._store, connection, snapshot)
-            admission.admit(self._store, connection, totals, Request(step, curve, steps, run), required)
+        with self._store.change() as (connection, state):
+            number, found, notes = naming.dataset_for(connection, state, manifest, dataset, data_name, unit)
+            state, snapshot = snapshots.register(self._store, connection, state, number, found, manifest)
+            mechanism, curve = run_rows.mechanism_for(self._store, connection, text)
+            admission.admit(self._store, connection, state, Request(step, curve, steps, run, snapshot), required)
             payload = {"event": text, "steps": steps, "snapshot": manifest.digest, "dataset": found, "name": name}
             payload |= {"delta": delta, "unit": unit, "attempt": self._hashed(attempt), "leased": leased}
             seq = self._store.append(connection, "reserve", payload, run)
             row = {"id": run, "seq": seq, "name": name[:200], "snapshot_id": snapshot, "mechanism_id": mechanism}
             row |= {"delta": float(delta), "planned": steps, "charged": steps, "settled": 0, "is_open": True}
             row |= {"attempt": payload["attempt"], "leased": leased, "lease": payload["attempt"]}
-            connection.execute(insert(runs).values(seals.sealed(self._store, runs, row)))
-            charging.charge(self._store, connection, totals, curve, steps, delta)
+            run_rows.add_run(self._store, connection, row)
         manifest.files.clear()  # remembered now
         return Charge(self, run, found, steps, attempt, 0, leased, notes)
 
@@ -277,8 +150,8 @@ class BudgetLedger:
             SupersededError: The run was opened elsewhere, or was settled.
             BudgetError: There is no such run, or it has not so many steps.
         """
-        with self._store.change() as connection:
-            row = charging.run_of(self._store, connection, run)
+        with self._store.change() as (connection, _):
+            row = run_rows.run_of(self._store, connection, run)
             _check_steps("until", until, row.planned)
             self._refuse_superseded(row, held)
             if not row.is_open:
@@ -286,7 +159,7 @@ class BudgetLedger:
             # The answer to the same question was lost: nothing more is given.
             values = {"leased": max(row.leased, until), "lease": self._hashed(lease)}
             self._store.append(connection, "lease", {"until": values["leased"], "lease": values["lease"]}, run)
-            charging.change_run(self._store, connection, row, values)
+            run_rows.change_run(self._store, connection, row, values)
 
     def resume(
         self, run: str, manifest: Manifest, *, attempts: Sequence[str], steps: int, attempt: str | None = None
@@ -314,9 +187,9 @@ class BudgetLedger:
         """
         self._own(manifest)
         attempt = attempt or secrets.token_hex(16)
-        with self._store.change() as connection:
-            row = charging.run_of(self._store, connection, run)
-            self._refuse_other_images(connection, row, manifest)
+        with self._store.change() as (connection, state):
+            row = run_rows.run_of(self._store, connection, run)
+            self._refuse_other_images(connection, state, row, manifest)
             early = not row.is_open and steps < row.settled
             if row.attempt not in [self._hashed(token) for token in attempts] or early:
                 raise SupersededError(
@@ -331,20 +204,17 @@ class BudgetLedger:
                 )
             taken = int(row.leased)
             more = max(0, row.planned - row.charged)
-            mechanism = charging.mechanism_of(self._store, connection, row)
-            curve = curves.decode(mechanism.curve)
-            totals = admission.snapshot_atoms(self._store, connection, row.snapshot_id)
+            mechanism = run_rows.mechanism_of(self._store, connection, row)
             if more:
-                step = curves.event_from_json(mechanism.event)
-                admission.admit(self._store, connection, totals, Request(step, curve, more, run))
+                step, curve = curves.event_from_json(mechanism.event), curves.decode(mechanism.curve)
+                request = Request(step, curve, more, run, row.snapshot_id)
+                admission.admit(self._store, connection, state, request)
             payload = {"steps": more, "taken": taken, "attempt": self._hashed(attempt)}
             self._store.append(connection, "resume", payload, run)
             values = {"charged": row.charged + more, "settled": taken, "leased": taken, "is_open": True}
             values |= {"attempt": payload["attempt"], "lease": payload["attempt"]}
-            charging.change_run(self._store, connection, row, values)
-            if more:
-                charging.charge(self._store, connection, totals, curve, more, row.delta)
-            found = naming.dataset_of(connection, row.snapshot_id)
+            run_rows.change_run(self._store, connection, row, values)
+            found = state.with_snapshot(row.snapshot_id)[0].name
         return Charge(self, run, found, row.planned, attempt, taken, taken)
 
     def settle(
@@ -377,8 +247,8 @@ class BudgetLedger:
             raise BudgetError(f"reason={reason} is not one of {', '.join(RELEASED)}")
         if steps is not None and (isinstance(steps, bool) or steps < 0):
             raise BudgetError(f"steps={steps} must be 0 or more")
-        with self._store.change() as connection:
-            row = charging.run_of(self._store, connection, run)
+        with self._store.change() as (connection, _):
+            row = run_rows.run_of(self._store, connection, run)
             # More than reserved cannot happen in a sound run; if it did, it was released and so it is charged.
             charged = row.charged if steps is None else int(steps)
             if attempts is not None and row.attempt not in [self._hashed(token) for token in attempts]:
@@ -395,53 +265,8 @@ class BudgetLedger:
             if charged < row.settled:
                 raise BudgetError(f"run {run} was settled at {row.settled} steps, which {charged} would take back")
             self._store.append(connection, "settle", {"steps": charged, "reason": reason}, run)
-            charging.change_run(
-                self._store,
-                connection,
-                row,
-                {"charged": charged, "settled": charged, "leased": charged, "is_open": False},
-            )
-            if charged != row.charged:
-                curve = curves.decode(charging.mechanism_of(self._store, connection, row).curve)
-                totals = admission.snapshot_atoms(self._store, connection, row.snapshot_id)
-                charging.charge(self._store, connection, totals, curve, charged - row.charged, row.delta)
-
-    def show(self, name: str | None = None) -> list[DatasetReading]:
-        """Return what the datasets have spent, one or all of them.
-
-        Raises:
-            BudgetError: There is no dataset of this name.
-        """
-        with self._store.read() as connection:
-            return read_datasets(self._store, connection, name)
-
-    def history(self, name: str | None = None, last: int | None = None) -> list[Movement]:
-        """Return the charges of a dataset, or of all, in the order of their reservations; the ``last`` ones only."""
-        with self._store.read() as connection:
-            return read_movements(self._store, connection, name, last)
-
-    def refresh_pld(self, name: str) -> None:
-        """Compute the tighter reading of a dataset where that is quick, and keep it for :meth:`show`."""
-        refresh_pld(self._store, name)
-
-    def verify(self, expect: str | None = None) -> Verification:
-        """Check every entry, and everything that follows from them; see :mod:`dptrain.ledger.verify`."""
-        return verify(self._store, expect)
-
-    def export(self) -> dict[str, Any]:
-        """Return the whole record as plain data, with its head."""
-        return export(self._store)
-
-    def grant_roles(self) -> list[str]:
-        """Make the roles of a ledger on a PostgreSQL server: who may read, spend, set limits (:mod:`.roles`).
-
-        Returns:
-            The SQL that was run.
-
-        Raises:
-            BudgetError: The ledger is a file, or this user may not make roles there.
-        """
-        return roles.grant(self._store)
+            values = {"charged": charged, "settled": charged, "leased": charged, "is_open": False}
+            run_rows.change_run(self._store, connection, row, values)
 
     def find_run(self, run: str) -> Row | None:
         """Return the row of a run by its identifier, or by the start of it; ``None`` where no run or several have it.
@@ -454,8 +279,8 @@ class BudgetLedger:
             found = connection.execute(select(runs).where(runs.c.id.startswith(run)).limit(2)).all()
         return found[0] if len(found) == 1 else None
 
-    def _refuse_other_images(self, connection: Connection, row: Row, manifest: Manifest) -> None:
-        if snapshots.find_snapshot(connection, manifest.digest) == row.snapshot_id:
+    def _refuse_other_images(self, connection: Connection, state: State, row: Row, manifest: Manifest) -> None:
+        if state.snapshot(manifest.digest) == row.snapshot_id:
             return
         changes = manifest.changes_since(snapshots.snapshot_units(connection, row.snapshot_id))
         raise BudgetError(
