@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 import dptrain
+from dptrain.datasets.images import read_image
 from dptrain.detection import load_model
 from dptrain.detection.data import load_data
-from dptrain.detection.evaluate import draw_boxes, predict
+from dptrain.detection.evaluate import predict
 from dptrain.statement.results import MAP, MAP50, read_rows
 from experiments import recipe
 from experiments.digits.public_start import WEIGHTS
@@ -75,6 +76,40 @@ def draw_predictions(path: Path, data: Path, weights: dict[str, Path], scenes: i
         cv2.putText(caption, title, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
         rows += [caption, np.hstack(pictures[:half]), np.hstack(pictures[half : 2 * half])]
     cv2.imwrite(str(path), np.vstack(rows))
+
+
+def draw_boxes(image: str | Path | np.ndarray, boxes: np.ndarray, names: dict[int, str]) -> np.ndarray:
+    """Draw boxes as ``predict`` returns them on a copy of an image.
+
+    Args:
+        image: A file, or uint8 BGR pixels of shape (height, width, 3).
+        boxes: Shape (k, 6): x1, y1, x2, y2 in pixels, confidence (NaN hides it), class number.
+        names: Class number to name.
+
+    Returns:
+        uint8 BGR pixels of the image's shape, ready for ``cv2.imwrite``.
+    """
+    import cv2
+    from ultralytics.utils.plotting import colors
+
+    picture = read_image(Path(image)) if not isinstance(image, np.ndarray) else image.copy()
+    width = max(1, round(sum(picture.shape[:2]) / 600))
+    size = max(picture.shape[0] / 1000, 0.35)
+    for x1, y1, x2, y2, confidence, number in boxes.tolist():
+        colour = colors(int(number), bgr=True)
+        text = names.get(int(number), str(int(number)))
+        if not np.isnan(confidence):
+            text += f" {confidence:.2f}"
+        corner = round(x1), round(y1)
+        cv2.rectangle(picture, corner, (round(x2), round(y2)), colour, width, cv2.LINE_AA)
+        (w, h), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, width)
+        left = min(max(corner[0], 0), max(picture.shape[1] - w, 0))
+        base = max(corner[1], h + 2 * width)  # a box at the upper edge carries its text inside
+        cv2.rectangle(picture, (left, base - h - 2 * width), (left + w, base), colour, cv2.FILLED)
+        cv2.putText(
+            picture, text, (left, base - width), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), width, cv2.LINE_AA
+        )
+    return picture
 
 
 def _enlarged(scene: Path, boxes: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..gradients import LossFunction
 
+_MOST_LAYERS = 12  # that hold canaries; every one costs time
 _LENGTH = 10.0  # of a canary's gradient in clip norms: one that escapes the clip is seen
 
 
@@ -67,10 +68,10 @@ class Site:
     entries: np.ndarray
 
 
-def choose_sites(module: nn.Module, count: int, most_layers: int = 12) -> list[Site]:
+def choose_sites(module: nn.Module, count: int) -> list[Site]:
     """Spread ``count`` canaries over the weights of the module's convolutions and linear layers, by their sizes.
 
-    Of more than ``most_layers`` such layers, that many are taken at even distances; every one costs time.
+    Of more than 12 such layers, that many are taken at even distances; every one costs time.
 
     Raises:
         ConfigError: They have fewer weights than that, and two canaries cannot share one.
@@ -78,11 +79,11 @@ def choose_sites(module: nn.Module, count: int, most_layers: int = 12) -> list[S
     names = [name for name, layer in module.named_modules() if _can_hold(layer)]
     layers = dict(module.named_modules())
     sizes = {name: layers[name].weight.numel() for name in names}
-    if len(names) > most_layers:
-        even = [names[int(i)] for i in np.linspace(0, len(names) - 1, most_layers).round()]
+    if len(names) > _MOST_LAYERS:
+        even = [names[int(i)] for i in np.linspace(0, len(names) - 1, _MOST_LAYERS).round()]
         # Where those are too small, the largest ones do.
         names = even if sum(sizes[name] for name in even) >= count else sorted(names, key=lambda n: -sizes[n])
-        names = names[:most_layers]
+        names = names[:_MOST_LAYERS]
     room = sum(sizes[name] for name in names)
     if room < count:
         raise ConfigError(

@@ -10,7 +10,7 @@ from ..errors import ConfigError, DataError
 from ..support.files import refuse_unwritable, to_json
 from ..support.words import counted
 from ..training.journal import JOURNAL
-from .options import Commands
+from .options import Commands, check_imgsz
 
 if TYPE_CHECKING:
     from ..toolbox.checking import CheckReport
@@ -41,8 +41,7 @@ def register(commands: Commands) -> None:
 def _check(options: argparse.Namespace) -> int:
     if not 0 < options.conf < 1:
         raise ConfigError(f"--conf={options.conf} must be between 0 and 1")
-    if options.imgsz < 32 or options.imgsz % 32:
-        raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
+    check_imgsz(options.imgsz)
     if options.output is not None:
         _refuse_place(options.output)
     from ..support.devices import parse_device

@@ -7,49 +7,54 @@ import logging
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..support.devices import parse_device, usable_device
 from ..support.files import to_json
-from .options import Commands
+from .options import Commands, check_imgsz
 
 
 def register(commands: Commands) -> None:
     """Add the command."""
     evaluate = commands.add_parser("evaluate", help="Ultralytics' metrics of some weights on a split")
-    evaluate.add_argument("--weights", required=True, help="a .pt file, such as runs/x/weights/last.pt")
-    evaluate.add_argument("--data", required=True, help="an Ultralytics data.yaml")
-    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
-    evaluate.add_argument("--imgsz", type=int, help="pixels; default that of the weights' run, else 640")
-    evaluate.add_argument("--batch-size", type=int, default=32)
-    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    evaluate.add_argument("--workers", type=int, default=0, help="processes that load images")
+    add_evaluation(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(command=_evaluate)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    weights = Path(options.weights)
-    imgsz = options.imgsz if options.imgsz is not None else run_imgsz(weights)
-    for name, value, least in (("--imgsz", imgsz, 32), ("--batch-size", options.batch_size, 1)):
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every evaluation of some weights on a split."""
+    parser.add_argument("--weights", required=True, help="a .pt file, such as runs/x/weights/last.pt")
+    parser.add_argument("--data", required=True, help="an Ultralytics data.yaml")
+    parser.add_argument("--split", default="val", choices=("train", "val", "test"))
+    parser.add_argument("--imgsz", type=int, help="pixels; default that of the weights' run, else 640")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+
+
+def checked_evaluation(options: argparse.Namespace) -> tuple[int, str]:
+    """Refuse options of :func:`add_evaluation` that are out of range; return the image size and the device."""
+    imgsz = options.imgsz if options.imgsz is not None else run_imgsz(Path(options.weights))
+    check_imgsz(imgsz)
+    for name, value, least in (("--batch-size", options.batch_size, 1), ("--workers", options.workers, 0)):
         if value < least:
             raise ConfigError(f"{name}={value} must be {least} or more")
-    if imgsz % 32:
-        raise ConfigError(f"--imgsz={imgsz} is not a multiple of 32")
-    if options.workers < 0:
-        raise ConfigError(f"--workers={options.workers} must be 0 or more")
     if options.split == "train":
         logging.getLogger(__name__).warning(
             "--split=train: metrics of private training images carry no noise; whoever sees them learns more than "
             "epsilon allows"
         )
-    from ..support.devices import parse_device, usable_device
+    return imgsz, parse_device(options.device, "--device")
 
-    device = parse_device(options.device, "--device")
+
+def _evaluate(options: argparse.Namespace) -> int:
+    imgsz, device = checked_evaluation(options)
 
     from ..detection import load_model
     from ..detection.data import DetectionDataset, load_data
     from ..detection.evaluate import evaluate
 
     data = load_data(options.data)
-    model = load_model(weights)
+    model = load_model(options.weights)
     device = usable_device(device, "--device")
     dataset = DetectionDataset(data, options.split, imgsz)
     metrics = evaluate(model.to(device), dataset, batch_size=options.batch_size, device=device, workers=options.workers)

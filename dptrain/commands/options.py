@@ -26,6 +26,12 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} ({self.prog} --help)")
 
 
+def check_imgsz(imgsz: int) -> None:
+    """Refuse an image size that a detector cannot take."""
+    if imgsz < 32 or imgsz % 32:
+        raise ConfigError(f"--imgsz={imgsz} is not a multiple of 32")
+
+
 def number(parser: argparse.ArgumentParser, name: str, help: str, kind: type = float) -> None:
     """Add a required numeric option."""
     parser.add_argument(f"--{name}", type=kind, required=True, help=help)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..support.devices import usable_device
 from ..support.environment import experiment_name, tracking_address
 from ..support.files import to_json
-from .evaluate import run_imgsz
+from .evaluate import add_evaluation, checked_evaluation
 from .options import Commands
 
 if TYPE_CHECKING:
@@ -30,17 +31,11 @@ def register(commands: Commands) -> None:
     perturb = commands.add_parser("perturb", help="robustness to noise, blur, JPEG and darkness; noisy copies")
     parts = perturb.add_subparsers(title="parts", metavar="PART", required=True, parser_class=type(perturb))
     evaluate = parts.add_parser("evaluate", help="mAP and detections over levels of each perturbation")
-    evaluate.add_argument("--weights", required=True, help="a .pt file, such as runs/x/weights/last.pt")
-    evaluate.add_argument("--data", required=True, help="an Ultralytics data.yaml")
-    evaluate.add_argument("--split", default="val", choices=("train", "val", "test"))
+    add_evaluation(evaluate)
     evaluate.add_argument("--noise", type=_levels, metavar="S,...", help="standard deviations in grey levels of 255")
     evaluate.add_argument("--blur", type=_levels, metavar="S,...", help="standard deviations in pixels")
     evaluate.add_argument("--jpeg", type=_levels, metavar="Q,...", help="qualities, 1 to 100")
     evaluate.add_argument("--dark", type=_levels, metavar="F,...", help="shares of the light that are left")
-    evaluate.add_argument("--imgsz", type=int, help="pixels; default that of the weights' run, else 640")
-    evaluate.add_argument("--batch-size", type=int, default=32)
-    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    evaluate.add_argument("--workers", type=int, default=0, help="processes that load images")
     evaluate.add_argument("--seed", type=int, default=0, help="decides the noise; default %(default)s")
     evaluate.add_argument("--delta", type=float, default=1e-5, help="for the epsilon of the noise; default %(default)s")
     evaluate.add_argument("-o", "--output", type=Path, help="folder; default perturb/<date>_<time>")
@@ -72,23 +67,14 @@ def _levels(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text} is not a list of numbers such as 10,20") from error
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    imgsz = options.imgsz if options.imgsz is not None else run_imgsz(Path(options.weights))
-    if imgsz < 32 or imgsz % 32:
-        raise ConfigError(f"--imgsz={imgsz} is not a multiple of 32")
-    for name, value, least in (("--batch-size", options.batch_size, 1), ("--workers", options.workers, 0)):
-        if value < least:
-            raise ConfigError(f"{name}={value} must be {least} or more")
+def _check_delta(options: argparse.Namespace) -> None:
     if not 0 < options.delta < 1:
         raise ConfigError(f"--delta={options.delta} is not between 0 and 1")
-    if options.split == "train":
-        logging.getLogger(__name__).warning(
-            "--split=train: metrics of private training images carry no noise; whoever sees them learns more than "
-            "epsilon allows"
-        )
-    from ..support.devices import parse_device, usable_device
 
-    device = usable_device(parse_device(options.device, "--device"), "--device")
+
+def _evaluate(options: argparse.Namespace) -> int:
+    imgsz, device = checked_evaluation(options)
+    _check_delta(options)
     from ..toolbox.perturbation import evaluate_perturbed
 
     given = {name: getattr(options, name) for name in _KINDS if getattr(options, name) is not None}
@@ -100,7 +86,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             split=options.split,
             imgsz=imgsz,
             batch_size=options.batch_size,
-            device=device,
+            device=usable_device(device, "--device"),
             workers=options.workers,
             seed=options.seed,
             delta=options.delta,
@@ -140,8 +126,7 @@ def _table(result: PerturbationResult) -> Iterator[str]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    if not 0 < options.delta < 1:
-        raise ConfigError(f"--delta={options.delta} is not between 0 and 1")
+    _check_delta(options)
     from ..toolbox.perturbation import export_perturbed, input_noise
 
     done = export_perturbed(options.data, options.output, kind=options.kind, level=options.level, seed=options.seed)

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..support.environment import ledger_address
 from ..support.files import to_json
 from ..support.words import round_up
-from .options import Commands, number
+from .options import Commands, check_imgsz, number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,8 +92,7 @@ def _speed(options: argparse.Namespace) -> float | None:
         raise ConfigError("--seconds-per-image and --measure cannot be combined")
     if options.model is None:
         raise ConfigError("--measure needs --model, such as --model yolo26n.yaml")
-    if options.imgsz < 32 or options.imgsz % 32:
-        raise ConfigError(f"--imgsz={options.imgsz} is not a multiple of 32")
+    check_imgsz(options.imgsz)
     if options.physical_batch_size < 1:
         raise ConfigError(f"--physical-batch-size={options.physical_batch_size} must be 1 or more")
     from ..support.devices import parse_device, usable_device

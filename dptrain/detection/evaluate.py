@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import torch
 from ultralytics.engine.validator import BaseValidator
@@ -16,7 +15,6 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.metrics import DetMetrics, box_iou
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
-from ultralytics.utils.plotting import colors
 
 from ..datasets.images import Letterbox, read_image
 from ..errors import DataError, ModelError
@@ -143,37 +141,6 @@ def predict(
                 rows[:, :4] = place.to_image(rows[:, :4], image.shape[0], image.shape[1])
                 found.append(rows[np.argsort(-rows[:, 4], kind="stable")])
     return found
-
-
-def draw_boxes(image: str | Path | np.ndarray, boxes: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
-    """Draw boxes as ``predict`` returns them on a copy of an image.
-
-    Args:
-        image: A file, or uint8 BGR pixels of shape (height, width, 3).
-        boxes: Shape (k, 6): x1, y1, x2, y2 in pixels, confidence (NaN hides it), class number.
-        names: Class number to name.
-
-    Returns:
-        uint8 BGR pixels of the image's shape, ready for ``cv2.imwrite``.
-    """
-    picture = read_image(Path(image)) if not isinstance(image, np.ndarray) else image.copy()
-    width = max(1, round(sum(picture.shape[:2]) / 600))
-    size = max(picture.shape[0] / 1000, 0.35)
-    for x1, y1, x2, y2, confidence, number in boxes.tolist():
-        colour = colors(int(number), bgr=True)
-        text = names.get(int(number), str(int(number)))
-        if not np.isnan(confidence):
-            text += f" {confidence:.2f}"
-        corner = round(x1), round(y1)
-        cv2.rectangle(picture, corner, (round(x2), round(y2)), colour, width, cv2.LINE_AA)
-        (w, h), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, width)
-        left = min(max(corner[0], 0), max(picture.shape[1] - w, 0))
-        base = max(corner[1], h + 2 * width)  # a box at the upper edge carries its text inside
-        cv2.rectangle(picture, (left, base - h - 2 * width), (left + w, base), colour, cv2.FILLED)
-        cv2.putText(
-            picture, text, (left, base - width), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), width, cv2.LINE_AA
-        )
-    return picture
 
 
 @contextmanager

@@ -128,7 +128,7 @@ _archives: dict[str, Mapping[str, memoryview]] = {}  # opened archives, by their
 
 
 def mount(archive: Path, members: Mapping[str, memoryview]) -> None:
-    """Let :func:`read_file` and :func:`file_size` find the members of an archive in memory as files below its path."""
+    """Let :func:`read_file` find the members of an archive in memory as files below its path."""
     _archives[str(archive)] = members
 
 
@@ -147,12 +147,6 @@ def _member(file: Path) -> memoryview | None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
             return found
     return None
-
-
-def file_size(file: Path) -> int:
-    """The number of bytes of a file, or of a member of an archive in memory."""
-    member = _member(file)
-    return file.stat().st_size if member is None else member.nbytes
 
 
 def read_file(file: Path, most: int = MOST_BYTES) -> bytes:

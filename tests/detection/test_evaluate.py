@@ -16,7 +16,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
 from dptrain.detection.data import Augmentation, DetectionDataset, collate, load_data, to_device
-from dptrain.detection.evaluate import CLASS_KEYS, KEYS, draw_boxes, evaluate, predict
+from dptrain.detection.evaluate import CLASS_KEYS, KEYS, evaluate, predict
 from dptrain.errors import DataError, ModelError
 
 
@@ -167,14 +167,3 @@ def test_predictions_are_in_original_pixels(scenes, trained):
         assert (boxes[:, :4] >= 0).all() and (boxes[:, [0, 2]] <= 256).all() and (boxes[:, [1, 3]] <= 200).all()
         assert (np.diff(boxes[:, 4]) <= 0).all()
     assert predict(model, [], 64) == []
-
-
-def test_boxes_are_drawn_on_a_copy(tmp_path):
-    image = np.zeros((100, 150, 3), np.uint8)
-    boxes = np.array([[20, 30, 80, 90, 0.9, 1], [0, 0, 150, 100, np.nan, 7]], np.float32)
-    picture = draw_boxes(image, boxes, {1: "blue"})
-    assert not image.any() and picture.shape == image.shape and picture.dtype == np.uint8
-    assert picture[90, 50].any() and not picture[70, 120].any()
-    cv2.imwrite(str(tmp_path / "x.png"), image)
-    np.testing.assert_array_equal(draw_boxes(tmp_path / "x.png", boxes, {1: "blue"}), picture)
-    assert not draw_boxes(image, np.zeros((0, 6)), {}).any()

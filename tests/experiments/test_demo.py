@@ -87,3 +87,16 @@ def test_bccd_says_in_one_line_where_its_data_comes_from(tmp_path: Path) -> None
         bccd.find_data(tmp_path / "nowhere")
     message = str(caught.value)
     assert "BCCD_Dataset" in message and "--data" in message and "\n" not in message
+
+
+def test_boxes_are_drawn_on_a_copy(tmp_path: Path) -> None:
+    import cv2
+
+    image = np.zeros((100, 150, 3), np.uint8)
+    boxes = np.array([[20, 30, 80, 90, 0.9, 1], [0, 0, 150, 100, np.nan, 7]], np.float32)
+    picture = demo.draw_boxes(image, boxes, {1: "blue"})
+    assert not image.any() and picture.shape == image.shape and picture.dtype == np.uint8
+    assert picture[90, 50].any() and not picture[70, 120].any()
+    cv2.imwrite(str(tmp_path / "x.png"), image)
+    np.testing.assert_array_equal(demo.draw_boxes(tmp_path / "x.png", boxes, {1: "blue"}), picture)
+    assert not demo.draw_boxes(image, np.zeros((0, 6)), {}).any()

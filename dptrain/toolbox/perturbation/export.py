@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,6 @@ def export_perturbed(
     kind: str,
     level: float,
     seed: int | None = None,
-    on_image: Callable[[int, int], None] | None = None,
 ) -> Export:
     """Write perturbed copies of every picture of a dataset, with its labels and a data.yaml of its own.
 
@@ -61,7 +59,6 @@ def export_perturbed(
         level: See :data:`dptrain.toolbox.perturbation.kinds.KINDS`.
         seed: Decides the noise, so that whoever knows it can take the noise off again. None: drawn by the operating
             system and forgotten.
-        on_image: Called after each picture with its number and how many there are.
 
     Raises:
         ConfigError: The kind, the level or the folder is not one that can be used.
@@ -84,13 +81,9 @@ def export_perturbed(
     try:
         job = _Job(config, chosen, float(level), secrets.randbits(128) if seed is None else seed, work)
         tasks = [task for pairs in copies.values() for task in pairs]
-        labels = 0
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             try:
-                for done, labelled in enumerate(pool.map(job.copy, tasks), start=1):
-                    labels += labelled
-                    if on_image is not None:
-                        on_image(done, len(tasks))
+                labels = sum(pool.map(job.copy, tasks))
             finally:
                 pool.shutdown(cancel_futures=True)
         text = {split: f"images/{split}" for split in copies} | {"names": config.names}

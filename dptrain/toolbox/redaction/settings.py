@@ -12,7 +12,6 @@ from ...errors import ConfigError, DataError
 METHODS = ("fill", "gaussian", "pixelate", "inpaint")
 ON_MISS = ("previous", "blur-all")
 AUDIO = ("drop", "keep")
-ORIGINS = ("detected", "held", "region", "frame")
 
 
 class Box(NamedTuple):
@@ -22,7 +21,7 @@ class Box(NamedTuple):
         x1, y1, x2, y2: Left and top edge, and the first column and row that are outside; within the picture.
         label: Class name; empty for a region.
         confidence: Of the detection, of the last one where the box is held; NaN for a region.
-        origin: Of :data:`ORIGINS`: found in this frame, kept from another one, asked for, or the whole frame.
+        origin: ``detected`` in this frame, ``held`` from another one, ``region`` or the whole ``frame``.
     """
 
     x1: int

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from .cleaned import Cleaned, Damaged
-
-Cleaner = Callable[[bytes, bool], Cleaned]  # the file, and whether its ICC profile stays
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from ...errors import ConfigError
-from ...support.files import MOST_TEXT, read_file
+from ...support.files import read_file
 
 _KEY_BYTES = 32
 _DIGITS = 20  # 80 bits: two of a million files share a name with probability below 1e-12
@@ -92,12 +92,6 @@ def write_mapping(file: Path, rows: Iterable[tuple[str, str, str]]) -> None:
         _write_secret(file, text.getvalue())
     except OSError as error:
         raise ConfigError(f"--mapping {file} cannot be written ({error.strerror}): choose another place") from None
-
-
-def read_mapping(file: Path) -> dict[str, str]:
-    """Return pseudonym to original name, as :func:`write_mapping` wrote it."""
-    with io.StringIO(read_file(file, MOST_TEXT).decode("utf-8", "surrogateescape"), newline="") as text:
-        return {row["pseudonym"]: row["original"] for row in csv.DictReader(text)}
 
 
 def _write_secret(file: Path, text: str) -> None:
