@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from dptrain.privacy.noise import privatize
 from dptrain.privacy.ranges import CLIP_NORM, NOISE_MULTIPLIER
 from dptrain.privacy.streams import NoiseStream
 from dptrain.settings.resolve import from_kwargs, resolve
+from dptrain.statement.fields import read_as
 from dptrain.statement.start_runs import StartRun
 
 GOOD: dict[str, Any] = {
@@ -110,12 +112,15 @@ def test_what_is_no_plan_is_refused_by_name(changes: dict[str, Any], named: str)
 def test_one_range_of_the_noise_multiplier(value: float) -> None:
     """The plan, the settings, a start's statement and the noise itself agree on what is let through."""
     inside = NOISE_MULTIPLIER[0] <= value <= NOISE_MULTIPLIER[1]
-    run = StartRun("0" * 64, 1.0, 1e-5, "image", True, 0.1, 10, value, None, None)
+    run = {
+        "sha256": "0" * 64, "epsilon": 1.0, "delta": 1e-5, "unit": "image", "valid": True, "sample_rate": 0.1,
+        "steps": 10, "noise_multiplier": value, "distribution": None, "mean_runs": None,
+    }  # fmt: skip
 
     def refused(call: Callable[[], object]) -> bool:
         try:
             call()
-        except ConfigError as error:
+        except (ConfigError, ValueError) as error:
             assert f"noise_multiplier={value}" in str(error)
             return True
         return False
@@ -124,7 +129,7 @@ def test_one_range_of_the_noise_multiplier(value: float) -> None:
     for call in (
         lambda: PrivacyPlan(**{**GOOD, "noise_multiplier": value}),
         lambda: resolve(config),
-        lambda: StartRun.read(run.plain()),
+        lambda: read_as(StartRun, run, Path("statement.json")),
         lambda: privatize({"a": torch.zeros(1)}, sensitivity=1.0, noise_multiplier=value, stream=NoiseStream()),
     ):
         assert refused(call) is not inside
