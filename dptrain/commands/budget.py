@@ -245,7 +245,7 @@ def _settle(options: argparse.Namespace) -> int:
         ledger = _open(options)
         found = ledger.find_run(options.run)
         if found is None:
-            raise BudgetError(f"--run={options.run} is no run of {ledger.address}, or several: see budget history")
+            raise BudgetError(f"--run={options.run} matches no run of {ledger.address}, or several: see budget history")
         run = str(found.id)
         ledger.settle(run, None, "lost")
         unseen = 0

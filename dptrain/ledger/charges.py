@@ -155,7 +155,7 @@ class Charges:
             _check_steps("until", until, row.planned)
             self._refuse_superseded(row, held)
             if not row.is_open:
-                raise SupersededError(f"run {run} was settled at {row.charged} steps: resume it to go on")
+                raise SupersededError(f"run {run} was settled at {row.charged} steps: resume it to continue")
             # The answer to the same question was lost: nothing more is given.
             values = {"leased": max(row.leased, until), "lease": self._hashed(lease)}
             self._store.append(connection, "lease", {"until": values["leased"], "lease": values["lease"]}, run)
@@ -174,7 +174,7 @@ class Charges:
             run: Identifier.
             manifest: Of the images now; they must be what they were.
             attempts: Tokens that the run's folder holds; one of them must be the run's last. A copy of a folder whose
-                run went on elsewhere would otherwise take the same steps twice on one charge.
+                run continued elsewhere would otherwise take the same steps twice on one charge.
             steps: Steps started so far, by the run's own journal.
             attempt: The new token, if the caller keeps it beforehand.
 
@@ -193,7 +193,7 @@ class Charges:
             early = not row.is_open and steps < row.settled
             if row.attempt not in [self._hashed(token) for token in attempts] or early:
                 raise SupersededError(
-                    f"run {run} went on elsewhere, or this folder is an older copy of it: its steps would be taken "
+                    f"run {run} continued elsewhere, or this folder is an older copy of it: its steps would be taken "
                     "twice on one charge; start a new run"
                 )
             if steps > row.leased:
@@ -253,8 +253,8 @@ class Charges:
             charged = row.charged if steps is None else int(steps)
             if attempts is not None and row.attempt not in [self._hashed(token) for token in attempts]:
                 raise SupersededError(
-                    f"run {run} went on elsewhere, and this folder is an older copy of it: settle the folder where it "
-                    "went on, or, where that is lost, by --run, at all that was planned"
+                    f"run {run} continued elsewhere, and this folder is an older copy of it: settle the folder where "
+                    "it continued, or, if that is lost, use --run, which charges all that was planned"
                 )
             if held is not None:
                 self._refuse_superseded(row, held)
@@ -291,8 +291,8 @@ class Charges:
     def _refuse_superseded(self, row: Row, held: Sequence[str]) -> None:
         if row.lease not in [self._hashed(token) for token in held]:
             raise SupersededError(
-                f"run {row.id} went on elsewhere, from a copy of its folder: this process may take no further step, "
-                "and its steps are charged there; go on where it went on"
+                f"run {row.id} continued elsewhere, from a copy of its folder: this process may take no further step, "
+                "and its steps are charged there; resume the copy"
             )
 
     def _own(self, manifest: Manifest) -> None:

@@ -38,7 +38,7 @@ def event_to_json(event: DpEvent) -> str:
     """Return an event as canonical JSON: the same event gives the same text.
 
     Raises:
-        BudgetError: It is no event of dp-accounting, or holds a value that is not a finite number.
+        BudgetError: It is not an event of dp-accounting, or holds a value that is not a finite number.
     """
     try:
         return json.dumps(
@@ -89,7 +89,7 @@ def _field(kind: str, name: str, value: Any) -> Any:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _event(value: Any) -> Any:
@@ -103,7 +103,7 @@ def _event(value: Any) -> Any:
         return value
     kind = getattr(dp_event, value["class"])
     if not (isinstance(kind, type) and issubclass(kind, dp_event.DpEvent)):
-        raise ValueError(f"{value['class']} is no event")
+        raise ValueError(f"{value['class']} is not an event")
     fields = {name: item for name, item in value.items() if name != "class"}
     for name, item in fields.items():
         endless = (kind.__name__, name) == _MAY_BE_ENDLESS and item == _ENDLESS

@@ -63,7 +63,7 @@ def grant(store: Store) -> list[str]:
     """
     if store.file is not None:
         raise BudgetError(
-            f"the ledger {store.name} is a file, and whoever may open it may do everything: roles are for PostgreSQL"
+            f"the ledger {store.name} is a file, and whoever can open it can do everything: roles are for PostgreSQL"
         )
     commands = statements()
     with store.write() as connection:

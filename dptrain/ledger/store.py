@@ -323,9 +323,11 @@ def _sqlite_file(url: URL) -> Path | None:
     try:
         file = Path(url.database).absolute()
         if file.exists() and not file.is_file():
-            raise BudgetError(f"{file} is no ordinary file, and so no ledger: give another, --url or budget.url")
+            raise BudgetError(
+                f"{file} is not a regular file, so it cannot be a ledger: give another, --url or budget.url"
+            )
     except (OSError, ValueError) as error:
-        raise BudgetError(f"{name} is no file name ({error}): give sqlite:///budget.db") from error
+        raise BudgetError(f"{name} is not a file name ({error}): give sqlite:///budget.db") from error
     return file
 
 

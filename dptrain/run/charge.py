@@ -203,7 +203,7 @@ class RunCharge:
         How many is a function of the planned number alone. A ledger that is away is asked again a few times.
 
         Raises:
-            SupersededError: The run went on elsewhere.
+            SupersededError: The run continued elsewhere.
             BudgetError: The ledger cannot be reached.
         """
         if self._charge is None or step <= self._charge.leased:
@@ -218,7 +218,7 @@ class RunCharge:
                 raise
             except BudgetError as error:
                 if wait is None:
-                    raise BudgetError(f"step {step} is not taken without the ledger's leave: {error}") from error
+                    raise BudgetError(f"step {step} is not taken without a lease from the ledger: {error}") from error
                 time.sleep(wait)
 
     def settle(self, steps: int, reason: str) -> bool:
@@ -228,7 +228,7 @@ class RunCharge:
             Whether the ledger has it.
 
         Raises:
-            SupersededError: The run went on elsewhere, where these steps are charged; said once.
+            SupersededError: The run continued elsewhere, where these steps are charged; said once.
         """
         if self._charge is None or self._settled == steps or self._superseded:
             return True
@@ -242,8 +242,8 @@ class RunCharge:
             except BudgetError as error:
                 if wait is None:
                     logger.warning(
-                        "the ledger could not be told that %d steps were taken (%s): the whole reservation stays "
-                        "charged until dptrain budget settle is given this run's folder",
+                        "the ledger could not record that %d steps were taken (%s): the whole reservation stays "
+                        "charged until you run dptrain budget settle on this run's folder",
                         steps,
                         error,
                     )

@@ -217,7 +217,7 @@ def _refuse_private_images(
     """Refuse training images, and images that the ledger protects, where public ones are declared."""
     declared: list[DeclaredPublic] = []
     if validation is not None:
-        fix = "take it out of val, or set validation=off"
+        fix = "remove it from val, or set validation=off"
         declared.append(DeclaredPublic("the val images", validation.image_files, fix, val_groups))
     if config.public_images is not None:
         files = public_images(config.public_images)

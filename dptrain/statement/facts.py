@@ -63,7 +63,7 @@ NO_PLD = (
     "a stop chosen by looking breaks most."
 )
 FIRST_STEPS = "the outputs of the first t steps and no others, t decided beforehand; not of a run that was stopped"
-SPENT = "told to the data's owner only: owner/dataset_budget.json in the run's folder, and dptrain budget show"
+SPENT = "for the data's owner only: owner/dataset_budget.json in the run's folder, and dptrain budget show"
 ONE_RUN = "one training run, every iterate of it"
 WINNER = "the winner of a tuning by random stopping, every iterate of it, and the choice; no other run"
 SINGLE_RUN = {

@@ -78,7 +78,7 @@ def summary(statement: Mapping[str, Any]) -> list[str]:
     if not statement["valid"]:
         return [
             "This run gives no protection, for the reason named above. The numbers below are what its settings would "
-            "promise if that reason did not stand; they must not be quoted as a guarantee."
+            "promise if that reason did not apply; they must not be quoted as a guarantee."
         ]
     if not steps:
         return ["No training step was taken, so nothing of the training images is in these weights."]

@@ -95,7 +95,7 @@ def test_a_copy_and_its_original_never_take_more_steps_than_are_charged(
     assert released(tmp_path) <= charged(tmp_path).charged == PLAN.steps
     assert stated(copy) == PLAN.steps
     assert original.exitcode == 1 and "\n" not in told(tmp_path / "report")
-    assert "went on elsewhere" in told(tmp_path / "report")
+    assert "continued elsewhere" in told(tmp_path / "report")
     assert not (tmp_path / "out" / "weights").exists(), "it has nothing to show that it did not pay for"
 
 

@@ -127,7 +127,7 @@ def test_a_lost_run_is_charged_in_full_for_good(
     assert "300 of 300 steps are charged" in answer(capsys, "settle", "--run", run[:10])
     answer(capsys, "settle", str(killed))
     assert used.history("pets")[-1].charged == 300
-    assert "is no run" in answer(capsys, "settle", "--run", "12345678", status=2)
+    assert "matches no run" in answer(capsys, "settle", "--run", "12345678", status=2)
     assert "give the run's folder" in answer(capsys, "settle", status=2)
 
 

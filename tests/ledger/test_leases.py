@@ -123,7 +123,7 @@ def test_of_a_run_and_its_copy_the_first_is_stopped_at_the_end_of_its_lease(
 ) -> None:
     copy = Process.start(url, tmp_path / "copy")
     for use in (run.step, run.step):
-        with pytest.raises(SupersededError, match="went on elsewhere") as caught:
+        with pytest.raises(SupersededError, match="continued elsewhere") as caught:
             use()
         assert "\n" not in str(caught.value)
     run.end()  # nothing more to tell
@@ -200,7 +200,7 @@ def test_a_process_with_the_memory_of_another_gets_no_second_lease(run: Process,
     held, leased = list(charge._held), charge.leased
     run.step()
     charge._held, charge.leased = held, leased
-    with pytest.raises(SupersededError, match="went on elsewhere"):
+    with pytest.raises(SupersededError, match="continued elsewhere"):
         run.charge.lease(leased + 1)
 
 
@@ -224,7 +224,7 @@ def test_no_step_is_taken_without_the_ledgers_leave(run: Process, url: str, monk
     monkeypatch.setattr("dptrain.run.charge._RETRIES", (0.0,))
     with monkeypatch.context() as patch:
         patch.setattr(BudgetLedger, "advance", lambda *_, **__: (_ for _ in ()).throw(BudgetError("gone")))
-        with pytest.raises(BudgetError, match="step 4 is not taken without the ledger's leave: gone"):
+        with pytest.raises(BudgetError, match="step 4 is not taken without a lease from the ledger: gone"):
             run.step()
     run.end()
     assert charged(url) == 3

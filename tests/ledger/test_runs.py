@@ -184,7 +184,7 @@ def test_a_ledger_that_goes_away_does_not_lose_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(BudgetLedger, "settle", lambda *_, **__: (_ for _ in ()).throw(BudgetError("gone")))
         assert charge.settle(3, "finished") is False
-    assert "until dptrain budget settle is given this run's folder" in caplog.text
+    assert "until you run dptrain budget settle on this run's folder" in caplog.text
     assert charge.settle(3, "finished") is True
 
 
