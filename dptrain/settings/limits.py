@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..privacy.clipping import CLIPPINGS, Clipping
@@ -50,7 +50,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.clipping": CLIPPINGS,
     "schedule.name": SCHEDULES,
 }
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+Ranges = tuple[tuple[str, Callable[[float], bool], str], ...]  # keys, what fits them, and that in words
+_RANGES: Ranges = (
     ("privacy.epsilon", lambda v: v > 0, "more than 0 and finite: it is the privacy loss allowed"),
     ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
     ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
@@ -86,20 +87,34 @@ def check_values(config: TrainConfig) -> None:
             raise ConfigError(f"{key}={value_at(config, key)} was removed: {removed}")
     for key, choices in _CHOICES.items():
         value = value_at(config, key)
-        if value not in choices and not (key == "privacy.clipping" and is_outside_name(value)):
-            raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
+        if not (key == "privacy.clipping" and is_outside_name(value)):
+            check_choice(key, value, choices)
     for name, reason in REFUSED_AUGMENTATIONS.items():
         if getattr(config.augment, name):
             raise ConfigError(f"augment.{name}={getattr(config.augment, name)} is refused: {reason}; leave it out")
     if config.privacy.noise_multiplier is not None:
         check_noise_multiplier(config.privacy.noise_multiplier, "privacy.noise_multiplier")
     check_clip_norm(config.privacy.clip_norm, "privacy.clip_norm")
-    for keys_, valid, needed in _RANGES:
-        for key in keys_.split():
+    check_ranges(config, _RANGES)
+
+
+def check_choice(key: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices, and name the nearest one."""
+    if value not in choices:
+        raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
+
+
+def check_ranges(config: Any, ranges: Ranges) -> None:
+    """Refuse a number that is out of its range, or larger than any setting; and an image size of part of a cell."""
+    for keys, valid, needed in ranges:
+        for key in keys.split():
             value = value_at(config, key)
             if value is not None and not (-LARGEST <= value <= LARGEST and valid(value)):
                 too_large = f", and at most {LARGEST:g}" if value > LARGEST else ""
                 raise ConfigError(f"{key}={value} must be {needed}{too_large}")
+    if config.imgsz % 32:
+        below = max(32, config.imgsz // 32 * 32)
+        raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
 
 
 def check_together(config: TrainConfig) -> None:
@@ -108,9 +123,6 @@ def check_together(config: TrainConfig) -> None:
     Raises:
         ConfigError: It names the keys, their values and the fix.
     """
-    if config.imgsz % 32:
-        below = max(32, config.imgsz // 32 * 32)
-        raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
     refuse_single_precision(config.device)
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):

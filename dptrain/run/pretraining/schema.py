@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,9 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ...errors import ConfigError
+from ...settings.limits import Ranges, check_choice, check_ranges
 from ...settings.resolve import default_output_dir
-from ...settings.schema import DEFAULT_LEDGER, config_error, keys, nearest_key
+from ...settings.schema import DEFAULT_LEDGER, config_error, keys, nearest_key, value_at
 from ...support.devices import parse_device
 
 NORMS = ("auto", "group", "batch")
@@ -193,29 +194,14 @@ def resolve(config: PretrainConfig) -> PretrainConfig:
         optimizer=dataclasses.replace(config.optimizer, name=config.optimizer.name.lower()),
     )
     for key, choices in (("norm", NORMS), ("optimizer.name", OPTIMIZERS), ("schedule.name", SCHEDULES)):
-        value = _get(config, key)
-        if value not in choices:
-            raise ConfigError(f"{key}={value} is not one of {', '.join(choices)}{nearest_key(value, list(choices))}")
+        check_choice(key, value_at(config, key), choices)
     if config.optimizer.lr is not None and config.optimizer.name == "auto":
         raise ConfigError(f"optimizer.lr={config.optimizer.lr} needs a name: with optimizer.name=auto both are chosen")
-    for names, valid, needed in _RANGES:
-        for key in names.split():
-            value = _get(config, key)
-            if value is not None and not (-1e15 <= value <= 1e15 and valid(value)):
-                raise ConfigError(f"{key}={value} must be {needed}")
-    if config.imgsz % 32:
-        below = max(32, config.imgsz // 32 * 32)
-        raise ConfigError(f"imgsz={config.imgsz} is not a multiple of 32: give {below} or {below + 32}")
+    check_ranges(config, _RANGES)
     return config
 
 
-def _get(config: Any, key: str) -> Any:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
-
-
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+_RANGES: Ranges = (
     ("epochs batch_size scenes.train scenes.val", lambda v: v >= 1, "1 or more"),
     ("imgsz", lambda v: v >= 32, "32 or more, a multiple of 32"),
     (
