@@ -19,7 +19,7 @@ from dptrain.detection.model import load_model
 from dptrain.gradients.batches import in_pieces
 from dptrain.privacy.exact import SENSITIVITY, discrete_gaussian, variance
 from dptrain.privacy.streams import NoiseStream
-from dptrain.training.trainer import clipped_on_grid, clipped_sum
+from dptrain.training.clipped_sum import ClippedSum
 
 REPEATS, COORDINATES = 5, 2_500_000
 IMAGES, SIDE, BOXES = 8, 320, 5
@@ -59,11 +59,11 @@ def main() -> None:
         "cls": torch.randint(0, 3, (IMAGES * BOXES, 1)).float(),
         "bboxes": torch.rand(IMAGES * BOXES, 4) * 0.5 + 0.25,
     }
-    loss = PerImageLoss()
+    clipped = ClippedSum(plan, model, PerImageLoss())
     compare(
         f"clipped sum of yolo26n, {IMAGES} images of {SIDE} px",
-        lambda: [clipped_on_grid(plan, model, loss, image) for image in in_pieces(batch, 1)],
-        lambda: clipped_sum(plan, model, loss, batch),
+        lambda: [clipped.on_grid(image) for image in in_pieces(batch, 1)],
+        lambda: clipped.over(batch),
     )
 
 

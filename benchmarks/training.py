@@ -24,8 +24,9 @@ from dptrain.privacy.sampling import Draw
 from dptrain.privacy.streams import NoiseStream
 from dptrain.run.optimizers import make_optimizer
 from dptrain.settings.schema import OptimizerConfig
+from dptrain.training.clipped_sum import ClippedSum
 from dptrain.training.journal import StepJournal
-from dptrain.training.trainer import MovingAverage, PrivateTrainer, clipped_sum, learning_rate
+from dptrain.training.trainer import MovingAverage, PrivateTrainer, learning_rate
 
 from . import memory
 from .cases import Case
@@ -97,8 +98,9 @@ def measure_whole(case: Case) -> dict[str, Any]:
         plan = _plan(case.images, rate)
         journal = stack.enter_context(closing(StepJournal(Path(folder) / "steps.journal")))
         trainer = _trainer(detector(case), plan, kept, len(dataset), journal)
+        clipped = ClippedSum(plan, trainer.module, trainer.loss_function)
         for few in range(case.physical):  # the last batch of a draw has any size, and the first of a size is slow
-            clipped_sum(plan, trainer.module, trainer.loss_function, random_batch(few + 1, case.pixels))
+            clipped.over(random_batch(few + 1, case.pixels))
         seconds: dict[str, list[float]] = {"gradients": [], "whole": []}
         for repeat in range(case.repeats + 1):
             kept.served.clear()
@@ -112,7 +114,7 @@ def measure_whole(case: Case) -> dict[str, Any]:
             batches = kept.served[1]
             began = time.perf_counter()
             for batch in batches:
-                clipped_sum(plan, trainer.module, trainer.loss_function, batch)
+                clipped.over(batch)
             if repeat:
                 seconds["gradients"].append(time.perf_counter() - began)
                 seconds["whole"].append(whole)
@@ -192,13 +194,13 @@ def measure_noise(case: Case) -> dict[str, Any]:
     (gradients,) = steps(replace(case, methods=("fused",))).values()
     module = detector(case)
     parameters = trainable_parameters(module)
-    plan, stream = _plan(case.images, 0.01), NoiseStream()
+    mechanism, stream = _plan(case.images, 0.01).mechanism(parameters), NoiseStream()
     optimizer = make_optimizer(OptimizerConfig(lr=1e-3), parameters.values())
     average = MovingAverage(parameters, 0.99)
     total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in parameters.items()}
 
     def noise() -> None:
-        for name, gradient in plan.noise(total, stream).items():
+        for name, gradient in mechanism.noise(total, stream).items():
             parameters[name].grad = gradient.to(parameters[name].dtype)
 
     todo: dict[str, Step] = {

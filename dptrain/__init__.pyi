@@ -51,9 +51,8 @@ from .toolbox.scrubbing import ScrubReport as ScrubReport
 from .toolbox.scrubbing import scrub as scrub
 from .toolbox.seal import seal as seal
 from .toolbox.seal import unseal as unseal
+from .training.clipped_sum import ClippedSum as ClippedSum
 from .training.journal import StepJournal as StepJournal
 from .training.trainer import PrivateTrainer as PrivateTrainer
-from .training.trainer import clipped_on_grid as clipped_on_grid
-from .training.trainer import clipped_sum as clipped_sum
 
 __version__: str

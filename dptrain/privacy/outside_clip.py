@@ -114,10 +114,15 @@ class HeldRule:
         finite = [number for number in range(len(squared)) if math.isfinite(float(squared[number, 0]))]
         for number in finite:
             factors[number] = self._weight(squared, number, PrivacyError)
-        # A rule with a memory gives the first unit another weight now.
-        if finite and self._weight(squared, finite[0], PrivacyError) != float(factors[finite[0]]):
+        if self._remembers(squared, factors, finite[:1]):
             raise PrivacyError(f"clipping={self._name!r} weighs a unit by others that it saw: it must keep nothing")
         return kept((factors * ROUNDING).to(squared_norms.device), squared_norms)
+
+    def _remembers(self, squared: Tensor, factors: Tensor, first: list[int]) -> bool:
+        """Whether the first unit now gets another weight, or made-up norms other ones than when the rule was made."""
+        again = [self._weight(squared, number, PrivacyError) for number in first]
+        made_up = [self._weight(self._made_up, number, PrivacyError) for number in range(len(self._made_up))]
+        return again != [float(factors[number]) for number in first] or made_up != self._agreed
 
     def _weight(self, squared: Tensor, number: int, error: type[DptrainError]) -> float:
         """Return the rule's factor of one unit, which it is shown alone."""
@@ -154,3 +159,4 @@ class HeldRule:
                 f"clipping={self._name!r} weighs a unit by others that it saw: a weight must be a function of that "
                 "unit's norm and of public numbers only"
             )
+        self._made_up, self._agreed = squared, alone

@@ -149,8 +149,8 @@ class PrivacyPlan:
         """q sqrt(T / 2) / sigma, which grows with what can be learnt at this budget (De et al. 2022)."""
         return self.sample_rate * math.sqrt(self.steps / 2) / self.noise_multiplier
 
-    # The three parts, for a training loop of one's own. The order of use is then the caller's duty:
-    # sampler -> clipped sum over exactly the units drawn -> noise -> anything else.
+    # The parts, for a training loop of one's own. The order of use is then the caller's duty:
+    # sampler -> sum over exactly the units drawn, clipped by mechanism.rule -> mechanism.noise -> anything else.
 
     def sampler(self, num_units: int, stream: NoiseStream) -> PoissonSampler:
         """Return the Poisson sampler of this plan over ``num_units`` units."""
@@ -158,26 +158,53 @@ class PrivacyPlan:
 
         return PoissonSampler(num_units, self.sample_rate, stream)
 
-    def clip_rule(self, names: Iterable[str]) -> ClipRule:
-        """Return the clip rule for parameters (or sums of gradients) of these names.
+    def mechanism(self, names: Iterable[str]) -> Mechanism:
+        """Return what a step does to the parameters of these names: the clip rule, and the noise that fits it.
 
         Raises:
             ConfigError: The rule does not fit the parameters.
         """
-        return self.clipping.rule(self.clip_norm, names)
+        names = tuple(names)
+        rule = self.clipping.rule(self.clip_norm, names)
+        return Mechanism(rule, frozenset(names), self.noise_multiplier, self.expected_batch_size)
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """The clip rule of a plan for some parameters, and the noise that fits it. Made by :meth:`PrivacyPlan.mechanism`.
+
+    Formal guarantee: ``noise`` of a sum that ``rule`` clipped is one Gaussian mechanism with the plan's noise
+    multiplier, divided by a public constant: the noise is scaled to the sensitivity of ``rule`` itself.
+
+    Attributes:
+        rule: By which every unit is clipped.
+        names: Of the parameters.
+        noise_multiplier, expected_batch_size: Of the plan.
+    """
+
+    rule: ClipRule
+    names: frozenset[str]
+    noise_multiplier: float
+    expected_batch_size: int
 
     def noise(self, total: Mapping[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
         """Return the noised sum divided by the expected batch size: the gradient of one step.
 
         ``total`` is the clipped sum over *all* the units of one draw; noise is added once a step. A sum of
-        :func:`dptrain.training.trainer.clipped_on_grid` gets exact noise.
+        :meth:`dptrain.ClippedSum.on_grid` gets exact noise.
+
+        Raises:
+            ConfigError: ``total`` is of other parameters.
         """
         import torch
 
         from . import noise as door
         from .exact import SENSITIVITY
 
-        sensitivity = self.clip_rule(total).sensitivity()
+        if total.keys() != self.names:
+            other = sorted(total.keys() ^ self.names)[0]
+            raise ConfigError(f"the sum is of other parameters than the clip rule: {other!r} is in one of them only")
+        sensitivity = self.rule.sensitivity()
         on_grid = all(tensor.dtype == torch.int64 for tensor in total.values())
         noised = door.privatize(
             total,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, PrivacyError
-from ..gradients import LossFunction, check_independence, clipped_gradient_sum
+from ..gradients import LossFunction, check_independence
 from ..gradients.autotune import by_rule
 from ..gradients.batches import UnitBatch, batch_size, in_pieces
 from ..gradients.checks import check_module, trainable_parameters
@@ -27,6 +27,7 @@ from ..privacy.sampling import Draw
 from ..privacy.streams import NoiseStream
 from ..support.devices import refuse_single_precision
 from ..support.out_of_memory import in_memory
+from .clipped_sum import ClippedSum
 
 
 class Loader(Protocol):
@@ -82,10 +83,6 @@ def _same(value: Any, agreed: Any) -> bool:
 
 def _rows(batch: Any) -> int:
     return batch_size(batch.rows if isinstance(batch, UnitBatch) else batch)
-
-
-def _wide(parameter: Tensor) -> torch.dtype:
-    return torch.float32 if parameter.device.type == "mps" else torch.float64  # Apple's GPUs have no double
 
 
 @torch.no_grad()
@@ -178,8 +175,8 @@ class PrivateTrainer:
         self.secure = seed is None
         self.step = 0
         self._exact = exact
-        plan.clip_rule(self.parameters)
         self._rows_at_once: int | None = getattr(loader, "rows_at_once", None)
+        self.clipped = ClippedSum(plan, module, loss_function, engine, self._rows_at_once)
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
         self._tried = probe is False or (probe is not None and self._try(probe))
         self._agreed = self._terms()
@@ -190,13 +187,19 @@ class PrivateTrainer:
 
     def _terms(self) -> dict[str, tuple[Any, ...]]:
         """What the guarantee was stated for; nothing of it may change between the first step and the last."""
-        parameters = trainable_parameters(self.module)
+        parameters, mechanism = trainable_parameters(self.module), self.clipped.mechanism
         return {
             "plan": astuple(self.plan),
             "sampler": (self.sampler, self.sampler.num_units, self.sampler.sample_rate),
             "noise": (self.noise_stream, self.noise_stream.secure, self.secure, self._exact),
             "module": (self.module,),
             "loss function": (self.loss_function, self.engine),
+            "clip rule": (
+                self.clipped,
+                *vars(self.clipped).values(),
+                *vars(mechanism).values(),
+                mechanism.rule.sensitivity(),
+            ),
             "set of trainable parameters": (*parameters, *parameters.values()),
             "optimizer": (self.optimizer, *(p for group in self.optimizer.param_groups for p in group["params"])),
         }
@@ -245,7 +248,7 @@ class PrivateTrainer:
         total = self._clipped_sum(batches)
         if self._on_release is not None:
             self._on_release(self.step + 1)
-        gradient = self.plan.noise(total, self.noise_stream.at(self.step))
+        gradient = self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))
         del total
         for name, parameter in self.parameters.items():
             parameter.grad = gradient[name].to(parameter.dtype)
@@ -262,7 +265,7 @@ class PrivateTrainer:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
         # In double precision: the rounding of a single precision sum grows with the draw, and the sensitivity with it.
         total = {
-            name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else _wide(p), device=p.device)
+            name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else torch.float64, device=p.device)
             for name, p in self.parameters.items()
         }
         before = self._tensor_versions()
@@ -288,10 +291,9 @@ class PrivateTrainer:
 
     def _part(self, batch: Any) -> dict[str, Tensor]:
         """Return the clipped sum of what goes through the model at once."""
-        clipped = clipped_on_grid if self._exact else clipped_sum
         rows = _rows(batch) if self._exact else max(self._rows_at_once or 0, _rows(batch))
         with in_memory(next(iter(self.parameters.values())).device, rows):
-            return clipped(self.plan, self.module, self.loss_function, batch, self.engine, self._rows_at_once)
+            return self.clipped.on_grid(batch) if self._exact else self.clipped.over(batch)
 
     def _tensor_versions(self) -> dict[str, tuple[int, int]]:
         tensors = chain(self.module.named_buffers(), self.module.named_parameters())
@@ -329,46 +331,3 @@ class PrivateTrainer:
         self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = max(state["step"], step or 0)
-
-
-def clipped_sum(
-    plan: PrivacyPlan,
-    module: nn.Module,
-    loss_function: LossFunction,
-    batch: Any,
-    method: str = "fused",
-    rows_at_once: int | None = None,
-) -> dict[str, Tensor]:
-    """Return the sum of the units' gradients, each clipped by the plan's rule, :meth:`PrivacyPlan.clip_rule`.
-
-    Every example of ``batch`` is a unit, unless it is a ``dptrain.UnitBatch``: then the gradients of a unit's rows
-    are averaged first. ``rows_at_once`` is the number of rows in every forward pass, see
-    :func:`~dptrain.clipped_gradient_sum`.
-    """
-    rule = plan.clip_rule(trainable_parameters(module))
-    rows, units = (batch.rows, batch.units) if isinstance(batch, UnitBatch) else (batch, None)
-    return clipped_gradient_sum(module, loss_function, rows, rule, method, units, rows_at_once)
-
-
-def clipped_on_grid(
-    plan: PrivacyPlan,
-    module: nn.Module,
-    loss_function: LossFunction,
-    unit: Any,
-    method: str = "fused",
-    rows_at_once: int | None = None,
-) -> dict[str, Tensor]:
-    """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.privacy.exact`.
-
-    Sums of them change by at most ``exact.SENSITIVITY`` with one unit more or less, exactly.
-    """
-    from ..gradients.batches import UnitBatch, batch_size
-    from ..privacy.exact import to_grid
-
-    if batch_size(unit) > 1:
-        raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
-    rows = len(unit.units) if isinstance(unit, UnitBatch) else 1
-    if rows_at_once is not None and rows <= rows_at_once:
-        rows_at_once = None  # alone in its pass, whose shape is then a function of the unit: nothing to fill up
-    clipped = clipped_sum(plan, module, loss_function, unit, method, rows_at_once)
-    return to_grid(clipped, plan.clip_rule(clipped).sensitivity())

@@ -16,7 +16,7 @@ from dptrain import Clipping
 from dptrain.gradients import ENGINES, trainable_parameters
 from dptrain.privacy.clip_rules import ClipRule
 from dptrain.privacy.clipping import CLIPPINGS
-from dptrain.training.trainer import clipped_on_grid, clipped_sum
+from dptrain.training.clipped_sum import ClippedSum
 
 from .oracle import one_at_a_time, projected_losses
 from .test_engines import Cnn, images, seeded
@@ -107,10 +107,11 @@ def test_whole_numbers_of_every_rule_stay_within_their_grid(clipping: Clipping) 
     module: Any = seeded(Cnn)
     norm = 1.0 if clipping.name == "automatic" else 0.1
     plan = dptrain.PrivacyPlan(0.5, 2, 1.1, norm, 1e-5, 8, clipping=clipping)
-    one = clipped_on_grid(plan, module, losses, 100.0 * images(1))
+    summed = ClippedSum(plan, module, losses)
+    one = summed.on_grid(100.0 * images(1))
     length = math.sqrt(sum(int(entry) ** 2 for tensor in one.values() for entry in tensor.flatten()))
     assert 0.9 * SENSITIVITY < length <= SENSITIVITY
-    clipped = clipped_sum(plan, module, losses, 100.0 * images(1))
-    scale = plan.clip_rule(clipped).sensitivity() / SENSITIVITY
+    clipped = summed.over(100.0 * images(1))
+    scale = summed.mechanism.rule.sensitivity() / SENSITIVITY
     for name, tensor in one.items():
         torch.testing.assert_close(tensor.double() * scale, clipped[name], rtol=1e-4, atol=1e-6)

@@ -26,7 +26,8 @@ from dptrain.privacy.sampling import PoissonSampler
 from dptrain.privacy.streams import NoiseStream
 from dptrain.run.optimizers import make_optimizer
 from dptrain.settings.schema import OptimizerConfig
-from dptrain.training.trainer import PrivateTrainer, clipped_sum
+from dptrain.training.clipped_sum import ClippedSum
+from dptrain.training.trainer import PrivateTrainer
 
 from .datasets import AFTER_AUGMENTATION, DETECTORS, SIZE, Neighbours, detector
 
@@ -111,7 +112,7 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
         seen.events.append(("release", steps))
         if seen.newcomer[-1]:  # the weights are still those of the sum
             alone = to_device(collate(seen.newcomer[-1]), "cpu")
-            seen.own.append(clipped_sum(settings.plan, model, loss, alone, settings.engine))
+            seen.own.append(ClippedSum(settings.plan, model, loss, settings.engine).over(alone))
         else:
             seen.own.append({})
 

@@ -26,7 +26,7 @@ from dptrain import PrivacyPlan
 from dptrain.detection.data import DetectionDataset, StepLoader, load_data
 from dptrain.detection.loss import PerImageLoss
 from dptrain.privacy.streams import NoiseStream
-from dptrain.training import trainer as trainer_module
+from dptrain.training.clipped_sum import ClippedSum
 from dptrain.training.trainer import PrivateTrainer
 
 from .datasets import SIZE, detector, write_neighbours
@@ -60,10 +60,10 @@ def added_noise(trainer: PrivateTrainer, patch: pytest.MonkeyPatch, steps: int) 
     """Take steps; return what the optimizer was given above the clipped sums, {parameter name: (steps, entries)}."""
     parts: list[dict[str, Tensor]] = []
     rows: dict[str, list[np.ndarray]] = {name: [] for name in trainer.parameters}
-    real = trainer_module.clipped_sum
+    real = ClippedSum.over
 
-    def clipped_sum(*arguments: Any) -> dict[str, Tensor]:
-        parts.append(real(*arguments))
+    def over(clipped: ClippedSum, batch: Any) -> dict[str, Tensor]:
+        parts.append(real(clipped, batch))
         return parts[-1]
 
     def look(*_: Any) -> None:
@@ -74,7 +74,7 @@ def added_noise(trainer: PrivateTrainer, patch: pytest.MonkeyPatch, steps: int) 
             rows[name].append((noised - total).flatten().numpy())
         parts.clear()
 
-    patch.setattr(trainer_module, "clipped_sum", clipped_sum)
+    patch.setattr(ClippedSum, "over", over)
     trainer.optimizer.register_step_pre_hook(look)
     for step in trainer.run():
         if step == steps:

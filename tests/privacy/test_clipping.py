@@ -159,7 +159,7 @@ def test_what_does_not_go_with_the_rest_of_a_plan_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"clip_norm=0\.5 has no effect with clipping=automatic"):
         PrivacyPlan(**values, clipping=Clipping("automatic"))
     with pytest.raises(ConfigError, match="'nothing' is the first to match no"):
-        PrivacyPlan(**values, clipping=Clipping("groups", ("*", "nothing"))).clip_rule(["a.weight"])
+        PrivacyPlan(**values, clipping=Clipping("groups", ("*", "nothing"))).mechanism(["a.weight"])
 
 
 @pytest.mark.parametrize("name", CLIPPINGS)

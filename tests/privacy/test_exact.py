@@ -18,9 +18,8 @@ from dptrain.privacy.accounting import dp_sgd_event, rdp_curve
 from dptrain.privacy.exact import SENSITIVITY, discrete_gaussian, to_grid, variance
 from dptrain.privacy.noise import privatize
 from dptrain.privacy.streams import NoiseStream
-from dptrain.training.trainer import clipped_on_grid
 
-from ..training.test_trainer import Batches, X, Y, losses, make, plan, weights
+from ..training.test_trainer import Batches, X, Y, make, plan, weights
 
 SIGNIFICANCE = 1e-6
 
@@ -203,11 +202,11 @@ def test_the_door_adds_whole_numbers_to_whole_numbers() -> None:
 def test_what_reaches_the_optimizer_has_the_noise_of_the_plan() -> None:
     made = PrivacyPlan(0.1, 1, 1.7, 0.25, 1e-5, 8)
     total = {"w": torch.zeros(50_000, dtype=torch.int64)}
-    gradient = made.noise(total, NoiseStream())["w"].numpy()
+    gradient = made.mechanism(total).noise(total, NoiseStream())["w"].numpy()
     assert stats.kstest(gradient, "norm", args=(0, 1.7 * 0.25 / 8)).pvalue > SIGNIFICANCE
 
 
 def test_several_units_at_once_are_refused() -> None:
     trainer = make(plan())
     with pytest.raises(ConfigError, match="one at a time"):
-        clipped_on_grid(trainer.plan, trainer.module, losses, (X[:2], Y[:2]))
+        trainer.clipped.on_grid((X[:2], Y[:2]))

@@ -65,9 +65,16 @@ def test_parts_come_from_the_plan() -> None:
 
 def test_noise_has_the_plans_scale_and_the_expected_batch_divides_it() -> None:
     plan = PrivacyPlan(**GOOD)
-    noised = plan.noise({"w": torch.zeros(400_000)}, NoiseStream())
+    noised = plan.mechanism(["w"]).noise({"w": torch.zeros(400_000)}, NoiseStream())
     expected = plan.noise_multiplier * plan.clip_norm / plan.expected_batch_size
     assert float(noised["w"].std()) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("names", [["w"], ["w", "b", "c"], ["w", "c"]])
+def test_noise_is_for_the_parameters_of_its_clip_rule_only(names: list[str]) -> None:
+    """A sum over other parameters was clipped by another rule."""
+    with pytest.raises(ConfigError, match=r"other parameters than the clip rule: '[bc]' is in one"):
+        PrivacyPlan(**GOOD).mechanism(["w", "b"]).noise({name: torch.zeros(2) for name in names}, NoiseStream())
 
 
 def test_signal() -> None:

@@ -16,7 +16,7 @@ from ultralytics.utils.tal import TaskAlignedAssigner
 from dptrain import PrivacyPlan
 from dptrain.detection.loss import PerImageLoss
 from dptrain.gradients.batches import take_examples
-from dptrain.training.trainer import clipped_sum
+from dptrain.training.clipped_sum import ClippedSum
 
 _NEAR = 24  # floats on either side of a tie that are looked at
 _SIDE = 0.3  # of a box
@@ -78,10 +78,8 @@ class Step:
 
     def sum(self, boxes: Tensor, loss: PerImageLoss | None = None) -> dict[str, Tensor]:
         """Return the clipped sum with these boxes of the others, (n, 4)."""
-        parts = [
-            clipped_sum(self.plan, self.model, loss or PerImageLoss(), batch, "fused", rows_at_once=self.size)
-            for batch in self._passes(boxes)
-        ]
+        clipped = ClippedSum(self.plan, self.model, loss or PerImageLoss(), rows_at_once=self.size)
+        parts = [clipped.over(batch) for batch in self._passes(boxes)]
         return {name: sum((part[name].double() for part in parts[1:]), parts[0][name].double()) for name in parts[0]}
 
     def assigned(self, boxes: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ GRADIENT_BUGS = (
     bug(
         "sums in single precision",
         "The sum over physical batches is kept in float32, whose rounding grows with the draw.",
-        "dptrain.training.trainer:_wide", "else torch.float64", "else torch.float32",
+        "dptrain.training.trainer:PrivateTrainer._clipped_sum", "else torch.float64", "else torch.float32",
         "tests/training/test_trainer.py::test_the_sum_over_physical_batches_is_kept_in_double_precision",
     ),
     bug(
@@ -147,8 +147,8 @@ GRADIENT_BUGS = (
     ),
     bug(
         "an outside clip rule with a memory",
-        "Nobody asks a rule from another package again whether the first unit still weighs the same.",
-        "dptrain.privacy.outside_clip:HeldRule.weights", "if finite and ", "if False and ",
+        "Nobody asks a rule from another package again whether a unit still weighs the same.",
+        "dptrain.privacy.outside_clip:HeldRule.weights", "if self._remembers(", "if False and self._remembers(",
         _OUTSIDE + "test_a_rule_that_fails_on_private_norms_ends_the_run_before_the_step_is_released",
     ),
     # gradients that are not finite

@@ -24,7 +24,7 @@ _SUM = "dptrain.training.trainer:PrivateTrainer._clipped_sum"
 _STREAM = "dptrain.privacy.streams:NoiseStream."
 _FORKED = "if self.secure and self._process != os.getpid():"
 _COUNT = "counts.append(len(batch['img'] if isinstance(batch, dict) else batch[0]))"
-_NOISED = "gradient = self.plan.noise(total, self.noise_stream.at(self.step))"
+_NOISED = "gradient = self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))"
 _COUNTED = "if self._on_release is not None:\n        self._on_release(self.step + 1)"
 
 NOISE_BUGS = (
@@ -132,7 +132,7 @@ NOISE_BUGS = (
     bug(
         "noise once a physical batch",
         "Each physical batch is noised as it comes.",
-        _SUM, "self._part(some).values()", "self.plan.noise(self._part(some), self.noise_stream).values()",
+        _SUM, "self._part(some).values()", "self.clipped.mechanism.noise(self._part(some), self.noise_stream).values()",
         PAIRS, LOOP + "test_noise_is_added_once_a_step_whatever_the_physical_batch",
     ),
     bug(

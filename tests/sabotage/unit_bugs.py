@@ -19,7 +19,7 @@ UNIT_BUGS = (
     bug(
         "rows of a group clipped one by one",
         "The plan hands the rows on and forgets their units: a patient adds as many clipped gradients as images.",
-        "dptrain.training.trainer:clipped_sum", "(batch.rows, batch.units) if", "(batch.rows, None) if",
+        "dptrain.training.clipped_sum:ClippedSum._sum", "(batch.rows, batch.units) if", "(batch.rows, None) if",
         WHOLE, "tests/training/test_trainer.py::test_units_of_several_rows_are_clipped_as_one",
     ),
     bug(

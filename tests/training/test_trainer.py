@@ -16,6 +16,7 @@ from dptrain import Clipping, ConfigError, ModelError, PrivacyError, PrivacyPlan
 from dptrain.privacy import noise, streams
 from dptrain.privacy.clipping import CLIPPINGS
 from dptrain.privacy.sampling import Draw
+from dptrain.training.clipped_sum import ClippedSum
 from dptrain.training.trainer import MovingAverage, PrivateTrainer, learning_rate
 
 X = torch.linspace(-1, 1, 60).view(20, 3)
@@ -380,6 +381,19 @@ def test_the_optimizer_must_hold_what_is_noised() -> None:
         PrivateTrainer(module, losses, plan(), torch.optim.SGD([module.weight], lr=0.1), Batches(), 20)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_clip_rule_is_made_once_and_its_sensitivity_scales_the_noise(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    real = Clipping.rule
+    monkeypatch.setattr(Clipping, "rule", lambda *given: (made.append(real(*given)), made[-1])[1])
+    trainer = make(plan(clip_norm=0.25), exact=exact)
+    assert list(trainer.run()) == list(range(1, 9))
+    (rule,) = made
+    assert trainer.clipped.mechanism.rule is rule and rule.sensitivity() == 0.25
+
+
 def _more_trains(trainer: PrivateTrainer) -> None:
     trainer.module.add_module("new", nn.Linear(2, 2))
 
@@ -388,10 +402,17 @@ def _optimizer_holds_more(trainer: PrivateTrainer) -> None:
     trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
 
 
+def _another_clip_rule(trainer: PrivateTrainer) -> None:
+    trainer.clipped = ClippedSum(plan(clip_norm=5.0), trainer.module, losses)
+
+
 CHANGES: dict[str, tuple[str, Any]] = {
     "a field of the plan": ("plan", lambda t: object.__setattr__(t.plan, "noise_multiplier", 0.1)),
     "more steps": ("plan", lambda t: object.__setattr__(t.plan, "steps", 100)),
     "another plan": ("plan", lambda t: setattr(t, "plan", plan(clip_norm=5.0))),
+    "another clip rule": ("clip rule", _another_clip_rule),
+    "a field of the clip rule": ("clip rule", lambda t: object.__setattr__(t.clipped.mechanism.rule, "clip_norm", 5.0)),
+    "less noise": ("clip rule", lambda t: object.__setattr__(t.clipped.mechanism, "noise_multiplier", 0.1)),
     "the rate": ("sampler", lambda t: setattr(t.sampler, "sample_rate", 1.0)),
     "the units": ("sampler", lambda t: setattr(t.sampler, "num_units", 5)),
     "another sampler": ("sampler", lambda t: setattr(t, "sampler", t.plan.sampler(20, streams.NoiseStream(1)))),

@@ -210,11 +210,6 @@ def zero_rows(rows: Tensor, dropped: Tensor) -> Tensor:
     return rows.masked_fill(dropped.view(-1, *[1] * (rows.dim() - 1)), 0.0)
 
 
-def wide(tensor: Tensor) -> torch.dtype:
-    """Double precision, where the device has it: Apple's GPUs do not."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
-
-
 _BLOCK = 256
 _FEW = 1024  # entries of a gradient that is joined with others
 
@@ -249,7 +244,7 @@ def block_norms(gradients: Tensor) -> list[Tensor]:
 def add_squares(roots: list[Tensor]) -> Tensor:
     """Return the sum of the squares of every row's entries over (n, m) tensors, shape (n,), in double precision."""
     joined = roots[0] if len(roots) == 1 else torch.cat(roots, 1)
-    return torch.linalg.vector_norm(joined, dim=1, dtype=wide(joined)).square()
+    return torch.linalg.vector_norm(joined, dim=1, dtype=torch.float64).square()
 
 
 def squared_norm(gradients: Tensor) -> Tensor:

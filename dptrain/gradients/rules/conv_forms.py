@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import squared_norm, weigh, wide, zero_rows
+from .base import squared_norm, weigh, zero_rows
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 
@@ -155,9 +155,7 @@ def gram(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     pixels = x.permute(0, 2, 3, 1) if geometry.pointwise else _channels_last(geometry, x)
     height, width = pixels.shape[1:3]
     step = geometry.rows * max(1, _GRAM // (8 * (geometry.rows * height * width) ** 2))
-    norms = [
-        _gram(geometry, pixels[i : i + step].to(wide(x)), b[i : i + step].to(wide(b))) for i in range(0, len(x), step)
-    ]
+    norms = [_gram(geometry, pixels[i : i + step].double(), b[i : i + step].double()) for i in range(0, len(x), step)]
     return torch.cat(norms)
 
 

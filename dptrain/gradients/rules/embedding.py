@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ModelError
-from .base import Forward, Tape, full_precision, register, wide, zero_rows
+from .base import Forward, Tape, full_precision, register, zero_rows
 
 
 class _EmbeddingRecord:
@@ -21,7 +21,7 @@ class _EmbeddingRecord:
     def squared_norms(self) -> Tensor:
         # Rows of one token add up before they are squared: sum over pairs of positions with the same token.
         same = self.tokens.unsqueeze(2) == self.tokens.unsqueeze(1)
-        b = self.b.to(wide(self.b))  # the sum can cancel
+        b = self.b.double()  # the sum can cancel
         return ((b @ b.transpose(1, 2)) * same).sum((1, 2)).clamp_(min=0.0)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from .base import (
     register,
     squared_norm,
     weigh,
-    wide,
     zero_rows,
 )
 
@@ -35,7 +34,7 @@ class GhostLinearRecord:
 
     def squared_norms(self) -> Tensor:
         # In double precision: the sum can cancel, and products over thousands of channels round by 1e-4 in single.
-        b, u = self.b.to(wide(self.b)), self.u.to(wide(self.u))
+        b, u = self.b.double(), self.u.double()
         outer, inner = b.transpose(1, 2) @ b, u.transpose(1, 2) @ u
         # What the weighted sum below rounds off is a few units of |B|^2 |U|^2 (Cauchy-Schwarz). It is added, so that
         # the norm errs upwards and the clipped gradient never exceeds the clip norm.
