@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import html
 from typing import Any
 
@@ -19,34 +18,33 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def settings() -> str:
     """Return a table a section of every key of ``dptrain train``, with its type, default and help line."""
-    from dptrain.settings.schema import keys
+    from omegaconf import MISSING
+
+    from dptrain.settings.schema import default_of, keys
 
     sections: dict[str, list[str]] = {}
     for key, item in keys():
         section, _, _ = key.rpartition(".")
         text = html.escape(item.metadata["help"], quote=False).replace("|", "\\|")
-        sections.setdefault(section or "The run", []).append(f"| `{key}` | {_default(item)} | {text} |")
+        default = "required" if item.default == MISSING else f"`{shown}`" if (shown := default_of(item)) else ""
+        sections.setdefault(section or "The run", []).append(f"| `{key}` | {default} | {text} |")
     head = "| key | default | what it does |\n|---|---|---|\n"
     return "\n\n".join(f"## {name}\n\n{head}" + "\n".join(rows) for name, rows in sections.items())
-
-
-def _default(item: dataclasses.Field[Any]) -> str:
-    made = item.default_factory
-    value = item.default if made is dataclasses.MISSING else made()
-    if value == "???":
-        return "required"
-    return "" if value is None or value == "" else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def commands() -> str:
     """Return what ``dptrain COMMAND --help`` prints, a section a command."""
     from dptrain.commands.main import _parser
+    from dptrain.commands.pretrain import _help
+    from dptrain.commands.train import _train_help
 
+    helps = {"train": lambda: _train_help().split("\nkeys:")[0], "pretrain": _help}  # settings.md has the keys of train
     parts: list[str] = []
     for action in _parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, parser in action.choices.items():
-                parts.append(f"## dptrain {name}\n\n```text\n{parser.format_help().strip()}\n```")
+                text = helps[name]() if name in helps else parser.format_help()
+                parts.append(f"## dptrain {name}\n\n```text\n{text.strip()}\n```")
                 for nested in parser._actions:
                     if isinstance(nested, argparse._SubParsersAction):
                         parts += [

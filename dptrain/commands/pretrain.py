@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .options import Commands
 
 
@@ -28,10 +26,8 @@ def pretrain(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    from omegaconf import MISSING
-
     from ..run.pretraining.schema import PretrainConfig
-    from ..settings.schema import keys
+    from ..settings.schema import default_of, keys
 
     lines = [
         "usage: dptrain pretrain [KEY=VALUE ...] [--debug]",
@@ -49,7 +45,6 @@ def _help() -> str:
         if name.rpartition(".")[0] != section:
             section = name.rpartition(".")[0]
             lines.append("")
-        default: Any = item.default
-        shown = "" if default in (None, MISSING, "") else f" ({str(default).lower()})"
-        lines.append(f"  {name:<24} {item.metadata['help']}{shown}")
+        default = f" ({text})" if (text := default_of(item)) else ""
+        lines.append(f"  {name:<24} {item.metadata['help']}{default}")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..support.files import to_json
 from .console import EXIT_FAILED, EXIT_REFUSED, described, fail, own_messages
@@ -100,15 +100,9 @@ def _same_generators() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "").strip("'")
-
-
 def _train_help() -> str:
-    from omegaconf import MISSING
-
     from ..run.sweep.hydra_app import conf_dir
-    from ..settings.schema import REFUSED_AUGMENTATIONS, keys
+    from ..settings.schema import REFUSED_AUGMENTATIONS, default_of, keys
 
     refused = [f"augment.{name}" for name in REFUSED_AUGMENTATIONS]
     lines = [
@@ -129,9 +123,8 @@ def _train_help() -> str:
         if name.rpartition(".")[0] != section:
             section = name.rpartition(".")[0]
             lines.append("")
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        shown = "" if default in (None, MISSING, "") else f" ({_yaml(default)})"
-        lines.append(f"  {name:<29} {item.metadata['help']}{shown}")
+        default = f" ({text})" if (text := default_of(item)) else ""
+        lines.append(f"  {name:<29} {item.metadata['help']}{default}")
     lines.append(f"  refused, since they would void the guarantee: {', '.join(refused)}")
     lines += ["", "presets (GROUP=NAME; your own from --config-dir DIR, as DIR/GROUP/NAME.yaml):"]
     for group in sorted(folder for folder in conf_dir().iterdir() if folder.is_dir()):

@@ -300,6 +300,17 @@ def keys(schema: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, da
             yield f"{prefix}{item.name}", item
 
 
+def default_of(item: dataclasses.Field[Any]) -> str:
+    """The default of a key as text; empty for none or a required one, ``$NAME or VALUE`` from the environment."""
+    made = item.default_factory
+    value = made() if callable(made) else item.default
+    if value in (None, MISSING, ""):
+        return ""
+    if found := re.fullmatch(r"\$\{oc\.env:(\w+),'(.*)'\}", str(value)):
+        return f"${found[1]} or {found[2]}"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+
+
 def nearest_key(key: str, candidates: list[str] | None = None) -> str:
     """Return ``"; did you mean X?"`` for the valid key that is nearest to ``key``, or the empty string.
 

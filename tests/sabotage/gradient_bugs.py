@@ -62,7 +62,7 @@ GRADIENT_BUGS = (
     ),
     bug(
         "scales measured anew",
-        "A run that goes on measures its scales with the weights that it has by then, which private images moved.",
+        "A resumed run measures its scales with the weights that it has by then, which private images moved.",
         "dptrain.run.prepare:_scales",
         "config.resume and", "False and",
         "tests/run/test_job.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",

@@ -10,7 +10,7 @@ _LEDGER = "dptrain.ledger.charges:Charges."
 LEASE_BUGS = (
     bug(
         "old copy resumed",
-        "A folder goes on where it was copied, though its run went further: those steps are taken twice.",
+        "A folder resumes where it was copied, though its run went further: those steps are taken twice.",
         _LEDGER + "resume", "taken = int(row.leased)", "taken = steps",
         LEASES + "test_a_copy_goes_on_after_the_last_step_that_may_have_been_taken",
         LEASES + "test_no_order_of_copies_kills_and_resumes_takes_a_step_that_is_not_charged",

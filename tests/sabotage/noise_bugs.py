@@ -160,7 +160,7 @@ NOISE_BUGS = (
     ),
     bug(
         "same keystream in a fork",
-        "A forked process goes on with its parent's generator: both release the same noise.",
+        "A forked process continues with its parent's generator: both release the same noise.",
         _STREAM + "words", _FORKED, "if False:",
         ADDED + "test_a_forked_process_does_not_repeat_its_parents_noise",
     ),
@@ -225,7 +225,7 @@ NOISE_BUGS = (
     ),
     bug(
         "resume forgets steps",
-        "A resumed run goes on from its checkpoint and takes the lost steps again, with new noise.",
+        "A resumed run continues from its checkpoint and takes the lost steps again, with new noise.",
         "dptrain.training.trainer:PrivateTrainer.restore", 'max(state["step"], step or 0)', 'state["step"]',
         LOOP + "test_lost_steps_stay_spent",
     ),

@@ -33,14 +33,14 @@ READING_BUGS = (
     ),
     bug(
         "a replaced file is read",
-        "A file is known by its name: what lies there at the draw is trained on.",
+        "A file is known by its name: what is there at the draw is trained on.",
         "dptrain.detection.data:DetectionDataset.read",
         "wanted=wanted", "wanted=None",
         REPLACED + "test_a_replaced_file_is_never_trained_on",
     ),
     bug(
         "another file is charged",
-        "The ledger hashes what lies there when its turn comes, not what the run has read.",
+        "The ledger hashes what is there when its turn comes, not what the run has read.",
         "dptrain.datasets.contents:read_data",
         "_first.setdefault(str(file), found) != found", "False",
         REPLACED + "test_what_the_ledger_hashes_is_what_is_trained_on",

@@ -56,7 +56,7 @@ RECORD_BUGS = (
     ),
     bug(
         "resume under another plan",
-        "The checkpoint of a run with more noise goes on with less, and is accounted by one of the two.",
+        "The checkpoint of a run with more noise is resumed with less, and is accounted by one of the two.",
         "dptrain.training.checkpoint:load_checkpoint",
         "for key, value in wanted.items():", "for key, value in ():",
         "tests/training/test_checkpoint.py::test_another_plan_is_refused",
@@ -150,7 +150,7 @@ RECORD_BUGS = (
     # the public start
     bug(
         "private images in the public start",
-        "Pre-training looks at the ledger, and goes on whatever it finds there.",
+        "Pre-training looks at the ledger, and continues whatever it finds there.",
         "dptrain.run.declared_public:DeclaredPublic.refuse_held", "if held:", "if held and not self.files:",
         PRETRAINING + "test_images_that_a_ledger_protects_are_refused_under_any_name",
     ),
@@ -168,7 +168,7 @@ RECORD_BUGS = (
     ),
     bug(
         "record of other weights",
-        "The statement takes its words on public data from a record that lies beside other weights.",
+        "The statement takes its words on public data from a record beside other weights.",
         "dptrain.run.public_start:declared_start", "weights_hash(file) in known.values()", "known",
         PRETRAINING + "test_the_record_of_other_weights_declares_nothing",
     ),
