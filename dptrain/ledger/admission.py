@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select, update
 
 from ..errors import BudgetError
 from ..support.words import counted, shown
-from . import curves, filters, run_rows, seals
+from . import curves, events, filters, run_rows, seals
 from .curves import Curve, Parts
 from .filters import Filter
 from .state import Dataset, State
@@ -154,7 +154,7 @@ def _refusal(store: Store, refusals: Sequence[_Refusal], request: Request) -> st
         divergence = found.spent([[*parts, *more] for parts in first.before])
         reached = f"{shown(curves.epsilon((divergence,), (found.order,), delta))} at its order {found.order:g}"
     left = max(0.0, epsilon - spent) if found is None or found.room(first.before) > 0 else 0.0
-    parts = filters.gaussian_step(request.step)
+    parts = events.gaussian_step(request.step)
     what = counted(request.steps, "step") if parts or request.steps > 1 else type(request.step).__name__
     what += f" at noise multiplier {parts[1]:g} and sample rate {parts[0]:g}" if parts else ""
     return (
@@ -173,8 +173,8 @@ def _instead(store: Store, refusals: Sequence[_Refusal], request: Request) -> st
             offer = filters.offer_afresh(*refusal.dataset.limit, request.step, request.steps)
         else:
             divergence = curves.divergence([(1, request.curve)], found.index)
-            orders = store.orders[found.index : found.index + 10]
-            offer = filters.offer_within(found.room(refusal.before), orders, request.step, divergence, request.steps)
+            room = found.room(refusal.before)
+            offer = filters.offer_within(room, found.order, request.step, divergence, request.steps)
         noise = None if noise is None or offer.noise_multiplier is None else max(noise, offer.noise_multiplier)
         fewer = None if fewer is None or offer.steps is None else min(fewer, offer.steps)
     fewer, noise = _surely(store, refusals, request, fewer, noise)
@@ -196,8 +196,8 @@ def _surely(
         )
 
     def passes_with(sigma: float) -> bool:
-        event = filters.with_noise(request.step, sigma)
-        return passes(curves.step_curve(curves.event_to_json(event), store.orders), request.steps)
+        event = events.with_noise(request.step, sigma)
+        return passes(curves.step_curve(events.event_to_json(event), store.orders), request.steps)
 
     if fewer and not passes(request.curve, fewer):
         fewer = filters.most(lambda count: passes(request.curve, count), fewer) or None

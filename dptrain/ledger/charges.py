@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Row, select
 
 from ..errors import BudgetError, SupersededError
-from . import admission, curves, keys, naming, run_rows, snapshots
+from . import admission, curves, events, keys, naming, run_rows, snapshots
 from .admission import Request
 from .manifest import Manifest
 from .state import State
@@ -109,8 +109,8 @@ class Charges:
         """
         from ..privacy.accounting import check_delta
 
-        step, steps = curves.split_steps(event)
-        text = curves.event_to_json(step)
+        step, steps = events.split_steps(event)
+        text = events.event_to_json(step)
         leased = steps if leased is None else leased
         _check_steps("leased", leased, steps)
         run, attempt = run or secrets.token_hex(16), attempt or secrets.token_hex(16)
@@ -206,7 +206,7 @@ class Charges:
             more = max(0, row.planned - row.charged)
             mechanism = run_rows.mechanism_of(self._store, connection, row)
             if more:
-                step, curve = curves.event_from_json(mechanism.event), curves.decode(mechanism.curve)
+                step, curve = events.event_from_json(mechanism.event), curves.decode(mechanism.curve)
                 request = Request(step, curve, more, run, row.snapshot_id)
                 admission.admit(self._store, connection, state, request)
             payload = {"steps": more, "taken": taken, "attempt": self._hashed(attempt)}

@@ -1,4 +1,4 @@
-"""Events as versioned JSON, and the RDP curves of steps that are charged by their number.
+"""The RDP curves of steps, which are charged by their number.
 
 A curve holds one Rényi divergence bound an order, for one step. What was charged is kept as whole numbers of steps of
 each kind, so a total is the same whatever the order of the charges, and it comes back to exactly what it was when a
@@ -9,119 +9,21 @@ times that, and is added before anything is read off.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 from ..errors import BudgetError
 from ..privacy import conversion
+from .events import event_from_json
 
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
-
-EVENT_FORMAT = 1
 MOST = 1e100  # a divergence from here up is none: every sum of what is below is a finite number
-# JSON has no infinity, and an event may have one: the shape of a Poisson number of runs.
-_ENDLESS = "infinity"
-_MAY_BE_ENDLESS = ("RepeatAndSelectDpEvent", "shape")
 
 # Room for the rounding of floating-point sums, in dp-accounting's as in ours: what is shown is never the lower one.
 ROUNDING = 1e-12
 
 Curve = tuple[float, ...]
 Parts = Sequence[tuple[int, Curve]]  # steps, above 0, and the curve of one of them
-
-
-def event_to_json(event: DpEvent) -> str:
-    """Return an event as canonical JSON: the same event gives the same text.
-
-    Raises:
-        BudgetError: It is not an event of dp-accounting, or holds a value that is not a finite number.
-    """
-    try:
-        return json.dumps(
-            {"version": EVENT_FORMAT, "event": _plain(event)}, sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
-    except (TypeError, ValueError) as error:
-        raise BudgetError(f"{type(event).__name__} cannot be recorded as an event ({error})") from error
-
-
-def event_from_json(text: str) -> DpEvent:
-    """Return the event that :func:`event_to_json` wrote.
-
-    Raises:
-        BudgetError: It is not such a text, or of a later version.
-    """
-    try:
-        payload = json.loads(text, parse_constant=_refuse_constant)
-        if payload["version"] != EVENT_FORMAT:
-            raise BudgetError(f"an event of format {payload['version']} is newer than this dptrain: upgrade it")
-        return _event(payload["event"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BudgetError(f"not an event of the ledger: {text[:120]}") from error
-
-
-def _plain(value: Any) -> Any:
-    import attr
-    from dp_accounting import dp_event
-
-    if isinstance(value, dp_event.DpEvent):
-        if getattr(dp_event, type(value).__name__, None) is not type(value):
-            raise TypeError("only dp-accounting's own events have a known meaning")
-        kind = type(value).__name__
-        fields = {field.name: getattr(value, field.name) for field in attr.fields(type(value))}
-        return {"class": kind, **{name: _field(kind, name, item) for name, item in fields.items()}}
-    if isinstance(value, str):
-        raise TypeError("events hold numbers only")
-    if isinstance(value, Sequence) or hasattr(value, "tolist"):
-        items = value.tolist() if hasattr(value, "tolist") else value
-        return [_plain(item) for item in items] if isinstance(items, Sequence) else items
-    if isinstance(value, (bool, int, float)):
-        return value
-    raise TypeError(f"{type(value).__name__} is not a number or an event")
-
-
-def _field(kind: str, name: str, value: Any) -> Any:
-    endless = (kind, name) == _MAY_BE_ENDLESS and value == math.inf
-    return _ENDLESS if endless else _plain(value)
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _event(value: Any) -> Any:
-    from dp_accounting import dp_event
-
-    if isinstance(value, list):
-        return [_event(item) for item in value]
-    if isinstance(value, str):
-        raise ValueError("events hold numbers only")
-    if not isinstance(value, dict):
-        return value
-    kind = getattr(dp_event, value["class"])
-    if not (isinstance(kind, type) and issubclass(kind, dp_event.DpEvent)):
-        raise ValueError(f"{value['class']} is not an event")
-    fields = {name: item for name, item in value.items() if name != "class"}
-    for name, item in fields.items():
-        endless = (kind.__name__, name) == _MAY_BE_ENDLESS and item == _ENDLESS
-        fields[name] = math.inf if endless else _event(item)
-    return kind(**fields)
-
-
-def split_steps(event: DpEvent) -> tuple[DpEvent, int]:
-    """Return one step's event and the number of steps. What is not a repetition is one step, charged as a whole."""
-    from dp_accounting import dp_event
-
-    count = 1
-    while isinstance(event, dp_event.SelfComposedDpEvent):
-        count *= int(event.count)
-        event = event.event
-    if count < 1:
-        raise BudgetError(f"an event of {count} steps releases nothing, so there is nothing to reserve")
-    return event, count
 
 
 @lru_cache(maxsize=4096)

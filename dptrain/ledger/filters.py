@@ -13,17 +13,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, ConfigError
 from ..privacy.conversion import divergence_for
-from .curves import ROUNDING, Curve, Parts, best_order, divergence, to_curve
-
-if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent
+from .curves import ROUNDING, Curve, Parts, best_order, divergence
+from .events import gaussian_step
 
 MOST_COPIES = 2**40
-MOST_NOISE = 1e4
 
 
 @dataclass(frozen=True)
@@ -131,47 +127,20 @@ class Offer:
     steps: int | None
 
 
-def gaussian_step(event: object) -> tuple[float, float] | None:
-    """Return (sample rate, noise multiplier) of a Gaussian step, Poisson-sampled or not; ``None`` for other events."""
-    from dp_accounting import dp_event
-
-    rate = 1.0
-    if isinstance(event, dp_event.PoissonSampledDpEvent):
-        rate, event = event.sampling_probability, event.event
-    return (rate, event.noise_multiplier) if isinstance(event, dp_event.GaussianDpEvent) else None
-
-
-def with_noise(step: object, noise_multiplier: float) -> DpEvent:
-    """Return a Gaussian step with another noise multiplier."""
-    from dp_accounting import dp_event
-
-    gaussian = dp_event.GaussianDpEvent(noise_multiplier)
-    if isinstance(step, dp_event.PoissonSampledDpEvent):
-        return dp_event.PoissonSampledDpEvent(step.sampling_probability, gaussian)
-    return gaussian
-
-
-def offer_within(room: float, orders: Sequence[float], step: object, one: float, steps: int) -> Offer:
+def offer_within(room: float, order: float, step: object, one: float, steps: int) -> Offer:
     """Return what fits into the room that a filter has left: fewer steps, or more noise at the same steps.
 
-    ``orders`` begins with the filter's; the ones above it stand in where it has no bound. ``one`` is the divergence of
-    one step.
+    ``one`` is the divergence of one step at the filter's order.
     """
+    from ..privacy import calibration
+
     if room <= 0:
         return Offer(None, None)
     fewer = min(room // one, steps) if one else 0
-    parts = gaussian_step(step)
-    noise = None
-    if parts is not None:
-        from dp_accounting import dp_event
-
-        from ..privacy.rdp import rdp_at
-
-        def fits(sigma: float) -> bool:
-            event = dp_event.PoissonSampledDpEvent(parts[0], dp_event.GaussianDpEvent(sigma))
-            return divergence([(steps, to_curve(rdp_at(event, orders).tolist()))], 0) <= room
-
-        noise = _least_noise(fits, parts[1])
+    noise: float | None = None
+    if (parts := gaussian_step(step)) is not None:
+        with suppress(ConfigError):
+            noise = calibration.calibrate_to_divergence(room, order, parts[0], steps)
     return Offer(noise, int(fewer) if fewer >= 1 else None)
 
 
@@ -189,18 +158,3 @@ def offer_afresh(epsilon: float, delta: float, step: object, steps: int) -> Offe
     with suppress(ConfigError):
         fewer = calibration.calibrate_steps(epsilon, delta, parts[0], parts[1])
     return Offer(noise, fewer)
-
-
-def _least_noise(fits: Callable[[float], bool], start: float) -> float | None:
-    """Return the least noise multiplier that fits, four digits, rounded up; ``None`` beyond 10,000."""
-    low, high = start, 2.0 * start
-    while not fits(high):
-        low, high = high, 2.0 * high
-        if high > MOST_NOISE:
-            return None
-    while high - low > 1e-5 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    scale = 10.0 ** (3 - math.floor(math.log10(high)))
-    noise = math.ceil(high * scale) / scale
-    return noise if fits(noise) else (round(noise * scale) + 1) / scale

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from ..errors import BudgetError
 from . import admission, curves, filters
+from .events import describe_event, event_from_json
 from .run_rows import curves_of, not_taken
 from .state import Dataset, State, read_state
 from .store import Store
@@ -233,16 +234,6 @@ def _movement(run: Row, dataset: str, status: str, spent: float, delta: float) -
     )
 
 
-def describe_event(event: dict[str, Any]) -> tuple[str, float | None, float | None]:
-    """Return kind, sample rate and noise multiplier of an event's plain form."""
-    rate, inner = 1.0, event
-    if event["class"] == "PoissonSampledDpEvent":
-        rate, inner = event["sampling_probability"], event["event"]
-    if inner["class"] == "GaussianDpEvent":
-        return ("Poisson Gaussian" if inner is not event else "Gaussian"), rate, inner["noise_multiplier"]
-    return str(event["class"]).removesuffix("DpEvent"), None, None
-
-
 def refresh_pld(store: Store, name: str) -> None:
     """Compute the tighter reading of a dataset and keep it, where it is quick and the events have one."""
     with store.read() as connection:
@@ -277,7 +268,7 @@ def _pld(tallies: Iterable[frozenset[tuple[str, int]]], reading: DatasetReading)
     assert reading.delta is not None
     spent = 0.0
     for tally in kept:
-        parts = [dp_event.SelfComposedDpEvent(curves.event_from_json(event), steps) for event, steps in sorted(tally)]
+        parts = [dp_event.SelfComposedDpEvent(event_from_json(event), steps) for event, steps in sorted(tally)]
         try:
             spent = max(spent, accounting.epsilon(dp_event.ComposedDpEvent(parts), reading.delta, "pld"))
         except Exception:  # dp-accounting has no loss distribution for some events, and says so in several ways

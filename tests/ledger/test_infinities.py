@@ -10,7 +10,7 @@ from dp_accounting import dp_event
 
 from dptrain import BudgetError, BudgetLedger
 from dptrain.commands.main import main
-from dptrain.ledger import curves, filters
+from dptrain.ledger import curves, events, filters
 from dptrain.privacy.accounting import dp_sgd_event, epsilon
 from dptrain.privacy.random_stopping import RANDOM_STOPPING, random_stopping_event
 from dptrain.privacy.rdp import ORDERS
@@ -47,15 +47,15 @@ def test_a_tuning_is_charged_shown_and_verified_and_a_second_run_comes_on_top(
 
 def test_the_one_infinite_number_of_an_event_comes_back_and_no_other_goes_in() -> None:
     event = random_stopping_event(dp_sgd_event(0.1, 5, 2.0), 3.0, "poisson")
-    text = curves.event_to_json(event)
-    assert curves.event_from_json(text) == event and "Infinity" not in text
+    text = events.event_to_json(event)
+    assert events.event_from_json(text) == event and "Infinity" not in text
     for wrong in (dp_event.GaussianDpEvent(math.inf), dp_event.RepeatAndSelectDpEvent(GAPS, math.inf, 1.0)):
         with pytest.raises(BudgetError, match="cannot be recorded"):
-            curves.event_to_json(wrong)
+            events.event_to_json(wrong)
     edits = (('"infinity"', "Infinity"), ("2.0", '"infinity"'), ("3.0", '"x"'))
     for damaged in (text.replace(old, new) for old, new in edits):
         with pytest.raises(BudgetError, match="not an event"):
-            curves.event_from_json(damaged)
+            events.event_from_json(damaged)
 
 
 def test_an_order_without_a_bound_stays_without_one_and_is_never_free() -> None:
@@ -79,7 +79,7 @@ def test_a_bound_too_large_to_add_up_is_no_bound_and_not_a_small_one(huge: float
 
 
 def test_a_filter_never_looks_at_an_order_without_a_bound() -> None:
-    step = curves.step_curve(curves.event_to_json(GAPS), ORDERS)
+    step = curves.step_curve(events.event_to_json(GAPS), ORDERS)
     endless = [order for order, value in zip(ORDERS, step, strict=True) if math.isinf(value)]
     assert endless
     found = filters.Filter.fix(step, ORDERS, 8.0, DELTA)

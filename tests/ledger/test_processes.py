@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.ledger import curves
+from dptrain.ledger import curves, events
 from dptrain.privacy.accounting import dp_sgd_event, epsilon
 from dptrain.run.charge import NOTE, RunCharge, read_note
 from dptrain.run.folder import RunFolder
@@ -198,7 +198,7 @@ def check(ledger: BudgetLedger, folder: Path) -> None:
         started = size(notes[row.run] / "steps.journal") if row.run in notes else 0
         assert started <= row.charged <= started + 1, "more is charged than may have been taken"
         steps += row.charged
-    one = curves.step_curve(curves.event_to_json(curves.split_steps(RUN)[0]), ledger._store.orders)
+    one = curves.step_curve(events.event_to_json(events.split_steps(RUN)[0]), ledger._store.orders)
     spent = curves.epsilon(curves.total([(steps, one)], ledger._store.orders), ledger._store.orders, DELTA)
     assert ledger.show("pets")[0].epsilon_charged == spent, "the dataset has not spent what its runs are charged"
     assert ledger.verify().findings == ()

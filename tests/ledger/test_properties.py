@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from dptrain import BudgetError, BudgetLedger
-from dptrain.ledger import curves
+from dptrain.ledger import curves, events
 from dptrain.privacy import accounting, conversion
 from dptrain.privacy.rdp import ORDERS
 from dptrain.support.words import shown
@@ -209,9 +209,9 @@ _EVENTS = st.recursive(
 
 @given(event=_EVENTS)
 def test_an_event_comes_back_from_its_json_as_it_was(event: dp_event.DpEvent) -> None:
-    text = curves.event_to_json(event)
-    assert curves.event_from_json(text) == event
-    assert curves.event_to_json(curves.event_from_json(text)) == text
+    text = events.event_to_json(event)
+    assert events.event_from_json(text) == event
+    assert events.event_to_json(events.event_from_json(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -226,12 +226,12 @@ def test_an_event_comes_back_from_its_json_as_it_was(event: dp_event.DpEvent) ->
 )
 def test_a_text_that_is_no_event_is_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="not an event"):
-        curves.event_from_json(text)
+        events.event_from_json(text)
 
 
 def test_an_event_of_a_later_format_asks_for_an_upgrade() -> None:
     with pytest.raises(BudgetError, match="newer than this dptrain"):
-        curves.event_from_json('{"version":2,"event":{}}')
+        events.event_from_json('{"version":2,"event":{}}')
 
 
 def test_what_is_written_with_decimals_is_rounded_up() -> None:

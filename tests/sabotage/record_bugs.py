@@ -93,6 +93,13 @@ RECORD_BUGS = (
         LEDGER + "test_a_killed_run_keeps_its_reservation_and_resumes_without_a_new_one",
     ),
     bug(
+        "one version of a folder counts",
+        "A picture that is in several versions of a folder has spent what was charged to the last of them.",
+        "dptrain.ledger.state:State.tally",
+        "for snapshot in self.blocks[block]:", "for snapshot in sorted(self.blocks[block])[-1:]:",
+        LEDGER + "test_datasets_that_share_pictures_share_their_spending",
+    ),
+    bug(
         "budget by path",
         "A dataset is known by where its files are: a copy has a fresh budget.",
         "dptrain.datasets.identity:picture_in", "identity(read_image(file, strict=True))",
