@@ -94,6 +94,6 @@ def test_a_statement_of_a_run_without_it_says_that_the_noise_is_rounded() -> Non
 def test_a_device_without_double_precision_is_refused_before_anything_is_written(
     how: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"device=mps: .*double precision.*take device=cpu"):
+    with pytest.raises(ConfigError, match=r"device=mps: .*double precision.*use device=cpu"):
         dptrain.train(**options(tmp_path, **how, device="mps"))
     assert not (tmp_path / "out").exists()

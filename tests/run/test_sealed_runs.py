@@ -17,6 +17,7 @@ from dptrain.sealing import find_keys, new_identity
 from dptrain.sealing.age import decrypted
 from dptrain.sealing.keys import IDENTITY, PASSPHRASE
 from dptrain.statement import to_json
+from dptrain.statement.facts import sealed as resealed
 from dptrain.support.files import file_hash
 
 from ..conftest import SMALL, MakeDataset, run_options
@@ -86,7 +87,7 @@ def test_a_sealed_run_is_the_plain_run_and_leaves_nothing_plain(
     sealed = seal(yaml, tmp_path / "pets.seal", recipients=[pair[1]])
     start = save_weights(load_model(SMALL, 3), tmp_path / "start.pt")
     sealed_start = seal(start, recipients=[pair[1]])
-    earlier = facts(weights={"start.pt": file_hash(start)})  # of the run that the start comes from
+    earlier = resealed({**facts(), "weights": {"start.pt": file_hash(start)}})  # of the run that the start comes from
     (tmp_path / "statement.json").write_text(to_json(earlier))
     plain = train(start, yaml, **options(tmp_path, "plain"))
     start.unlink()
