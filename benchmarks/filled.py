@@ -38,9 +38,9 @@ def main() -> None:
     draws = [round(args.expected + at * spread) for at in (-1.5, -0.5, 0.5, 1.5)]
     batches = {count: random_batch(count, args.pixels, "cpu") for count in draws}
 
-    def whole(count: int, rows_at_once: int | None) -> object:
+    def whole(count: int, filled_to: int | None) -> object:
         return [
-            dptrain.clipped_gradient_sum(module, per_image_losses, part, clip_norm=1.0, rows_at_once=rows_at_once)
+            dptrain.clipped_gradient_sum(module, per_image_losses, part, clip_norm=1.0, examples_at_once=filled_to)
             for part in in_pieces(batches[count], size)
         ]
 

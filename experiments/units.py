@@ -1,7 +1,7 @@
 """What image-level privacy does not protect when a patient has many images, and what group-level privacy costs.
 
     python -m experiments.units             # the attack, about three minutes on one core
-    python -m experiments.units --cost      # what folding the rows of a unit costs, about two minutes
+    python -m experiments.units --cost      # what folding the examples of a unit costs, about two minutes
 
 Every "patient" is a white-box Dirac canary: a gradient of one coordinate, in each of the patient's images. Half of the
 patients are in, by a fair coin. Someone who sees every iterate guesses which ones (Steinke, Nasr and Jagielski 2023),
@@ -35,11 +35,11 @@ from dptrain import PrivacyPlan
 from dptrain.audit import all_bounds
 from dptrain.audit.canaries import DiracLoss, choose_sites, read_sites
 from dptrain.audit.scenes import draw_scene
-from dptrain.audit.small import SceneRows, SmallNet, class_losses
+from dptrain.audit.small import SceneExamples, SmallNet, class_losses
 from dptrain.detection.data import StepLoader
 from dptrain.privacy.accounting import rdp_curve
 from dptrain.privacy.streams import NoiseStream
-from dptrain.privacy.units import UnitRows
+from dptrain.privacy.units import UnitExamples
 from dptrain.training.trainer import PrivateTrainer
 from experiments.sweep import machine
 
@@ -50,14 +50,14 @@ EPSILON, DELTA, RATE, STEPS = 1.0, 1e-5, 0.1, 30
 PATIENTS, SCENES, SIDE = 600, 64, 16
 IMAGES = (1, 2, 5, 10, 40)
 GUESSES = 200
-ROWS_PER_UNIT = 8
+IMAGES_PER_GROUP = 8
 _STEP = 1e-4  # what noise moves a weight by in a step
 
 
 class Patients:
     """Public scenes, and after them the images of the patients that are in, each blank and marked as its canary."""
 
-    def __init__(self, scenes: SceneRows, included: np.ndarray, images: int) -> None:
+    def __init__(self, scenes: SceneExamples, included: np.ndarray, images: int) -> None:
         self.scenes, self.imgsz = scenes, scenes.imgsz
         self.patients = np.flatnonzero(included).repeat(images)
 
@@ -85,8 +85,8 @@ def attack(unit: str, images: int) -> dict[str, Any]:
     )
     rng = np.random.default_rng()
     included = NoiseStream().uniform(PATIENTS) < 0.5
-    data = Patients(SceneRows([draw_scene(SIDE, rng) for _ in range(SCENES)]), included, images)
-    units = UnitRows(data.groups() if unit == "group" else range(len(data)), ROWS_PER_UNIT)
+    data = Patients(SceneExamples([draw_scene(SIDE, rng) for _ in range(SCENES)]), included, images)
+    units = UnitExamples(data.groups() if unit == "group" else range(len(data)), IMAGES_PER_GROUP)
     module = SmallNet()
     sites = choose_sites(module, PATIENTS)
     rate = _STEP * plan.expected_batch_size / (plan.noise_multiplier * plan.clip_norm)
@@ -160,19 +160,19 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def cost(images: int = 4, copies: int = 4, side: int = 320) -> dict[str, Any]:
-    """Time of one clipped sum over ``images * copies`` rows, in units of several and of one, over a plain step's."""
+    """Time of one clipped sum over ``images * copies`` examples, in units of several or of one, over a plain step's."""
     from dptrain.detection import load_model
     from dptrain.detection.loss import PerImageLoss
 
-    rows = images * copies
+    count = images * copies
     torch.manual_seed(0)
     model, loss = load_model("yolo26n.yaml", 3, norm="group"), PerImageLoss()
     boxes = 5
     batch = {
-        "img": torch.rand(rows, 3, side, side),
-        "batch_idx": torch.arange(rows).repeat_interleave(boxes).float(),
-        "cls": torch.zeros(rows * boxes, 1),
-        "bboxes": torch.cat((0.3 + 0.4 * torch.rand(rows * boxes, 2), 0.1 + 0.3 * torch.rand(rows * boxes, 2)), 1),
+        "img": torch.rand(count, 3, side, side),
+        "batch_idx": torch.arange(count).repeat_interleave(boxes).float(),
+        "cls": torch.zeros(count * boxes, 1),
+        "bboxes": torch.cat((0.3 + 0.4 * torch.rand(count * boxes, 2), 0.1 + 0.3 * torch.rand(count * boxes, 2)), 1),
     }
     parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -183,8 +183,8 @@ def cost(images: int = 4, copies: int = 4, side: int = 320) -> dict[str, Any]:
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: torch.autograd.grad(loss(model, batch).sum(), parameters),
         "units of one": private(None),
-        f"units of {copies}": private([row // copies for row in range(rows)]),
-        "units of 1, 2, 4 and the rest": private([min(row.bit_length() - 1, 3) for row in range(1, rows + 1)]),
+        f"units of {copies}": private([number // copies for number in range(count)]),
+        "units of 1, 2, 4 and the rest": private([min(number.bit_length() - 1, 3) for number in range(1, count + 1)]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(4):  # the first chooses the fastest ways
@@ -195,7 +195,7 @@ def cost(images: int = 4, copies: int = 4, side: int = 320) -> dict[str, Any]:
                 seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "model": "yolo26n", "rows": rows, "side": side, "seconds": {k: round(v, 3) for k, v in medians.items()},
+        "model": "yolo26n", "examples": count, "side": side, "seconds": {k: round(v, 3) for k, v in medians.items()},
         "over_plain": {k: round(v / medians["plain"], 3) for k, v in medians.items()},
         "over_units_of_one": {k: round(v / medians["units of one"], 3) for k, v in medians.items()},
     }  # fmt: skip

@@ -82,8 +82,8 @@ def attack_training(
             )
         except SystemExit:  # a signal: what was trained so far is of no use
             raise KeyboardInterrupt from None
-        rows = DetectionDataset(load_data(everything), "train", imgsz)
-        before, after = (_losses(weights, len(names), rows, device) for weights in (start, result.weights))
+        examples = DetectionDataset(load_data(everything), "train", imgsz)
+        before, after = (_losses(weights, len(names), examples, device) for weights in (start, result.weights))
     return before - after
 
 
@@ -96,10 +96,10 @@ def _add_images(file: Path, images: tuple[Path, ...]) -> None:
 
 
 @torch.no_grad()
-def _losses(weights: Path, classes: int, rows: DetectionDataset, device: str) -> np.ndarray:
+def _losses(weights: Path, classes: int, examples: DetectionDataset, device: str) -> np.ndarray:
     model = load_model(weights, classes).to(device)
     found = []
-    for first in range(0, len(rows), _BATCH):
-        batch = collate([rows.sample(index) for index in range(first, min(first + _BATCH, len(rows)))])
+    for first in range(0, len(examples), _BATCH):
+        batch = collate([examples.sample(index) for index in range(first, min(first + _BATCH, len(examples)))])
         found.append(per_image_losses(model, to_device(batch, device)).double().cpu())
     return torch.cat(found).numpy()

@@ -1,9 +1,9 @@
-"""Dirac canaries: training rows whose gradient is one coordinate of the parameters and nothing else.
+"""Dirac canaries: training examples whose gradient is one coordinate of the parameters and nothing else.
 
-A canary must enter where a unit's gradient enters, or the audit would test a copy of the training loop. So it is a row
-of the dataset like any other, drawn by the same coins, and its gradient comes out of the same backward pass: its
-loss is ``scale * w`` for one weight w of one layer of the model, got by *calling that layer* on an input that is 1 at
-one place, so that the engine's own rule for the layer forms the gradient ``scale * e_w``. It is longer than the clip
+A canary must enter where a unit's gradient enters, or the audit would test a copy of the training loop. So it is an
+example of the dataset like any other, drawn by the same coins, and its gradient comes out of the same backward pass:
+its loss is ``scale * w`` for one weight w of one layer of the model, got by *calling that layer* on an input that is 1
+at one place, so that the engine's own rule for the layer forms the gradient ``scale * e_w``. It is longer than the clip
 norm, so the clip makes it C e_w. Whatever the engine, the clip, the sum or the noise get wrong shows at w.
 
 The mark of a canary rides in its label, as a class number below 0, so it passes every loader and engine unchanged.
@@ -27,7 +27,7 @@ _MOST_LAYERS = 12  # that hold canaries; every one costs time
 _LENGTH = 10.0  # of a canary's gradient in clip norms: one that escapes the clip is seen
 
 
-class Rows(Protocol):
+class Examples(Protocol):
     """A dataset of images with boxes, such as ``DetectionDataset``."""
 
     imgsz: int
@@ -38,20 +38,20 @@ class Rows(Protocol):
 
 
 class WithCanaries:
-    """The rows of a dataset, and after them one for each canary that is in it; their images are blank."""
+    """The examples of a dataset, and after them one for each canary that is in it; their images are blank."""
 
-    def __init__(self, rows: Rows, included: np.ndarray) -> None:
-        self.rows, self.imgsz = rows, rows.imgsz
+    def __init__(self, examples: Examples, included: np.ndarray) -> None:
+        self.examples, self.imgsz = examples, examples.imgsz
         self._canaries = np.flatnonzero(included)
 
     def __len__(self) -> int:
-        return len(self.rows) + len(self._canaries)
+        return len(self.examples) + len(self._canaries)
 
     def sample(self, index: int, seed: int = 0) -> dict[str, Tensor]:
-        """Return row ``index``, see ``DetectionDataset.sample``; a canary k has one box of class -1 - k."""
-        if index < len(self.rows):
-            return self.rows.sample(index, seed)
-        number = int(self._canaries[index - len(self.rows)])
+        """Return example ``index``, see ``DetectionDataset.sample``; a canary k has one box of class -1 - k."""
+        if index < len(self.examples):
+            return self.examples.sample(index, seed)
+        number = int(self._canaries[index - len(self.examples)])
         return {
             "img": torch.zeros((3, self.imgsz, self.imgsz), dtype=torch.uint8),
             "cls": torch.tensor([[-1.0 - number]]),
@@ -115,10 +115,10 @@ def read_sites(module: nn.Module, sites: Sequence[Site]) -> np.ndarray:
 
 
 class DiracLoss:
-    """A loss function with canaries: ``scale * w`` for a canary's row, and the model's own loss for every other row.
+    """A loss function with canaries: ``scale * w`` for a canary, and the model's own loss for every other example.
 
-    Formal guarantee: the gradient of a canary's row over all trainable parameters is exactly ``scale`` at its weight
-    and 0 elsewhere (a bias is taken off by a second call of the layer on zeros).
+    Formal guarantee: the gradient of a canary over all trainable parameters is exactly ``scale`` at its weight and 0
+    elsewhere (a bias is taken off by a second call of the layer on zeros).
 
     Args:
         loss: The model's loss, one an example; given batches of images and boxes without the marks.
@@ -133,7 +133,7 @@ class DiracLoss:
         marked = batch["cls"].view(-1) < 0
         if not bool(marked.any()):
             return self.loss(module, batch)
-        rows = batch["batch_idx"].view(-1)[marked].long()
+        examples = batch["batch_idx"].view(-1)[marked].long()
         numbers = (-1.0 - batch["cls"].view(-1)[marked]).long()
         kept = {key: batch[key][~marked] for key in ("batch_idx", "cls", "bboxes")}
         losses = self.loss(module, {**batch, **kept})
@@ -143,30 +143,30 @@ class DiracLoss:
             here = (numbers >= site.first) & (numbers < site.first + len(site.entries))
             if bool(here.any()):
                 entries = torch.from_numpy(site.entries).to(numbers.device)[numbers[here] - site.first]
-                found = _weights_by_calling(layers[site.layer], entries, rows[here], len(losses), batch["img"])
-                weights = weights.index_add(0, rows[here], found.to(losses.dtype))
-        canary = torch.zeros(len(losses), dtype=torch.bool, device=losses.device).index_fill(0, rows, True)
+                found = _weights_by_calling(layers[site.layer], entries, examples[here], len(losses), batch["img"])
+                weights = weights.index_add(0, examples[here], found.to(losses.dtype))
+        canary = torch.zeros(len(losses), dtype=torch.bool, device=losses.device).index_fill(0, examples, True)
         return torch.where(canary, self.scale * weights, losses)
 
 
-def _weights_by_calling(layer: Any, entries: Tensor, rows: Tensor, count: int, like: Tensor) -> Tensor:
-    """Return entries of a layer's weight as outputs of the layer, each from the row of its own example; shape (k,)."""
+def _weights_by_calling(layer: Any, entries: Tensor, examples: Tensor, count: int, like: Tensor) -> Tensor:
+    """Return entries of a layer's weight as outputs of the layer, each from its own example; shape (k,)."""
     if isinstance(layer, nn.Linear):
         out, into = entries // layer.in_features, entries % layer.in_features
         probe = like.new_zeros((count, layer.in_features))
-        probe[rows, into] = 1.0
-        return _without_bias(layer, probe)[rows, out]
+        probe[examples, into] = 1.0
+        return _without_bias(layer, probe)[examples, out]
     shape = layer.weight.shape
     places = np.unravel_index(entries.cpu().numpy(), shape)
-    out, channel, i, j = (torch.from_numpy(place).to(rows.device) for place in places)
+    out, channel, i, j = (torch.from_numpy(place).to(examples.device) for place in places)
     channel = channel + out // (shape[0] // layer.groups) * shape[1]
     # The first window that touches no padding, and where it starts: its taps then all meet pixels.
     windows = [math.ceil(pad / step) for pad, step in zip(layer.padding, layer.stride, strict=True)]
     starts = [window * step - pad for window, step, pad in zip(windows, layer.stride, layer.padding, strict=True)]
     sides = [start + gap * (taps - 1) + 1 for start, gap, taps in zip(starts, layer.dilation, shape[2:], strict=True)]
     probe = like.new_zeros((count, layer.in_channels, *sides))
-    probe[rows, channel, starts[0] + i * layer.dilation[0], starts[1] + j * layer.dilation[1]] = 1.0
-    return _without_bias(layer, probe)[rows, out, windows[0], windows[1]]
+    probe[examples, channel, starts[0] + i * layer.dilation[0], starts[1] + j * layer.dilation[1]] = 1.0
+    return _without_bias(layer, probe)[examples, out, windows[0], windows[1]]
 
 
 def _without_bias(layer: Any, probe: Tensor) -> Tensor:

@@ -143,12 +143,12 @@ def audit_training(
     if threat == WHITE_BOX:
         from .white_box import watch_training
 
-        module, loss, rows, at_once = _parts(name, data, imgsz, device, plan, rng)
+        module, loss, examples, at_once = _parts(name, data, imgsz, device, plan, rng)
         watcher = watch_training(
             plan,
             module,
             loss,
-            rows,
+            examples,
             included,
             physical_batch_size=at_once,
             engine=engine,
@@ -241,20 +241,20 @@ def _numbers(guesses: int | Sequence[int] | None, canaries: int, default: int) -
 def _parts(
     name: str, data: str | Path | None, imgsz: int, device: str, plan: PrivacyPlan, rng: np.random.Generator
 ) -> tuple[Any, ...]:
-    """What the white-box audit trains: module, per-example loss, rows, and how many rows at once."""
+    """What the white-box audit trains: module, per-example loss, examples, and how many examples at once."""
     from .scenes import CLASSES, draw_scene, open_dataset
-    from .small import SceneRows, SmallNet, class_losses
+    from .small import SceneExamples, SmallNet, class_losses
 
     scenes = _SCENES[WHITE_BOX]
     if name == SMALL_MODEL:
-        rows = SceneRows([draw_scene(_SMALL_IMAGES, rng) for _ in range(scenes)])
-        return SmallNet().to(device), class_losses, rows, 256
+        examples = SceneExamples([draw_scene(_SMALL_IMAGES, rng) for _ in range(scenes)])
+        return SmallNet().to(device), class_losses, examples, 256
     from ..detection.loss import PerImageLoss
     from ..detection.memory import physical_batch_size
     from ..detection.model import load_model
 
     if data is None:
-        images: Any = SceneRows([draw_scene(imgsz, rng) for _ in range(scenes)])
+        images: Any = SceneExamples([draw_scene(imgsz, rng) for _ in range(scenes)])
         names = dict(enumerate(CLASSES))
     else:
         images = open_dataset(Path(data), imgsz)

@@ -45,8 +45,8 @@ def class_losses(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
 
 
-class SceneRows:
-    """Scenes in memory, as rows that a step loader serves."""
+class SceneExamples:
+    """Scenes in memory that a step loader serves."""
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self.scenes, self.imgsz = scenes, len(scenes[0][0])

@@ -15,13 +15,13 @@ from ..privacy.plan import PrivacyPlan
 from ..run.optimizers import make_optimizer
 from ..settings.schema import OptimizerConfig
 from ..training.trainer import PrivateTrainer
-from .canaries import DiracLoss, Rows, WithCanaries, choose_sites, read_sites
+from .canaries import DiracLoss, Examples, WithCanaries, choose_sites, read_sites
 
 _NOISE_STEP = 1e-4  # what noise moves a weight by in a step: far above rounding, and no plan makes training diverge
 _FALSE_ALARM = 1e-4  # chance that one of the measures accuses a correct run
-_TOLERANCE = 0.01  # the clip rounds down, and the other rows' gradients are seen as noise
+_TOLERANCE = 0.01  # the clip rounds down, and the other examples' gradients are seen as noise
 _FEWEST_DRAWS = 100  # of canaries that are in, over all steps; of fewer the share says nothing
-_MOST_REPEATED = 0.25  # the other rows' gradients resemble those of the step before
+_MOST_REPEATED = 0.25  # the other examples' gradients resemble those of the step before
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def watch_training(
     plan: PrivacyPlan,
     module: nn.Module,
     loss: LossFunction,
-    rows: Rows,
+    examples: Examples,
     included: np.ndarray,
     *,
     physical_batch_size: int = 256,
@@ -116,13 +116,13 @@ def watch_training(
     seed: int | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Watcher:
-    """Train ``module`` on ``rows`` and the canaries that are in, by the plan, and return who has seen every iterate.
+    """Train ``module`` on ``examples`` and the canaries that are in, by the plan; return who has seen every iterate.
 
     It is ``PrivateTrainer`` that trains, with the plan's sampler, the step loader, the engine and plain SGD, whose
     steps show the noised gradient to whoever compares two iterates.
     """
     sites = choose_sites(module, len(included))
-    data = WithCanaries(rows, included)
+    data = WithCanaries(examples, included)
     device = next(module.parameters()).device
     rate = _NOISE_STEP * plan.expected_batch_size / (plan.noise_multiplier * plan.clip_norm)
     trainer = PrivateTrainer(

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class DetectionDataset(Dataset):
-    """The images and boxes of one split; row i is the same image in every run on the same files.
+    """The images and boxes of one split; number i is the same image in every run on the same files.
 
     Nothing is cached on disk and nothing in the dataset's folders is written. Labels are held in memory (20 bytes a
     box), images are decoded when asked for.
@@ -94,7 +94,7 @@ class DetectionDataset(Dataset):
         """Read one image, and augment and letterbox it ``copies`` times, each time anew.
 
         Args:
-            index: Row number in ``range(len(self))``.
+            index: Number in ``range(len(self))``.
             seed: Not negative. With ``index`` and the copy's number it decides the augmentation, and nothing else does.
             copies: How many; without augmentation they are equal.
 

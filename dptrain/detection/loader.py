@@ -25,13 +25,13 @@ from ..support.out_of_memory import in_memory
 
 if TYPE_CHECKING:
     from ..privacy.sampling import Draw
-    from ..privacy.units import UnitRows
+    from ..privacy.units import UnitExamples
 
 Batch = dict[str, torch.Tensor]
 _SHARED_MEMORY = Path("/dev/shm")
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # of what an address of a local socket may be
 _PREFETCH = 2  # batches each worker keeps ready
-_UNIT = "unit"  # of a batch on its way: the unit of every row
+_UNIT = "unit"  # of a batch on its way: the unit of every example
 
 
 class Samples(Protocol):
@@ -82,16 +82,16 @@ class StepLoader:
     """Loads the images of Poisson draws, in worker processes or in this one.
 
     What it yields depends on the dataset, the draws and ``physical_batch_size`` only, never on ``workers``: a sample is
-    a pure function of its row number and the draw's seed, and so is what a step takes of a unit of several rows.
+    a pure function of its number and the draw's seed, and so is what a step takes of a unit of several examples.
 
     Args:
         dataset: A ``DetectionDataset``, or other ``Samples``; ``Copies``, where ``units`` has several of each image.
         physical_batch_size: Most images in one batch; a step is cut into batches of at most it. Where units have
-            several rows, batches hold as many units as fit, each whole, and at least one. The trainer fills every
+            several examples, batches hold as many units as fit, each whole, and at least one. The trainer fills every
             batch up to it, so that all forward passes have one shape.
         workers: Processes that decode ahead, also across steps; 0 decodes in this process, when asked.
         device: Where the batches go.
-        units: The rows of every unit; batches are then ``UnitBatch``. None: each row is a unit.
+        units: The examples of every unit; batches are then ``UnitBatch``. None: each example is a unit.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class StepLoader:
         physical_batch_size: int,
         workers: int = 0,
         device: str | torch.device = "cpu",
-        units: UnitRows | None = None,
+        units: UnitExamples | None = None,
     ) -> None:
         if physical_batch_size < 1 or workers < 0:
             raise ValueError(f"physical_batch_size={physical_batch_size} must be >= 1 and workers={workers} >= 0")
@@ -111,8 +111,8 @@ class StepLoader:
         self.units = units
 
     @property
-    def rows_at_once(self) -> int:
-        """Rows in every forward pass of the trainer."""
+    def examples_at_once(self) -> int:
+        """Examples in every forward pass of the trainer."""
         return self.physical_batch_size
 
     def steps(self, draws: Iterator[Draw]) -> Generator[Iterator[Batch | UnitBatch], None, None]:
@@ -132,14 +132,14 @@ class StepLoader:
 
     def _chunks(self, draw: Draw) -> Iterator[_Chunk]:
         chunk: list[int] = []
-        rows = 0
+        held = 0
         for unit in map(int, draw.indices):
             more = 1 if self.units is None else self.units.count(unit)
-            if chunk and rows + more > self.physical_batch_size:
+            if chunk and held + more > self.physical_batch_size:
                 yield _Chunk(np.array(chunk), draw.seed)
-                chunk, rows = [], 0
+                chunk, held = [], 0
             chunk.append(unit)
-            rows += more
+            held += more
         if chunk:
             yield _Chunk(np.array(chunk), draw.seed)
 
@@ -157,8 +157,8 @@ class StepLoader:
                 lengths.append(len(chunks))
                 yield from chunks
 
-        rows = max(self.physical_batch_size, self.units.most_at_once if self.units else 1)
-        loads = _Loads(self.dataset, self.units, _room_to_share(self.dataset.imgsz, rows, self.workers))
+        most = max(self.physical_batch_size, self.units.most_at_once if self.units else 1)
+        loads = _Loads(self.dataset, self.units, _room_to_share(self.dataset.imgsz, most, self.workers))
         batches = _worker_batches(loads, tasks(), self.workers, self.physical_batch_size, self.device)
         ready: deque[Batch] = deque()  # at most one: fetched to learn of the next step
 
@@ -192,19 +192,19 @@ def _up_to_one(batches: Iterator[Batch]) -> list[Batch]:
     return []
 
 
-def _load(dataset: Samples, units: UnitRows | None, chunk: _Chunk) -> Batch:
+def _load(dataset: Samples, units: UnitExamples | None, chunk: _Chunk) -> Batch:
     if units is None:
         return collate([dataset.sample(int(index), chunk.seed) for index in chunk.indices])
     samples: list[dict[str, Any]] = []
-    of_row: list[int] = []
+    of_example: list[int] = []
     for number, unit in enumerate(chunk.indices):
-        for row in map(int, units.chosen(int(unit), chunk.seed)):
+        for index in map(int, units.chosen(int(unit), chunk.seed)):
             if units.copies == 1:
-                samples.append(dataset.sample(row, chunk.seed))
+                samples.append(dataset.sample(index, chunk.seed))
             else:
-                samples += cast("Copies", dataset).samples(row, chunk.seed, units.copies)
-        of_row += [number] * (len(samples) - len(of_row))
-    return {**collate(samples), _UNIT: torch.tensor(of_row)}
+                samples += cast("Copies", dataset).samples(index, chunk.seed, units.copies)
+        of_example += [number] * (len(samples) - len(of_example))
+    return {**collate(samples), _UNIT: torch.tensor(of_example)}
 
 
 class _Loads(Dataset):
@@ -213,7 +213,7 @@ class _Loads(Dataset):
     Where ``share`` is false, batches go through a pipe instead of shared memory: slower, but sure.
     """
 
-    def __init__(self, dataset: Samples, units: UnitRows | None, share: bool) -> None:
+    def __init__(self, dataset: Samples, units: UnitExamples | None, share: bool) -> None:
         self.dataset, self.units, self.share = dataset, units, share
 
     def __getitem__(self, chunk: _Chunk) -> Any:

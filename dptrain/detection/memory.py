@@ -22,7 +22,7 @@ _BOXES = 300
 _SHARE = 0.5  # of the memory there is: the rest is for the model, its optimizer, evaluation and other programs
 # A pass takes as long as (this / side of an image) ** 2 images more than it has: 40 of 64 px, 1.6 of 320 on a CPU.
 _FIXED_ON_CPU, _FIXED_ON_GPU = 400, 3000  # the second is an estimate
-_MOST_BLANK = 0.05  # of the rows of a step, where a draw is large enough
+_MOST_BLANK = 0.05  # of the examples of a step, where a draw is large enough
 _OVERHEAD = 2.0  # what a pass needs at its peak over what it saves for its backward pass
 
 
@@ -33,7 +33,7 @@ def physical_batch_size(
     device: torch.device,
     *,
     sample_rate: float = 0.0,
-    rows: int = 1,
+    most_of_a_unit: int = 1,
 ) -> int:
     """Return how many images of ``imgsz`` pixels to hold at once: the number that makes a step of a draw shortest.
 
@@ -42,13 +42,13 @@ def physical_batch_size(
 
     Args:
         sample_rate: The plan's, from which the spread of a draw follows.
-        rows: Images of one unit, at most.
+        most_of_a_unit: Most examples that one unit can be in a step.
     """
     fits = int(_SHARE * memory_of(device) / (_OVERHEAD * bytes_of_one(model, imgsz, device)))
     most = max(1, min(fits, MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU))
     fixed = ((_FIXED_ON_GPU if device.type == "cuda" else _FIXED_ON_CPU) / imgsz) ** 2
-    spread = rows * math.sqrt(expected_batch_size * (1.0 - sample_rate))
-    expected = rows * expected_batch_size
+    spread = most_of_a_unit * math.sqrt(expected_batch_size * (1.0 - sample_rate))
+    expected = most_of_a_unit * expected_batch_size
     sizes = [size for size in (1, 2, *range(4, most + 1, 4)) if size <= most]
     if device.type == "cpu":  # where a pass of 16 already is about as fast an image as a larger one
         few_blank = [n for n in sizes if n >= 16 and _passes(expected, spread, n) * n <= (1 + _MOST_BLANK) * expected]

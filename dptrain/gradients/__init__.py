@@ -81,7 +81,7 @@ def clipped_gradient_sum(
     clip_norm: float | ClipRule,
     method: str = "fused",
     units: Tensor | None = None,
-    rows_at_once: int | None = None,
+    examples_at_once: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the sum over units of each unit's mean gradient, scaled to norm at most ``clip_norm``, or by a clip rule.
 
@@ -93,7 +93,7 @@ def clipped_gradient_sum(
     in the one batch.
 
     Args:
-        rows_at_once: Number of examples in every forward pass. A batch of fewer is filled up with blank ones, which
+        examples_at_once: Number of examples in every forward pass. A batch of fewer is filled up with blank ones, which
             weigh nothing. How many examples share a pass shows in the last digits of what a model predicts. Where a
             loss decides by those digits (to which anchor a box goes), one example more would change the gradients of
             others by far more than rounding. A batch that is one unit of more examples goes through in pieces, by
@@ -105,18 +105,18 @@ def clipped_gradient_sum(
     """
     rule = FlatClip(clip_norm) if isinstance(clip_norm, int | float) else clip_norm
     engine, own = _engine(method, module), _units(units)
-    if rows_at_once is not None and own is not None and len(own) == 1 and own.rows > rows_at_once:
+    if examples_at_once is not None and own is not None and len(own) == 1 and own.examples > examples_at_once:
         with full_precision():
-            mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)
+            mean = mean_gradient(module, loss_function, in_pieces(batch, examples_at_once), own.examples)
         return microbatch.weighted_sum(module, [mean], rule.weights, rule.groups)
     weigh: Weigh = rule.weights
     count = batch_size(batch)
-    if rows_at_once is not None and 0 < count < rows_at_once and engine is not microbatch:
+    if examples_at_once is not None and 0 < count < examples_at_once and engine is not microbatch:
         if own is None:
-            batch, weigh = fill_up(batch, rows_at_once), _of_the_first(count, weigh)
+            batch, weigh = fill_up(batch, examples_at_once), _of_the_first(count, weigh)
         else:
-            filled = fill_up(UnitBatch(batch, own.of_row), rows_at_once)
-            batch, weigh, own = filled.rows, _of_the_first(len(own), weigh), Units(filled.units)
+            filled = fill_up(UnitBatch(batch, own.of_example), examples_at_once)
+            batch, weigh, own = filled.examples, _of_the_first(len(own), weigh), Units(filled.units)
     with full_precision(), alike_in_every_place(module):
         total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, weigh, rule.groups, own)
     return total

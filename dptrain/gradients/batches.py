@@ -1,4 +1,4 @@
-"""Batches of any kind as rows of examples: how many there are, some of them, and single ones put together again."""
+"""Batches of any kind as examples: how many there are, some of them, and single ones put together again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _OBJECT_KEYS = ("batch_idx", "cls", "bboxes")  # of a detection batch: one row a
 
 @dataclass(frozen=True)
 class UnitBatch:
-    """Whole privacy units of several rows each, as one batch. What takes batches apart never splits a unit.
+    """Whole privacy units of several examples each, as one batch. What takes batches apart never splits a unit.
 
     Attributes:
-        rows: The batch, one example a row.
-        units: The unit of every row, whole numbers of shape (n,) on the CPU: 0, 0, 1, 2, 2, ...
+        examples: The batch itself.
+        units: The unit of every example, whole numbers of shape (n,) on the CPU: 0, 0, 1, 2, 2, ...
     """
 
-    rows: Any
+    examples: Any
     units: Tensor
 
 
@@ -53,7 +53,7 @@ def take_examples(batch: Any, start: int, stop: int) -> Any:
     """
     if isinstance(batch, UnitBatch):
         first, last = torch.searchsorted(batch.units, torch.tensor([start, stop])).tolist()
-        return UnitBatch(take_examples(batch.rows, first, last), batch.units[first:last] - start)
+        return UnitBatch(take_examples(batch.examples, first, last), batch.units[first:last] - start)
     return _take(batch, start, stop, batch_size(batch))
 
 
@@ -105,18 +105,18 @@ def _like(batch: tuple | list, values: Iterable[Any]) -> Any:
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 
 
-def fill_up(batch: Any, rows: int) -> Any:
-    """Return the batch with blank examples, all zeros, after its own, so that it has ``rows`` of them.
+def fill_up(batch: Any, size: int) -> Any:
+    """Return the batch with blank examples, all zeros, after its own, so that it has ``size`` of them.
 
-    Blank images of a detection batch have no objects. Of a :class:`UnitBatch` the blank rows are units of their own.
+    Blank images of a detection batch have no objects. Of a :class:`UnitBatch` they are units of their own.
     """
     if isinstance(batch, UnitBatch):
-        count, blank = len(batch.units), rows - len(batch.units)
-        size = int(torch.bincount(batch.units).max()) if count else 1  # no blank unit is larger than the others
-        units = batch_size(batch) + torch.arange(max(blank, 0)) // size
-        return UnitBatch(fill_up(batch.rows, rows), torch.cat((batch.units, units.to(batch.units.dtype))))
+        count, blank = len(batch.units), size - len(batch.units)
+        most = int(torch.bincount(batch.units).max()) if count else 1  # no blank unit is larger than the others
+        units = batch_size(batch) + torch.arange(max(blank, 0)) // most
+        return UnitBatch(fill_up(batch.examples, size), torch.cat((batch.units, units.to(batch.units.dtype))))
     count = batch_size(batch)
-    return batch if count >= rows else _fill_up(batch, rows - count, count)
+    return batch if count >= size else _fill_up(batch, size - count, count)
 
 
 def _fill_up(batch: Any, blank: int, count: int) -> Any:

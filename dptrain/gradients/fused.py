@@ -70,8 +70,8 @@ def run(
     with _uncollected(), recording(module, clips, units) as tape:
         losses = loss_function(module, batch)
         _check_losses(losses, units)
-        rows = len(losses)
-        tape.check_rows = lambda layer, found: _check_rows(name_of(layer), found, rows)
+        examples = len(losses)
+        tape.check_count = lambda layer, found: _check_count(name_of(layer), found, examples)
         losses = losses if units is None else units.shares(losses)
         if len(losses) == 0:
             return 0, {}
@@ -85,8 +85,8 @@ def run(
                 f"parameter {name!r} is used outside its own layer, where its per-example gradient is not seen: "
                 "call the layer instead of reading the parameter"
             )
-    n = rows if units is None else len(units)
-    taken = tape.take(lambda layer, found: _check_rows(name_of(layer), found, n))
+    n = examples if units is None else len(units)
+    taken = tape.take(lambda layer, found: _check_count(name_of(layer), found, n))
     found = {name_of(layer): record for layer, record in taken.items()}
     return n, {name: found[name] for name in names.values() if name in found}
 
@@ -112,8 +112,8 @@ def _check_losses(losses: Tensor, units: Units | None = None) -> None:
         raise ModelError(
             f"the loss function returned shape {tuple(losses.shape)}: it must be one loss an example, (n,)"
         )
-    if units is not None and len(losses) != units.rows:
-        raise ModelError(f"{len(losses)} losses for {units.rows} rows of units: give the unit of every example")
+    if units is not None and len(losses) != units.examples:
+        raise ModelError(f"{len(losses)} losses for units of {units.examples} in all: give the unit of every example")
 
 
 def per_sample_gradients(
@@ -128,7 +128,7 @@ def per_sample_gradients(
     with without_autocast(next(iter(parameters.values()))):
         for layer_name, record in records.items():
             for name, gradient in record.per_example().items():
-                _check_rows(layer_name, gradient, n)
+                _check_count(layer_name, gradient, n)
                 found[_full(layer_name, name)] = gradient
     refuse_missing(parameters, found)
     return {name: found[name] for name in parameters}
@@ -191,7 +191,7 @@ def _joined(records: dict[str, Record], n: int) -> dict[str | None, Record]:
     for layer_name, record in records.items():
         if isinstance(record, PerExampleGradients):
             for rows in record.gradients.values():
-                _check_rows(layer_name, rows, n)
+                _check_count(layer_name, rows, n)
             record, few = record.parted()
             small.gradients |= {_full(layer_name, name): rows for name, rows in few.gradients.items()}
             small.arrange |= {_full(layer_name, name): arrange for name, arrange in few.arrange.items()}
@@ -210,7 +210,7 @@ def _squared_norms(parts: dict[str | None, Record], n: int) -> Tensor:
             roots += part.roots()
         else:
             norms.append(part.squared_norms())
-            _check_rows(layer_name or "", norms[-1], n)
+            _check_count(layer_name or "", norms[-1], n)
     if roots:
         norms.append(add_squares(roots))
     return torch.stack(norms).sum(0)
@@ -220,8 +220,9 @@ def _full(layer_name: str | None, name: str) -> str:
     return f"{layer_name}.{name}" if layer_name else name
 
 
-def _check_rows(layer_name: str, rows: Tensor, n: int) -> None:
-    if len(rows) != n:
+def _check_count(layer_name: str, gradients: Tensor, n: int) -> None:
+    if len(gradients) != n:
         raise ModelError(
-            f"layer {layer_name!r} saw a batch of {len(rows)} for {n} losses: its first dimension must be the examples"
+            f"layer {layer_name!r} saw a batch of {len(gradients)} for {n} losses: "
+            "its first dimension must be the examples"
         )

@@ -40,24 +40,26 @@ def unit_gradients(
     module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the mean gradient of one unit after the other; without ``units`` every example is one."""
-    rows = example_gradients(module, loss_function, batch)
+    gradients = example_gradients(module, loss_function, batch)
     if units is None:
-        yield from rows
+        yield from gradients
         return
-    if batch_size(batch) != units.rows:
-        raise ModelError(f"{batch_size(batch)} examples for {units.rows} rows of units: give the unit of every example")
+    if batch_size(batch) != units.examples:
+        raise ModelError(
+            f"{batch_size(batch)} examples for units of {units.examples} in all: give the unit of every example"
+        )
     for count in units.counts.tolist():
-        own = [next(rows) for _ in range(count)]
-        yield {name: sum((row[name] for row in own[1:]), own[0][name]) / count for name in own[0]}
+        own = [next(gradients) for _ in range(count)]
+        yield {name: sum((one[name] for one in own[1:]), own[0][name]) / count for name in own[0]}
 
 
 def per_sample_gradients(
     module: nn.Module, loss_function: LossFunction, batch: Any, units: Units | None = None
 ) -> dict[str, Tensor]:
     """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
-    rows = list(unit_gradients(module, loss_function, batch, units))
+    found = list(unit_gradients(module, loss_function, batch, units))
     return {
-        name: torch.stack([row[name] for row in rows]) if rows else p.new_zeros((0, *p.shape))
+        name: torch.stack([one[name] for one in found]) if found else p.new_zeros((0, *p.shape))
         for name, p in trainable_parameters(module).items()
     }
 
@@ -98,17 +100,17 @@ def weighted_sum(
 
 
 def mean_gradient(
-    module: nn.Module, loss_function: Callable[[Any, Any], Tensor], pieces: Iterable[Any], rows: int
+    module: nn.Module, loss_function: Callable[[Any, Any], Tensor], pieces: Iterable[Any], examples: int
 ) -> dict[str, Tensor]:
-    """Return the mean gradient over the rows of *one* unit, by plain autograd, a piece of them at a time.
+    """Return the mean gradient over the examples of *one* unit, by plain autograd, a piece of them at a time.
 
     Args:
         module, loss_function: As for ``clipped_gradient_sum``.
-        pieces: Batches of the unit's rows, every row in one of them.
-        rows: How many rows the unit has.
+        pieces: Batches of the unit's examples, every example in one of them.
+        examples: How many examples the unit has.
 
     Raises:
-        ModelError: The pieces have another number of rows, or a trainable parameter got no gradient.
+        ModelError: The pieces have another number of examples, or a trainable parameter got no gradient.
     """
     parameters = trainable_parameters(module)
     total: dict[str, Tensor] = {}
@@ -118,13 +120,13 @@ def mean_gradient(
         seen += len(losses)
         if not losses.requires_grad:
             refuse_missing(parameters, {})
-        gradients = torch.autograd.grad(losses.sum() / rows, list(parameters.values()), allow_unused=True)
+        gradients = torch.autograd.grad(losses.sum() / examples, list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 own = _plain(gradient)
                 total[name] = total[name].add_(own) if name in total else own.clone()
         del losses, gradients
-    if seen != rows:
-        raise ModelError(f"a unit of {rows} rows came in pieces of {seen} in all: every row must be in one of them")
+    if seen != examples:
+        raise ModelError(f"a unit of {examples} examples came in pieces of {seen} in all: each must be in one of them")
     refuse_missing(parameters, total)
     return {name: total[name] for name in parameters}

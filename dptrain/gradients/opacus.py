@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError
 from .checks import refuse_missing, trainable_parameters
-from .fused import Groups, LossFunction, Weigh, _check_losses, _check_rows
+from .fused import Groups, LossFunction, Weigh, _check_count, _check_losses
 from .modules import FrozenBatchNorm2d
 from .units import Units
 
@@ -91,7 +91,7 @@ def per_sample_gradients(
                 losses = loss_function(module, batch)
             _check_losses(losses, units)
             for layer_name, rows in outputs:
-                _check_rows(layer_name, rows, len(losses))
+                _check_count(layer_name, rows, len(losses))
             if len(losses) == 0:
                 return {name: p.new_zeros((0, *p.shape)) for name, p in parameters.items()}
             if not losses.requires_grad:

@@ -27,9 +27,9 @@ from ..detection.probe import refuse_coupled_images
 from ..detection.scales import layer_scales, public_part
 from ..gradients import trainable_parameters
 from ..privacy.plan import PrivacyPlan
-from ..privacy.units import UnitRows
+from ..privacy.units import UnitExamples
 from ..sealing.weights import is_weights, weights_hash
-from ..settings.schema import DEFAULT_ROWS_PER_UNIT, FREE_TO_CHANGE, TrainConfig
+from ..settings.schema import DEFAULT_IMAGES_PER_GROUP, FREE_TO_CHANGE, TrainConfig
 from ..statement.start_runs import StartRun
 from ..support.devices import usable_device
 from ..training.checkpoint import scales_of
@@ -77,7 +77,7 @@ class Prepared:
         validation: What it is evaluated on; None without evaluation.
         scaled_by: What the statement says of the images that the layers' scales were measured on; None without scales.
         rate_by_rule: Whether nobody gave a learning rate.
-        physical_batch_size: How many rows go through the model at once.
+        physical_batch_size: How many examples go through the model at once.
         trainer: Takes the steps; each is counted in the folder's journal before its noise is drawn.
         charge: What the run spends: its own, or that of the tuning.
         tuning: The ``tuning`` section of the statement; None for a run that pays for itself.
@@ -254,18 +254,18 @@ def _scales(
 
 def _units(
     config: TrainConfig, groups: Sequence[str] | None, pictures: Mapping[Path, bytes], images: int
-) -> UnitRows | None:
-    """The rows of every unit; None where each image, seen once, is one."""
+) -> UnitExamples | None:
+    """The examples of every unit; None where each image, seen once, is one."""
     copies = config.augment.multiplicity
     if groups is not None:
-        return UnitRows(groups, config.privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT, copies)
+        return UnitExamples(groups, config.privacy.images_per_group or DEFAULT_IMAGES_PER_GROUP, copies)
     if config.privacy.copies_are_one:  # a step takes one of a picture's copies, drawn anew
-        return UnitRows(list(pictures.values()), copies=copies)
-    return UnitRows(range(images), copies=copies) if copies > 1 else None
+        return UnitExamples(list(pictures.values()), copies=copies)
+    return UnitExamples(range(images), copies=copies) if copies > 1 else None
 
 
 def _physical_batch_size(
-    config: TrainConfig, plan: PrivacyPlan, model: DetectionModel, device: torch.device, units: UnitRows | None
+    config: TrainConfig, plan: PrivacyPlan, model: DetectionModel, device: torch.device, units: UnitExamples | None
 ) -> int:
     if config.physical_batch_size != "auto":
         return int(config.physical_batch_size)
@@ -275,7 +275,7 @@ def _physical_batch_size(
         plan.expected_batch_size,
         device,
         sample_rate=plan.sample_rate,
-        rows=1 if units is None else units.most_at_once,
+        most_of_a_unit=1 if units is None else units.most_at_once,
     )
 
 

@@ -56,7 +56,7 @@ _RANGES: Ranges = (
     ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
     ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
     (
-        "privacy.expected_batch_size privacy.dataset_size privacy.rows_per_unit augment.multiplicity steps "
+        "privacy.expected_batch_size privacy.dataset_size privacy.images_per_group augment.multiplicity steps "
         "evaluate_every checkpoint_every",
         lambda v: v >= 1,
         "1 or more",

@@ -27,7 +27,7 @@ from .presets import apply_preset
 from .schema import (
     CHECKPOINTS_PER_RUN,
     DEFAULT_EXPECTED_BATCH_SIZE,
-    DEFAULT_ROWS_PER_UNIT,
+    DEFAULT_IMAGES_PER_GROUP,
     DEFAULT_STEPS,
     EVALUATIONS_PER_RUN,
     REFUSED_AUGMENTATIONS,
@@ -258,11 +258,11 @@ def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
 
 
 def _check_units(config: TrainConfig) -> None:
-    """What is one record, and whether its rows differ."""
+    """What is one unit, and whether its examples differ."""
     privacy = config.privacy
     if privacy.unit == "group":
         check_groups(privacy.groups)
-        privacy.rows_per_unit = privacy.rows_per_unit or DEFAULT_ROWS_PER_UNIT
+        privacy.images_per_group = privacy.images_per_group or DEFAULT_IMAGES_PER_GROUP
         if privacy.same_picture != "refuse":
             raise ConfigError(
                 f"privacy.same_picture={privacy.same_picture} has no effect with privacy.unit=group, where copies in "
@@ -270,7 +270,7 @@ def _check_units(config: TrainConfig) -> None:
             )
     else:
         given = {f"groups.{name}": value for name, value in vars(privacy.groups).items()}
-        for name, value in {**given, "rows_per_unit": privacy.rows_per_unit}.items():
+        for name, value in {**given, "images_per_group": privacy.images_per_group}.items():
             if value is not None:
                 raise ConfigError(
                     f"privacy.{name}={value} is of groups, and privacy.unit=image protects single images: give "
@@ -290,7 +290,7 @@ def _warn(config: TrainConfig, delta: float) -> None:
     size = config.privacy.dataset_size
     if size is not None and delta >= 1 / size:
         logger.warning(
-            "privacy.delta=%g is not below 1/dataset_size=%.3g, and so permits releasing whole records: "
+            "privacy.delta=%g is not below 1/dataset_size=%.3g, and so permits releasing whole units: "
             "leave it out for %.3g",
             delta,
             1 / size,

@@ -27,7 +27,7 @@ DEFAULT_STEPS = 1000
 DEFAULT_EXPECTED_BATCH_SIZE = 256
 EVALUATIONS_PER_RUN = 10
 CHECKPOINTS_PER_RUN = 50
-DEFAULT_ROWS_PER_UNIT = 8
+DEFAULT_IMAGES_PER_GROUP = 8
 # A team sets these variables once; dptrain.support.environment has the same order for the commands that take no schema.
 DEFAULT_LEDGER = f"${{oc.env:DPTRAIN_BUDGET_URL,'{LEDGER}'}}"
 DEFAULT_STORE = f"${{oc.env:MLFLOW_TRACKING_URI,'{STORE}'}}"
@@ -70,6 +70,7 @@ REMOVED = {
     "privacy.clipping=adaptive": "the clip norm made no difference: use privacy.clipping=automatic, which has none",
     "privacy.clipping=rescaled": "use privacy.clipping=flat, or automatic, whose sensitivity is 1",
     "privacy.clipping=per_layer": "it was worse than flat: use privacy.clipping=scaled, or groups",
+    "privacy.rows_per_unit": "use privacy.images_per_group",
     "privacy.clip_split": "groups share the clip norm out equally",
     "privacy.clip_quantile": "it belonged to clipping=adaptive: use privacy.clipping=automatic",
     "privacy.clip_count_noise": "it belonged to clipping=adaptive: use privacy.clipping=automatic",
@@ -105,8 +106,8 @@ class PrivacyConfig:
     same_picture: str = _key(
         "refuse", "the same picture twice in train: refuse, or one_unit: its copies count as one image"
     )
-    rows_per_unit: int | None = _key(
-        None, f"most images of a group in one step, drawn anew each time; default {DEFAULT_ROWS_PER_UNIT}"
+    images_per_group: int | None = _key(
+        None, f"most images of a group in one step, drawn anew each time; default {DEFAULT_IMAGES_PER_GROUP}"
     )
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     clipping: str = _key("flat", f"clip rule, one of {', '.join(CLIPPINGS)}; see docs/recipe.md")

@@ -27,8 +27,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def in_memory(device: torch.device, rows: int) -> Iterator[None]:
-    """Turn an error of the block that says that ``rows`` examples do not fit into one that says what to do.
+def in_memory(device: torch.device, count: int) -> Iterator[None]:
+    """Turn an error of the block that says that ``count`` examples do not fit into one that says what to do.
 
     Raises:
         ModelError: There was no memory for them.
@@ -38,8 +38,8 @@ def in_memory(device: torch.device, rows: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        what, fix = f"{rows} examples at a time", f"take physical_batch_size={max(1, rows // 2)}"
-        if rows == 1:
+        what, fix = f"{count} examples at a time", f"take physical_batch_size={max(1, count // 2)}"
+        if count == 1:
             what, fix = "a single example", "free memory, or use a device that has more"
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"out of memory on {device} with {what} ({reason}): {fix}") from error

@@ -1,4 +1,4 @@
-"""The clipped sum of a batch by a plan: with units of several rows, and in whole numbers."""
+"""The clipped sum of a batch by a plan: with units of several examples, and in whole numbers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class ClippedSum:
     Formal guarantee: the rule is made once, from the plan and the module's trainable parameters. The noise of
     ``mechanism`` is scaled to the sensitivity of that same rule.
 
-    Every example of a batch is a unit, unless the batch is a ``dptrain.UnitBatch``: then the gradients of a unit's rows
-    are averaged first.
+    Every example of a batch is a unit, unless the batch is a ``dptrain.UnitBatch``: then the gradients of a unit's
+    examples are averaged first.
 
     Attributes:
         plan: Has the clip rule and the noise.
         module, loss_function: As for :func:`~dptrain.clipped_gradient_sum`.
         engine: ``fused``, ``opacus`` or ``microbatch``.
-        rows_at_once: Number of rows in every forward pass, see :func:`~dptrain.clipped_gradient_sum`.
+        examples_at_once: Number of examples in every forward pass, see :func:`~dptrain.clipped_gradient_sum`.
         mechanism: The rule by which units are clipped, and the noise that fits it.
 
     Raises:
@@ -40,7 +40,7 @@ class ClippedSum:
     module: nn.Module
     loss_function: LossFunction
     engine: str = "fused"
-    rows_at_once: int | None = None
+    examples_at_once: int | None = None
     mechanism: Mechanism = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class ClippedSum:
 
     def over(self, batch: Any) -> dict[str, Tensor]:
         """Return the sum over the units of ``batch``."""
-        return self._sum(batch, self.rows_at_once)
+        return self._sum(batch, self.examples_at_once)
 
     def on_grid(self, unit: Any) -> dict[str, Tensor]:
         """Return the clipped gradient of one unit, a batch of one, in whole numbers: see :mod:`dptrain.privacy.exact`.
@@ -57,12 +57,12 @@ class ClippedSum:
         """
         if batch_size(unit) > 1:
             raise ConfigError(f"a batch of {batch_size(unit)} units is not exact: give them one at a time")
-        rows = len(unit.units) if isinstance(unit, UnitBatch) else 1
+        examples = len(unit.units) if isinstance(unit, UnitBatch) else 1
         # Alone in its pass, whose shape is then a function of the unit: nothing to fill up.
-        alone = self.rows_at_once is None or rows <= self.rows_at_once
-        return to_grid(self._sum(unit, None if alone else self.rows_at_once), self.mechanism.rule.sensitivity())
+        alone = self.examples_at_once is None or examples <= self.examples_at_once
+        return to_grid(self._sum(unit, None if alone else self.examples_at_once), self.mechanism.rule.sensitivity())
 
-    def _sum(self, batch: Any, rows_at_once: int | None) -> dict[str, Tensor]:
-        rows, units = (batch.rows, batch.units) if isinstance(batch, UnitBatch) else (batch, None)
+    def _sum(self, batch: Any, at_once: int | None) -> dict[str, Tensor]:
+        examples, units = (batch.examples, batch.units) if isinstance(batch, UnitBatch) else (batch, None)
         rule = self.mechanism.rule
-        return clipped_gradient_sum(self.module, self.loss_function, rows, rule, self.engine, units, rows_at_once)
+        return clipped_gradient_sum(self.module, self.loss_function, examples, rule, self.engine, units, at_once)

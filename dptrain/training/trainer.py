@@ -33,7 +33,7 @@ from .clipped_sum import ClippedSum
 class Loader(Protocol):
     """Turns draws into batches; an empty draw is a step without batches.
 
-    Of one with an attribute ``rows_at_once`` every forward pass has that number of rows: a batch of fewer is filled up
+    Of one with an attribute ``examples_at_once`` every pass has that number of examples: a batch of fewer is filled up
     with blank ones that weigh nothing, one of more comes apart, and a unit of more goes through in pieces that are
     clipped as one. Without it the passes are your batches. If the loss then decides anything by the last digits of a
     prediction, as every detector's does, one unit more can change the gradients of others: set it, see
@@ -43,7 +43,7 @@ class Loader(Protocol):
     def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
         """Yield, for every draw, its physical batches: each unit drawn exactly once.
 
-        A unit is an example, or the rows of one unit in a :class:`UnitBatch`: then all of them are in the same batch.
+        A unit is an example, or the examples of one unit in a :class:`UnitBatch`: all of them are then in one batch.
         """
 
 
@@ -81,8 +81,8 @@ def _same(value: Any, agreed: Any) -> bool:
     return value is agreed or (isinstance(agreed, int | float | str | tuple) and value == agreed)
 
 
-def _rows(batch: Any) -> int:
-    return batch_size(batch.rows if isinstance(batch, UnitBatch) else batch)
+def _count(batch: Any) -> int:
+    return batch_size(batch.examples if isinstance(batch, UnitBatch) else batch)
 
 
 @torch.no_grad()
@@ -175,14 +175,14 @@ class PrivateTrainer:
         self.secure = seed is None
         self.step = 0
         self._exact = exact
-        self._rows_at_once: int | None = getattr(loader, "rows_at_once", None)
-        self.clipped = ClippedSum(plan, module, loss_function, engine, self._rows_at_once)
+        self._examples_at_once: int | None = getattr(loader, "examples_at_once", None)
+        self.clipped = ClippedSum(plan, module, loss_function, engine, self._examples_at_once)
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
         self._tried = probe is False or (probe is not None and self._try(probe))
         self._agreed = self._terms()
 
     def _try(self, batch: Any) -> bool:
-        batch = batch.rows if isinstance(batch, UnitBatch) else batch
+        batch = batch.examples if isinstance(batch, UnitBatch) else batch
         return batch_size(batch) > 1 and check_independence(self.module, self.loss_function, batch, self.engine)
 
     def _terms(self) -> dict[str, tuple[Any, ...]]:
@@ -284,15 +284,15 @@ class PrivateTrainer:
 
     def _passes(self, batch: Any) -> list[Any]:
         """Return the batch as batches that go through the model at once, each unit whole in one of them."""
-        most = self._rows_at_once
-        if self._exact or (isinstance(batch, UnitBatch) and most is not None and _rows(batch) > most):
+        most = self._examples_at_once
+        if self._exact or (isinstance(batch, UnitBatch) and most is not None and _count(batch) > most):
             return in_pieces(batch, 1)
         return [batch] if most is None or isinstance(batch, UnitBatch) else in_pieces(batch, most)
 
     def _part(self, batch: Any) -> dict[str, Tensor]:
         """Return the clipped sum of what goes through the model at once."""
-        rows = _rows(batch) if self._exact else max(self._rows_at_once or 0, _rows(batch))
-        with in_memory(next(iter(self.parameters.values())).device, rows):
+        count = _count(batch) if self._exact else max(self._examples_at_once or 0, _count(batch))
+        with in_memory(next(iter(self.parameters.values())).device, count):
             return self.clipped.on_grid(batch) if self._exact else self.clipped.over(batch)
 
     def _tensor_versions(self) -> dict[str, tuple[int, int]]:

@@ -302,7 +302,7 @@ SETS = {
                 **_FASHION.private,
                 "privacy": {
                     "clip_norm": 1.0, "clipping": "scaled", "expected_batch_size": 256, "unit": "group",
-                    "rows_per_unit": 4,
+                    "images_per_group": 4,
                     "groups": {"regex": r"^(cam\d+)_"},
                 },
             },

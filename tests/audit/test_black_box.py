@@ -22,9 +22,9 @@ from ..conftest import SMALL
 def test_a_dataset_of_scenes_is_read_back_as_it_was_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scenes = [draw_scene(64, rng), draw_canary(64, 3, rng)]
-    rows = open_dataset(write_dataset(tmp_path / "set", scenes, CLASSES), 64)
+    examples = open_dataset(write_dataset(tmp_path / "set", scenes, CLASSES), 64)
     for index, (picture, boxes) in enumerate(scenes):
-        sample = rows.sample(index)
+        sample = examples.sample(index)
         assert np.array_equal(sample["img"].permute(1, 2, 0).numpy(), picture)
         np.testing.assert_allclose(sample["bboxes"].numpy(), boxes[:, 1:], atol=1e-5)
         assert sample["cls"].view(-1).tolist() == boxes[:, 0].tolist()
@@ -45,8 +45,8 @@ def test_public_images_are_trained_on_and_the_ledger_hears_nothing(
 
     def spy(**options: Any) -> Any:
         described = yaml.safe_load(Path(options["data"]).read_text())
-        rows = open_dataset(Path(options["data"]), 64)
-        seen.update(images=[file.parent.parent.parent.name for file in rows.image_files], names=described["names"])
+        examples = open_dataset(Path(options["data"]), 64)
+        seen.update(images=[file.parent.parent.parent.name for file in examples.image_files], names=described["names"])
         result = real(**options)
         seen.update(status=result.statement["status"], ledger=result.statement["dataset_budget"])
         return result

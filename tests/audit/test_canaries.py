@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dptrain import clipped_gradient_sum, per_sample_gradients
 from dptrain.audit.canaries import DiracLoss, WithCanaries, choose_sites, read_sites
 from dptrain.audit.scenes import draw_scene
-from dptrain.audit.small import SceneRows, SmallNet, class_losses
+from dptrain.audit.small import SceneExamples, SmallNet, class_losses
 from dptrain.detection.data import collate, to_device
 from dptrain.errors import ConfigError
 
@@ -29,13 +29,13 @@ class OddConvolutions(nn.Module):
         return self.last(self.third(self.second(self.first(images))).mean((2, 3)))
 
 
-def batch_of(rows: WithCanaries, indices: list[int]) -> dict[str, Tensor]:
-    return to_device(collate([rows.sample(index) for index in indices]), "cpu")
+def batch_of(examples: WithCanaries, indices: list[int]) -> dict[str, Tensor]:
+    return to_device(collate([examples.sample(index) for index in indices]), "cpu")
 
 
-def rows_with(count: int, size: int = 32) -> WithCanaries:
+def examples_with(count: int, size: int = 32) -> WithCanaries:
     rng = np.random.default_rng(0)
-    return WithCanaries(SceneRows([draw_scene(size, rng) for _ in range(3)]), np.ones(count, bool))
+    return WithCanaries(SceneExamples([draw_scene(size, rng) for _ in range(3)]), np.ones(count, bool))
 
 
 @pytest.mark.parametrize("engine", ["fused", "microbatch", "opacus"])
@@ -44,8 +44,8 @@ def test_a_canarys_gradient_is_one_coordinate_of_its_own(make: type[nn.Module], 
     torch.manual_seed(0)
     module, count = make(), 24
     sites = choose_sites(module, count)
-    rows = rows_with(count)
-    batch = batch_of(rows, [0, *range(3, 3 + count), 1])
+    examples = examples_with(count)
+    batch = batch_of(examples, [0, *range(3, 3 + count), 1])
     gradients = per_sample_gradients(module, DiracLoss(class_losses, sites, 0.5), batch, engine)
     flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)[1:-1]
     assert (flat != 0).sum(1).tolist() == [1] * count
@@ -59,10 +59,10 @@ def test_a_canarys_gradient_is_one_coordinate_of_its_own(make: type[nn.Module], 
 def test_canaries_leave_the_gradients_of_other_rows_alone() -> None:
     torch.manual_seed(0)
     module = SmallNet()
-    rows = rows_with(8)
+    examples = examples_with(8)
     loss = DiracLoss(class_losses, choose_sites(module, 8), 1.0)
-    mixed = per_sample_gradients(module, loss, batch_of(rows, [0, 4, 1, 9, 2]))
-    plain = per_sample_gradients(module, class_losses, batch_of(rows, [0, 1, 2]))
+    mixed = per_sample_gradients(module, loss, batch_of(examples, [0, 4, 1, 9, 2]))
+    plain = per_sample_gradients(module, class_losses, batch_of(examples, [0, 1, 2]))
     for name, gradient in plain.items():
         torch.testing.assert_close(mixed[name][[0, 2, 4]], gradient, rtol=1e-4, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_a_canary_adds_the_clip_norm_to_the_sum_where_it_is_read() -> None:
     torch.manual_seed(0)
     module, count, clip = SmallNet(), 30, 0.25
     sites = choose_sites(module, count)
-    batch = batch_of(rows_with(count), [3, 5, 32])
+    batch = batch_of(examples_with(count), [3, 5, 32])
     total = clipped_gradient_sum(module, DiracLoss(class_losses, sites, clip), batch, clip)
     before = read_sites(module, sites)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_a_detectors_canaries_are_spread_over_its_depth() -> None:
     model = load_model("yolo26n.yaml", 3, trainable="head")
     sites = choose_sites(model, 50)
     assert len(sites) > 5 and all(site.layer.startswith("model.23.") for site in sites)
-    batch = batch_of(rows_with(50, 64), [0, 3, 30, 52])
+    batch = batch_of(examples_with(50, 64), [0, 3, 30, 52])
     gradients = per_sample_gradients(model, DiracLoss(per_image_losses, sites, 1.0), batch)
     flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
     assert (flat[1:] != 0).sum(1).tolist() == [1, 1, 1] and flat[1:].max(1).values.tolist() == [10.0] * 3

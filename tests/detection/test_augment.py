@@ -87,12 +87,12 @@ def test_flips_come_up_as_often_as_asked():
     assert 0.22 < np.mean(flipped) < 0.38
 
 
-def test_flips_are_drawn_one_by_one_and_row_by_row():
+def test_flips_are_drawn_one_by_one_and_image_by_image():
     image, labels = scene(64, 64)
     ways = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
     seen = set()
-    for row in range(99):
-        canvas, _ = Augmentation(fliplr=0.5, flipud=0.5).apply(image, labels, 64, np.random.default_rng([1, row]))
+    for index in range(99):
+        canvas, _ = Augmentation(fliplr=0.5, flipud=0.5).apply(image, labels, 64, np.random.default_rng([1, index]))
         seen |= {i for i, way in enumerate(ways) if np.array_equal(canvas, way)}
     assert seen == {0, 1, 2, 3}
 

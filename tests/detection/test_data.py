@@ -1,4 +1,4 @@
-"""The dataset: checked at the door, read without a trace, a pure function of row and seed."""
+"""The dataset: checked at the door, read without a trace, a pure function of number and seed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_row_and_seed_decide(make_dataset):
     assert not torch.equal(one["img"], dataset.sample(2, 6)["img"])
     flips = Augmentation(fliplr=0.5)
     dataset.augmentation, flipped = flips, []
-    for index in range(6):  # rows of one step are augmented apart
+    for index in range(6):  # images of one step are augmented apart
         plain = DetectionDataset(dataset.data, "train", 64, verify=False).sample(index)["img"]
         flipped.append(not torch.equal(plain, dataset.sample(index, 4)["img"]))
     assert 0 < sum(flipped) < 6
@@ -85,7 +85,7 @@ def test_row_and_seed_decide(make_dataset):
 
 
 def test_other_images_do_not_matter(make_dataset):
-    """A neighbouring dataset, with one more image at the end, gives every other row the same sample."""
+    """A neighbouring dataset, with one more image at the end, gives every other image the same sample."""
     file = make_dataset()
     before = DetectionDataset(load_data(file), "train", 64, AUGMENTATION)
     want = [before.sample(index, 3) for index in range(6)]

@@ -19,7 +19,7 @@ from dptrain.detection.data import Augmentation, DetectionDataset, StepLoader, c
 from dptrain.errors import DataError
 from dptrain.gradients import UnitBatch
 from dptrain.privacy.sampling import Draw
-from dptrain.privacy.units import UnitRows
+from dptrain.privacy.units import UnitExamples
 
 DRAWS = [[], [0, 3, 4], [], [], [5], [0, 1, 2, 3, 4, 5], [2], []]
 
@@ -81,8 +81,8 @@ def test_every_draw_is_one_step_and_every_index_comes_once(dataset, workers, sha
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_every_drawn_unit_comes_once_and_whole(dataset, workers, size):
-    """Whatever the physical batch and the workers: the rows of a unit are never in two batches."""
-    units = UnitRows(["a", "b", "a", "c", "b", "a"], most=2, copies=2)
+    """Whatever the physical batch and the workers: the examples of a unit are never in two batches."""
+    units = UnitExamples(["a", "b", "a", "c", "b", "a"], most=2, copies=2)
     loader = StepLoader(dataset, size, workers, units=units)
     drawn = [[], [0, 1, 2], [1], []]
     for number, (row, step) in enumerate(zip(drawn, loader.steps(draws(drawn)), strict=True)):
@@ -95,7 +95,7 @@ def test_every_drawn_unit_comes_once_and_whole(dataset, workers, size):
         assert size < 100 or len(batches) <= 1, "units that fit in one batch are in one"
         rows = [int(index) for unit in row for index in units.chosen(unit, seed)]
         want = [sample["img"] for index in rows for sample in dataset.samples(index, seed, 2)]
-        got = [image for batch in batches for image in batch.rows["img"]]
+        got = [image for batch in batches for image in batch.examples["img"]]
         assert len(got) == len(want)
         for image, sample in zip(got, want, strict=True):
             torch.testing.assert_close(image, sample.float() / 255, rtol=0, atol=0)

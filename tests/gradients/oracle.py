@@ -41,7 +41,7 @@ def one_at_a_time(module: nn.Module, losses: Losses, x: Tensor) -> dict[str, Ten
 
 
 def of_units(rows: dict[str, Tensor], units: list[int]) -> dict[str, Tensor]:
-    """Return the mean gradient of every unit from those of its rows, one unit after the other."""
+    """Return the mean gradient of every unit from those of its examples, one unit after the other."""
     own = [[row for row, unit in enumerate(units) if unit == number] for number in range(max(units, default=-1) + 1)]
     return {name: torch.stack([g[chosen].mean(0) for chosen in own]) if own else g[:0] for name, g in rows.items()}
 

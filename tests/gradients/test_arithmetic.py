@@ -100,7 +100,7 @@ def test_what_is_predicted_for_an_image_is_the_same_to_the_last_bit_in_every_pla
                 "bboxes": torch.cat(own),
             }
             with by_rule():
-                dptrain.clipped_gradient_sum(model, watch, batch, 1.0, rows_at_once=size)
+                dptrain.clipped_gradient_sum(model, watch, batch, 1.0, examples_at_once=size)
             found.append([torch.cat((tensor[3 - shift % 3 : 3], tensor[: 3 - shift % 3])) for tensor in watch.seen])
     finally:
         torch.set_num_threads(before)
@@ -123,7 +123,7 @@ def test_every_pass_is_in_full_precision_and_settings_are_put_back(engine: str) 
             flags.append((cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision))
             return module(x).square().sum(1)
 
-        dptrain.clipped_gradient_sum(nn.Linear(3, 2), losses, torch.ones(2, 3), 1.0, engine, rows_at_once=4)
+        dptrain.clipped_gradient_sum(nn.Linear(3, 2), losses, torch.ones(2, 3), 1.0, engine, examples_at_once=4)
         assert set(flags) == {(False, True, "ieee", "ieee")}
         assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
         assert cudnn.conv.fp32_precision == matmul.fp32_precision == "tf32"
@@ -168,12 +168,12 @@ def test_on_a_gpu_a_clipped_gradient_is_no_longer_than_the_clip_norm_and_alike_i
         watch = Watch()
         batch = {"img": pixels.roll(place, 0), "batch_idx": torch.arange(4.0, device="cuda"),
                  "cls": torch.zeros(4, 1, device="cuda"), "bboxes": box.repeat(4, 1)}  # fmt: skip
-        dptrain.clipped_gradient_sum(model, watch, batch, 1.0, rows_at_once=4)
+        dptrain.clipped_gradient_sum(model, watch, batch, 1.0, examples_at_once=4)
         seen.append([tensor.roll(-place, 0) for tensor in watch.seen])
     for other in seen[1:]:
         assert all(torch.equal(one, moved) for one, moved in zip(seen[0][:-1], other[:-1], strict=True))
     one = {name: value[:1] for name, value in batch.items()}
-    total = dptrain.clipped_gradient_sum(model, PerImageLoss(), one, 1e-2, rows_at_once=4)
+    total = dptrain.clipped_gradient_sum(model, PerImageLoss(), one, 1e-2, examples_at_once=4)
     assert float(torch.cat([value.flatten().double() for value in total.values()]).norm()) <= 1e-2
 
 

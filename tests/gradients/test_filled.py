@@ -47,18 +47,18 @@ def test_blank_examples_add_nothing_even_where_their_gradient_is_not_finite(
     engine: str, units: list[int] | None, spoilt: bool
 ) -> None:
     module, batch = network(), examples(5)
-    of_row = None if units is None else torch.tensor(units)
+    of_example = None if units is None else torch.tensor(units)
     seen = Losses(spoilt)
     for clip in (0.01, 100.0, dptrain.Clipping("scaled", scales=(("0", 4.0), ("1", 1.0), ("5", 0.5)))):
         rule = clip.rule(0.1, dict(module.named_parameters())) if isinstance(clip, dptrain.Clipping) else clip
-        plain = dptrain.clipped_gradient_sum(module, Losses(spoilt), batch, rule, engine, of_row)
-        filled = dptrain.clipped_gradient_sum(module, seen, batch, rule, engine, of_row, rows_at_once=8)
+        plain = dptrain.clipped_gradient_sum(module, Losses(spoilt), batch, rule, engine, of_example)
+        filled = dptrain.clipped_gradient_sum(module, seen, batch, rule, engine, of_example, examples_at_once=8)
         torch.testing.assert_close(filled, plain, rtol=1e-5, atol=1e-7)
     assert set(seen.shapes) == ({1} if engine == "microbatch" else {8}), "a pass of another shape"
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    found = dptrain.clipped_gradient_sum(network(), Losses(False), examples(0), 1.0, rows_at_once=4)
+    found = dptrain.clipped_gradient_sum(network(), Losses(False), examples(0), 1.0, examples_at_once=4)
     assert all(not bool(gradient.any()) for gradient in found.values())
 
 
@@ -71,4 +71,4 @@ def test_batches_of_every_kind_are_filled_up() -> None:
     filled = fill_up({**images, "bboxes": torch.ones(2, 4), "scale": torch.ones(7)}, 6)
     assert len(filled["img"]) == 6 and len(filled["cls"]) == 2 and len(filled["scale"]) == 7
     units = fill_up(UnitBatch(x, torch.tensor([0, 0, 1])), 8)
-    assert units.units.tolist() == [0, 0, 1, 2, 2, 3, 3, 4] and batch_size(units) == 5 and len(units.rows) == 8
+    assert units.units.tolist() == [0, 0, 1, 2, 2, 3, 3, 4] and batch_size(units) == 5 and len(units.examples) == 8

@@ -42,7 +42,7 @@ def check(module: nn.Module, x: Tensor, losses: Callable[[nn.Module, Tensor], Te
         n, records = run(module, losses, x, trainable_parameters(module), clips=True, units=own)
         assert n == (len(x) if units is None else int(units[-1]) + 1)
         norms = sum(record.squared_norms() for record in records.values())
-        # The rows of a unit can cancel, so the scale of its norm is theirs.
+        # The examples of a unit can cancel, so the scale of its norm is theirs.
         rounding = 1e-12 * float(squared_norms(of_rows).max())
         torch.testing.assert_close(norms, squared_norms(wanted), rtol=1e-9, atol=rounding)
         largest = float(squared_norms(wanted).max().sqrt())
@@ -52,14 +52,14 @@ def check(module: nn.Module, x: Tensor, losses: Callable[[nn.Module, Tensor], Te
             torch.testing.assert_close(got, clipped(wanted, clip_norm), rtol=0, atol=1e-5 * min(largest, clip_norm) * n)
 
 
-def uneven(rows: int) -> Tensor:
-    """Units of 1, 3, 2 and again 1, 3, 2, ... rows."""
-    return torch.tensor([0, 1, 1, 1, 2, 2]).repeat(rows // 6 + 1)[:rows] + torch.arange(rows) // 6 * 3
+def uneven(count: int) -> Tensor:
+    """Units of 1, 3, 2 and again 1, 3, 2, ... examples."""
+    return torch.tensor([0, 1, 1, 1, 2, 2]).repeat(count // 6 + 1)[:count] + torch.arange(count) // 6 * 3
 
 
-def even(rows: int) -> Tensor:
-    """Units of two rows, or of three, or one of all."""
-    return torch.arange(rows) // next(size for size in (2, 3, max(rows, 1)) if rows % size == 0)
+def even(count: int) -> Tensor:
+    """Units of two examples, or of three, or one of all."""
+    return torch.arange(count) // next(size for size in (2, 3, max(count, 1)) if count % size == 0)
 
 
 def freeze(module: nn.Module, which: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Units of several rows: averaged before the clip, by every engine, in one pass or in pieces."""
+"""Units of several examples: averaged before the clip, by every engine, in one pass or in pieces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def total_norm(gradients: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [Cnn, Vit])
 @pytest.mark.parametrize("units", UNITS.values(), ids=UNITS)
-def test_a_units_gradient_is_the_mean_of_its_rows(kind: Callable[[], nn.Module], method: str, units: list[int]) -> None:
+def test_a_units_gradient_is_the_mean_of_its_examples(
+    kind: Callable[[], nn.Module], method: str, units: list[int]
+) -> None:
     module = seeded(kind)
     wanted = of_units(one_at_a_time(module, losses, images(6)), units)
     got = dptrain.per_sample_gradients(module, losses, images(6), method, torch.tensor(units))
@@ -58,7 +60,7 @@ def test_a_detector_with_units() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_unit_adds_more_than_the_clip_norm(method: str) -> None:
-    """Also one of many rows that all pull the same way."""
+    """Also one of many examples that all pull the same way."""
     module = Cnn().float()
     x = images(1).float().expand(12, -1, -1, -1) + 0.01 * images(12).float()
     for units in (torch.zeros(12).long(), torch.arange(12) // 4):
@@ -99,11 +101,11 @@ def test_a_unit_in_pieces_is_the_same_unit(kind: Callable[[], nn.Module], pieces
     module, x, units = seeded(kind), images(5), torch.zeros(5).long()
     for clip_norm in (0.1, 1e6):
         whole = dptrain.clipped_gradient_sum(module, losses, x, clip_norm, units=units)
-        parts = dptrain.clipped_gradient_sum(module, losses, x, clip_norm, units=units, rows_at_once=pieces)
+        parts = dptrain.clipped_gradient_sum(module, losses, x, clip_norm, units=units, examples_at_once=pieces)
         for name in whole:
             torch.testing.assert_close(parts[name], whole[name], rtol=1e-8, atol=1e-12)
     x[4] = math.nan
-    spoilt = dptrain.clipped_gradient_sum(module, losses, x, 0.1, units=units, rows_at_once=pieces)
+    spoilt = dptrain.clipped_gradient_sum(module, losses, x, 0.1, units=units, examples_at_once=pieces)
     assert not any(bool(g.any()) for g in spoilt.values())
 
 
@@ -113,14 +115,14 @@ def test_no_unit_is_ever_split() -> None:
     assert batch_size(batch) == 3
     pieces = in_pieces(batch, 2)
     assert [piece.units.tolist() for piece in pieces] == [[0, 0, 0, 1], [0, 0]]
-    assert [piece.rows[0].tolist() for piece in pieces] == [[0, 1, 2, 3], [4, 5]]
-    assert take_examples(batch, 1, 2).rows[1].tolist() == [3.0]
+    assert [piece.examples[0].tolist() for piece in pieces] == [[0, 1, 2, 3], [4, 5]]
+    assert take_examples(batch, 1, 2).examples[1].tolist() == [3.0]
     assert batch_size(UnitBatch(torch.zeros(0, 2), torch.zeros(0).long())) == 0
 
 
 def test_units_of_images_with_boxes_are_taken_whole() -> None:
     batch = UnitBatch(random_batch([1, 2, 0, 3]), torch.tensor([0, 0, 1, 1]))
-    rest = take_examples(batch, 1, 2).rows
+    rest = take_examples(batch, 1, 2).examples
     assert rest["img"].shape[0] == 2 and rest["batch_idx"].tolist() == [1.0, 1.0, 1.0]
 
 
@@ -138,23 +140,25 @@ def test_units_that_could_mean_something_else_are_refused(units: list[Any]) -> N
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_row_needs_a_unit(method: str) -> None:
-    with pytest.raises(ModelError, match=r"4 .* 3 rows of units"):
+def test_every_example_needs_a_unit(method: str) -> None:
+    with pytest.raises(ModelError, match=r"4 .* units of 3 in all"):
         dptrain.clipped_gradient_sum(seeded(Vit), losses, images(4), 1.0, method, torch.tensor([0, 0, 1]))
     with pytest.raises(ModelError, match="pieces"):
-        dptrain.clipped_gradient_sum(seeded(Vit), losses, images(4), 1.0, method, torch.zeros(5).long(), rows_at_once=2)
+        dptrain.clipped_gradient_sum(
+            seeded(Vit), losses, images(4), 1.0, method, torch.zeros(5).long(), examples_at_once=2
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_rows_are_no_units(method: str) -> None:
     module, none = seeded(Cnn), torch.zeros(0).long()
-    rows = dptrain.per_sample_gradients(module, losses, images(0), method, none)
+    examples = dptrain.per_sample_gradients(module, losses, images(0), method, none)
     sums = dptrain.clipped_gradient_sum(module, losses, images(0), 1.0, method, none)
-    assert all(len(g) == 0 for g in rows.values()) and not any(bool(g.any()) for g in sums.values())
+    assert all(len(g) == 0 for g in examples.values()) and not any(bool(g.any()) for g in sums.values())
 
 
 class OncePerBatch(nn.Module):
-    """Looks positions up once for the whole batch: a record of one row, which folds into any unit."""
+    """Looks positions up once for the whole batch: a record of one example, which folds into any unit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,9 +176,9 @@ def test_a_layer_whose_rows_are_not_the_batchs_is_refused_by_name() -> None:
 
 def test_rows_are_put_side_by_side_with_zeros_for_those_that_lack() -> None:
     units = Units(torch.tensor([0, 1, 1, 1, 2, 2]))
-    assert (len(units), units.rows, units.most) == (3, 6, 3)
-    rows = torch.arange(1.0, 7.0)
-    assert units.even(rows).tolist() == [1, 0, 0, 2, 3, 4, 5, 6, 0]
-    assert units.sums(rows).tolist() == [1, 9, 11] and units.means(rows).tolist() == [1, 3, 5.5]
+    assert (len(units), units.examples, units.most) == (3, 6, 3)
+    examples = torch.arange(1.0, 7.0)
+    assert units.even(examples).tolist() == [1, 0, 0, 2, 3, 4, 5, 6, 0]
+    assert units.sums(examples).tolist() == [1, 9, 11] and units.means(examples).tolist() == [1, 3, 5.5]
     torch.testing.assert_close(units.shares(torch.ones(6)), torch.tensor([1, 1 / 3, 1 / 3, 1 / 3, 0.5, 0.5]))
-    assert Units(torch.tensor([0, 0, 1, 1])).even(rows[:4]) is not None
+    assert Units(torch.tensor([0, 0, 1, 1])).even(examples[:4]) is not None

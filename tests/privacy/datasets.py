@@ -130,7 +130,7 @@ class Neighbours:
 
     Attributes:
         smaller, larger: Their ``data.yaml``.
-        place: The newcomer's row in the larger one.
+        place: The newcomer's number in the larger one.
         kind: What it is.
     """
 
@@ -141,7 +141,7 @@ class Neighbours:
 
 
 def write_neighbours(folder: Path, kinds: Sequence[str], newcomer: str, place: int, seed: int = 0) -> Neighbours:
-    """Write images ``kinds`` and a newcomer that the order of file names puts at row ``place``."""
+    """Write images ``kinds`` and a newcomer that the order of file names puts at ``place``."""
     names = [f"{row:02}" for row in range(len(kinds) + 1)]
     others = zip(names[:place] + names[place + 1 :], kinds, strict=True)
     files = [write_image(folder, name, kind, seed + row) for row, (name, kind) in enumerate(others)]

@@ -35,7 +35,7 @@ AUGMENTED = Augmentation(fliplr=0.5, flipud=0.5, hsv_v=0.4, translate=0.2, scale
 
 
 class Coupled:
-    """The sampler's stream on a dataset whose newcomer is not its last row: every other unit keeps its own coin.
+    """The sampler's stream on a dataset whose newcomer is not its last image: every other unit keeps its own coin.
 
     The coins of a step are independent and alike, so that handing them out in another order changes no probability:
     the run on the larger dataset is as likely as it was, whatever comes out, and the guarantee is about nothing else.
@@ -61,7 +61,7 @@ class Recorded:
 
     Attributes:
         events: In their order: hooks, learning rates, draws of randomness, optimizer steps, calls of the door.
-        served: By step, the samples that were loaded without the newcomer's: row among the others, digest.
+        served: By step, the samples that were loaded without the newcomer's: number among the others, digest.
         newcomer: By step, the newcomer's samples; at most one.
         sums: By step, what went into the door.
         own: By step, the newcomer's clipped gradient computed from its sample alone; empty where it was not drawn.
@@ -209,7 +209,7 @@ def _count_draws(patch: pytest.MonkeyPatch, seen: Recorded, more: int) -> None:
 
 
 def _name_samples(patch: pytest.MonkeyPatch, dataset: DetectionDataset, seen: Recorded, place: int, kind: str) -> None:
-    """Note what is loaded; give every unit but the newcomer the same augmentation whatever its row is."""
+    """Note what is loaded; give every unit but the newcomer the same augmentation whatever its number is."""
     real, real_rng = dataset.sample, np.random.default_rng
     last = len(dataset) - 1
 

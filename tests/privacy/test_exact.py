@@ -145,17 +145,17 @@ def test_a_gradient_a_little_too_long_becomes_zero_and_one_that_fits_is_kept(len
     assert to_grid({"a": gradient / length}, 1.0)["a"].all()
 
 
-class Rows(Batches):
-    """Serves the rows that are there, whatever is drawn."""
+class Chosen(Batches):
+    """Serves the examples that are there, whatever is drawn."""
 
-    def __init__(self, rows: list[int], size: int) -> None:
+    def __init__(self, chosen: list[int], size: int) -> None:
         super().__init__(size)
-        self.rows = rows
+        self.chosen = chosen
 
     def steps(self, draws: Any) -> Any:
         for draw in draws:
             del draw
-            yield ((X[part], Y[part]) for part in np.split(self.rows, range(self.size, len(self.rows), self.size)))
+            yield ((X[part], Y[part]) for part in np.split(self.chosen, range(self.size, len(self.chosen), self.size)))
 
 
 @pytest.mark.parametrize("size", [1, 3, 20])
@@ -173,7 +173,7 @@ def test_a_unit_more_adds_its_own_whole_numbers_and_changes_no_other(
     monkeypatch.setattr(noise, "privatize", door)
     rows = list(range(20))
     for chosen in (rows, [*rows[:7], *rows[8:]], [7]):
-        trainer = make(plan(steps=1), batches=Rows(chosen, size), exact=True)
+        trainer = make(plan(steps=1), batches=Chosen(chosen, size), exact=True)
         next(trainer.run())
     for with_it, without, alone in zip(*(sums[k].values() for k in range(3)), strict=True):
         assert torch.equal(with_it - without, alone) and with_it.dtype == torch.int64

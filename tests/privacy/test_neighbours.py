@@ -1,7 +1,7 @@
 """The guarantee itself: two runs on datasets that differ in one image, from the image files to the noised gradient.
 
-Hypothesis draws the datasets, the newcomer and its row, the detector, the engine and the settings. 100 pairs, the same
-every time; ``DPTRAIN_PAIRS=1000`` draws that many new ones.
+Hypothesis draws the datasets, the newcomer and its place, the detector, the engine and the settings. 100 pairs, the
+same every time; ``DPTRAIN_PAIRS=1000`` draws that many new ones.
 
 Which runs are compared: the sampler hands the coins of a step out in the order of file names. For a newcomer whose name
 comes last, every other image keeps its coin and its augmentation by itself. For one in the middle it would not, and
@@ -197,8 +197,8 @@ def test_a_stock_detector_holds_the_bound_too(newcomer: str, engine: str, tmp_pa
     assert distance > 0.99
 
 
-# What the ledger knows before either run: the rows of the datasets that another run charged, by the name it gave them,
-# and their limit. Row 3 is the newcomer.
+# What the ledger knows before either run: the images of the datasets that another run charged, by the name it gave
+# them, and their limit. Image 3 is the newcomer.
 LEDGERS: dict[str, tuple[dict[str, tuple[Sequence[int], float | None]], dict[str, Any]]] = {
     "with the newcomer half of the images are under a limit": ({"clinic": ([2, 3], 90.0)}, {}),
     "the newcomer has the data's own name": ({"pets": ([3], None)}, {}),

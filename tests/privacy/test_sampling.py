@@ -9,7 +9,7 @@ from scipy import stats
 from dptrain import ConfigError
 from dptrain.privacy.sampling import PoissonSampler
 from dptrain.privacy.streams import NoiseStream
-from dptrain.privacy.units import UnitRows
+from dptrain.privacy.units import UnitExamples
 
 
 def _inclusions(units: int, rate: float, draws: int) -> np.ndarray:
@@ -78,14 +78,14 @@ GROUPS = ["a", "b", "a", "c", "b", "a", "a"]
 
 
 def test_a_units_rows_are_all_of_its_group_up_to_the_most() -> None:
-    units = UnitRows(GROUPS, most=4)
+    units = UnitExamples(GROUPS, most=4)
     assert [units.chosen(unit, 5).tolist() for unit in range(len(units))] == [[0, 2, 5, 6], [1, 4], [3]]
-    assert UnitRows(GROUPS, most=3, copies=4).most_at_once == 12
-    assert len(UnitRows([])) == 0
+    assert UnitExamples(GROUPS, most=3, copies=4).most_at_once == 12
+    assert len(UnitExamples([])) == 0
 
 
 def test_every_subset_of_a_large_group_is_as_likely_and_drawn_anew_each_step() -> None:
-    units = UnitRows(["a"] * 4 + ["b"] * 4, most=2)
+    units = UnitExamples(["a"] * 4 + ["b"] * 4, most=2)
     drawn = [tuple(units.chosen(0, seed)) for seed in range(6000)]
     counts = [drawn.count(pair) for pair in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))]
     assert sum(counts) == 6000 and stats.chisquare(counts).pvalue > 1e-7
@@ -95,11 +95,11 @@ def test_every_subset_of_a_large_group_is_as_likely_and_drawn_anew_each_step() -
 
 
 def test_a_unit_more_at_the_end_leaves_the_others_rows_alone() -> None:
-    fewer, more = UnitRows(GROUPS, most=2), UnitRows([*GROUPS, "new"], most=2)
+    fewer, more = UnitExamples(GROUPS, most=2), UnitExamples([*GROUPS, "new"], most=2)
     assert all(fewer.chosen(u, s).tolist() == more.chosen(u, s).tolist() for u in range(3) for s in range(20))
 
 
 @pytest.mark.parametrize("most_copies", [(0, 1), (1, 0)])
 def test_no_rows_of_a_unit_are_refused(most_copies: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match="1 or more"):
-        UnitRows(GROUPS, *most_copies)
+        UnitExamples(GROUPS, *most_copies)

@@ -30,8 +30,8 @@ UNITS, STEPS = 30, 3000
 PLAN = PrivacyPlan(0.15, STEPS, 1.0, 1.0, 1e-5, 4)
 
 
-class Rows:
-    """Serves the row number of a unit as the class of its only box."""
+class Numbers:
+    """Serves the number of a unit as the class of its only box."""
 
     imgsz = 1
 
@@ -45,7 +45,7 @@ class Rows:
 
 def served(plan: PrivacyPlan, units: int = UNITS, physical_batch_size: int = 4) -> Iterator[list[int]]:
     sampler = plan.sampler(units, NoiseStream())
-    for batches in StepLoader(Rows(), physical_batch_size).steps(sampler.draws(plan.steps)):
+    for batches in StepLoader(Numbers(), physical_batch_size).steps(sampler.draws(plan.steps)):
         yield [int(row) for batch in batches for row in batch["cls"]]
 
 

@@ -1,6 +1,6 @@
 """One whole group of images more or less, from the files to the noised gradient, and what an image-level run does.
 
-The newcomers' names come last, so that every other unit keeps its coin, its rows and its augmentation. The door is
+The newcomers' names come last, so that every other unit keeps its coin, its examples and its augmentation. The door is
 recorded and what comes out of it is fixed: sums may then differ by the clip norm, and nothing else may differ.
 """
 
@@ -22,7 +22,7 @@ from dptrain.detection.data import DetectionDataset, StepLoader, load_data
 from dptrain.detection.loss import PerImageLoss
 from dptrain.detection.model import save_weights
 from dptrain.privacy import noise
-from dptrain.privacy.units import UnitRows
+from dptrain.privacy.units import UnitExamples
 from dptrain.training.trainer import PrivateTrainer
 
 from .datasets import SIZE, detector, write_image
@@ -74,7 +74,7 @@ def run(data: Path, how: Settings, models: Path) -> Seen:
 
     def samples(index: int, seed: int = 0, copies: int = 1) -> list[dict[str, Any]]:
         found = real(index, seed, copies)
-        if how.pixels and dataset.image_files[index].name == "z_01.png":  # one row of the newcomers, no more
+        if how.pixels and dataset.image_files[index].name == "z_01.png":  # one image of the newcomers, no more
             found[0]["img"] = torch.full(found[0]["img"].shape, float(how.pixels))
         return found
 
@@ -88,7 +88,7 @@ def run(data: Path, how: Settings, models: Path) -> Seen:
         return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in value.items()}
 
     groups: Sequence[Any] = groups_of(GroupsConfig(regex="^([a-z])_"), dataset.image_files)
-    units = UnitRows(groups if how.unit == "group" else range(len(groups)), how.most, how.copies)
+    units = UnitExamples(groups if how.unit == "group" else range(len(groups)), how.most, how.copies)
     plan = PrivacyPlan(how.rate, how.steps, 1.3, CLIP, 1e-3, 4, unit=how.unit)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "privatize", door)
@@ -171,7 +171,7 @@ def options(tmp_path: Path, models: Path, **changes: Any) -> dict[str, Any]:
         "model": str(save_weights(detector("end2end group", models), tmp_path / "start.pt")),
         "data": str(write(tmp_path, OTHERS, "clinic")), "imgsz": 32, "plan": plan, "validation": "off", "workers": 0,
         "physical_batch_size": 3, "output_dir": str(tmp_path / "out"), "tracking": {"enabled": False},
-        "privacy": {"groups": {"regex": "^([a-z])_"}, "rows_per_unit": 2},
+        "privacy": {"groups": {"regex": "^([a-z])_"}, "images_per_group": 2},
         "augment": {"fliplr": 0.5, "multiplicity": 2},
         "budget": {"url": f"sqlite:///{tmp_path / 'budget.db'}"}, **changes,
     }  # fmt: skip

@@ -78,7 +78,7 @@ class Step:
 
     def sum(self, boxes: Tensor, loss: PerImageLoss | None = None) -> dict[str, Tensor]:
         """Return the clipped sum with these boxes of the others, (n, 4)."""
-        clipped = ClippedSum(self.plan, self.model, loss or PerImageLoss(), rows_at_once=self.size)
+        clipped = ClippedSum(self.plan, self.model, loss or PerImageLoss(), examples_at_once=self.size)
         parts = [clipped.over(batch) for batch in self._passes(boxes)]
         return {name: sum((part[name].double() for part in parts[1:]), parts[0][name].double()) for name in parts[0]}
 

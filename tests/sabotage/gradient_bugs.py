@@ -184,15 +184,15 @@ GRADIENT_BUGS = (
         "timed on the batch",
         "The fastest way is found with the images at hand: the choice, and the time, tell of them.",
         "dptrain.gradients.rules.conv:choose",
-        "a, g = _random((n * rows, *x.shape[1:]), x), _random((n * rows, *b.shape[1:]), b)",
-        "a, g = x[: n * rows], b[: n * rows]",
+        "a, g = _random((n * per_unit, *x.shape[1:]), x), _random((n * per_unit, *b.shape[1:]), b)",
+        "a, g = x[: n * per_unit], b[: n * per_unit]",
         LAYERS + "test_what_is_timed_is_not_the_batch",
     ),
     bug(
         "second use of a layer not seen",
         "A layer that is called twice keeps the gradient of one call.",
         "dptrain.gradients.rules.base:Tape.take",
-        "records[0] if len(records) == 1 else _sum(module, records, check_rows)", "records[0]",
+        "records[0] if len(records) == 1 else _sum(module, records, check_count)", "records[0]",
         LAYERS + "test_a_layer_used_twice",
     ),
     bug(
@@ -270,7 +270,7 @@ GRADIENT_BUGS = (
         "last physical batch dropped",
         "drop_last=True: which images are left out depends on how many were drawn.",
         "dptrain.detection.loader:StepLoader._chunks",
-        "if chunk:", "if rows == self.physical_batch_size:",
+        "if chunk:", "if held == self.physical_batch_size:",
         PAIRS, SERVED + "test_the_physical_batch_leaves_no_unit_out",
     ),
     bug(

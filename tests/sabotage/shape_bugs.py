@@ -10,13 +10,13 @@ FILLED = "tests/gradients/test_filled.py::test_blank_examples_add_nothing_even_w
 SHAPE_BUGS = (
     bug(
         "last batch not filled up",
-        "The last pass of a draw has as many rows as are left: one image more changes how the others are rounded.",
+        "The last pass of a draw has as many examples as are left: one image more changes how the others are rounded.",
         "dptrain.gradients:clipped_gradient_sum",
-        "0 < count < rows_at_once and", "0 < count < 0 and",
+        "0 < count < examples_at_once and", "0 < count < 0 and",
         FILLED,
     ),
     bug(
-        "blank rows count",
+        "blank examples count",
         "What fills a pass up is clipped and added to the sum like an image.",
         "dptrain.gradients:_of_the_first", "weigh(squared_norms[:count])", "weigh(squared_norms)[:len(squared_norms)]",
         FILLED,

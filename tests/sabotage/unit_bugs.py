@@ -1,11 +1,11 @@
-"""Bugs where a privacy unit has several rows: augmentations of one image, or images of one group."""
+"""Bugs where a privacy unit has several examples: augmentations of one image, or images of one group."""
 
 from __future__ import annotations
 
 from .edits import bug
 
 WHOLE = "tests/privacy/test_units.py::test_one_whole_unit_changes_the_sum_by_at_most_the_clip_norm"
-MEANS = "tests/gradients/test_units.py::test_a_units_gradient_is_the_mean_of_its_rows"
+MEANS = "tests/gradients/test_units.py::test_a_units_gradient_is_the_mean_of_its_examples"
 LEDGER = "tests/ledger/test_groups.py::"
 
 UNIT_BUGS = (
@@ -13,29 +13,30 @@ UNIT_BUGS = (
         "augmentations clipped one by one",
         "The loader calls every augmentation a unit of its own, so that one image adds K clipped gradients.",
         "dptrain.detection.loader:_load",
-        "of_row += [number] * (len(samples) - len(of_row))", "of_row = list(range(len(samples)))",
+        "of_example += [number] * (len(samples) - len(of_example))", "of_example = list(range(len(samples)))",
         WHOLE, "tests/detection/test_loader.py::test_every_drawn_unit_comes_once_and_whole",
     ),
     bug(
-        "rows of a group clipped one by one",
-        "The plan hands the rows on and forgets their units: a patient adds as many clipped gradients as images.",
-        "dptrain.training.clipped_sum:ClippedSum._sum", "(batch.rows, batch.units) if", "(batch.rows, None) if",
-        WHOLE, "tests/training/test_trainer.py::test_units_of_several_rows_are_clipped_as_one",
+        "examples of a group clipped one by one",
+        "The plan hands the examples on and forgets their units: a patient adds as many clipped gradients as images.",
+        "dptrain.training.clipped_sum:ClippedSum._sum", "(batch.examples, batch.units) if", "(batch.examples, None) if",
+        WHOLE, "tests/training/test_trainer.py::test_units_of_several_examples_are_clipped_as_one",
     ),
     bug(
         "a unit split over two physical batches",
         "A unit that does not fit goes through in pieces, and every piece is clipped by itself.",
         "dptrain.gradients:clipped_gradient_sum",
-        "mean = mean_gradient(module, loss_function, in_pieces(batch, rows_at_once), own.rows)\n"
+        "mean = mean_gradient(module, loss_function, in_pieces(batch, examples_at_once), own.examples)\n"
         "        return microbatch.weighted_sum(module, [mean], rule.weights, rule.groups)",
-        "parts = [mean_gradient(module, loss_function, [p], min(rows_at_once, own.rows - i * rows_at_once))\n"
-        "                 for i, p in enumerate(in_pieces(batch, rows_at_once))]\n"
+        "most = examples_at_once\n"
+        "            parts = [mean_gradient(module, loss_function, [p], min(most, own.examples - i * most))\n"
+        "                 for i, p in enumerate(in_pieces(batch, examples_at_once))]\n"
         "        return microbatch.weighted_sum(module, parts, rule.weights, rule.groups)",
         WHOLE, "tests/gradients/test_units.py::test_a_unit_in_pieces_is_the_same_unit",
     ),
     bug(
         "units split where a batch comes apart",
-        "Taking a batch apart cuts its rows, wherever a unit ends.",
+        "Taking a batch apart cuts its examples, wherever a unit ends.",
         "dptrain.gradients.batches:take_examples",
         "first, last = torch.searchsorted(batch.units, torch.tensor([start, stop])).tolist()",
         "first, last = start, stop",
@@ -43,28 +44,29 @@ UNIT_BUGS = (
     ),
     bug(
         "the count of another unit",
-        "A row's loss is divided by the number of rows of the next unit: one patient more changes another's gradient.",
-        "dptrain.gradients.units:Units.shares", "self.counts[self.of_row]", "self.counts.roll(1)[self.of_row]",
+        "An example's loss is divided by the size of the next unit: one patient more changes another's gradient.",
+        "dptrain.gradients.units:Units.shares", "self.counts[self.of_example]", "self.counts.roll(1)[self.of_example]",
         MEANS,
     ),
     bug(
         "units summed and not averaged",
-        "The rows' losses are not divided at all; the clip still bounds the sum, and small units lose their weight.",
+        "The losses are not divided at all; the clip still bounds the sum, and small units lose their weight.",
         "dptrain.gradients.units:Units.shares",
-        "losses / self.counts[self.of_row].to(losses.device, losses.dtype)", "losses * 1.0",
+        "losses / self.counts[self.of_example].to(losses.device, losses.dtype)", "losses * 1.0",
         MEANS,
     ),
     bug(
-        "rows folded into the wrong unit",
-        "Where units are of different sizes, rows are put side by side as if all had the same number.",
+        "examples folded into the wrong unit",
+        "Where units are of different sizes, examples are put side by side as if all had the same number.",
         "dptrain.gradients.units:Units.even",
-        "index_copy_(0, self._places.to(rows.device), rows)", "index_copy_(0, torch.arange(len(rows)), rows)",
+        "index_copy_(0, self._places.to(examples.device), examples)",
+        "index_copy_(0, torch.arange(len(examples)), examples)",
         MEANS,
     ),
     bug(
-        "one draw of rows for all groups",
+        "one draw of examples for all groups",
         "The seed of the subset leaves the group out: patients with as many images are always cut at the same places.",
-        "dptrain.privacy.units:UnitRows.chosen", "SeedSequence([seed, unit]", "SeedSequence([seed]",
+        "dptrain.privacy.units:UnitExamples.chosen", "SeedSequence([seed, unit]", "SeedSequence([seed]",
         "tests/privacy/test_sampling.py::test_every_subset_of_a_large_group_is_as_likely_and_drawn_anew_each_step",
     ),
     bug(

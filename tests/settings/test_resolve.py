@@ -381,16 +381,19 @@ def test_the_settled_configuration_makes_the_same_plan_again() -> None:
 
 def test_groups_need_one_way_to_tell_them_and_images_none() -> None:
     grouped = resolved(privacy={"unit": "group", "groups": {"csv": "p.csv", "column": "patient"}})
-    assert (grouped.privacy.groups.column, grouped.privacy.rows_per_unit) == ("patient", 8)
-    assert resolved().privacy.rows_per_unit is None
+    assert (grouped.privacy.groups.column, grouped.privacy.images_per_group) == ("patient", 8)
+    assert resolved().privacy.images_per_group is None
     assert settings.resolve(grouped) == grouped
     for privacy, said in (
         ({"unit": "group"}, "exactly one must"),
         ({"unit": "group", "groups": {"csv": "p.csv", "regex": "(a)"}}, "exactly one must"),
         ({"unit": "patient"}, "privacy.unit=patient is not one of image, group"),
         ({"groups": {"folder": 1}}, "privacy.groups.folder=1 is of groups"),
-        ({"rows_per_unit": 4}, "privacy.rows_per_unit=4 is of groups"),
-        ({"unit": "group", "groups": {"folder": 1}, "rows_per_unit": 0}, "privacy.rows_per_unit=0 must be 1 or more"),
+        ({"images_per_group": 4}, "privacy.images_per_group=4 is of groups"),
+        (
+            {"unit": "group", "groups": {"folder": 1}, "images_per_group": 0},
+            "privacy.images_per_group=0 must be 1 or more",
+        ),
         ({"unit": "group", "groups": {"fodler": 1}}, "unknown key privacy.groups.fodler; did you mean"),
     ):
         assert said in refusal(privacy=privacy)

@@ -24,10 +24,10 @@ Y = (X[:, 0] > 0).long()
 
 
 class Batches:
-    """Serves rows of X and Y in physical batches of a given size."""
+    """Serves examples of X and Y in physical batches of a given size."""
 
-    def __init__(self, size: int = 4, rows_at_once: int | None = None) -> None:
-        self.size, self.rows_at_once = size, rows_at_once
+    def __init__(self, size: int = 4, examples_at_once: int | None = None) -> None:
+        self.size, self.examples_at_once = size, examples_at_once
         self.served: list[list[int]] = []
 
     def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
@@ -90,8 +90,8 @@ def test_one_step_is_noised_clipped_sum_over_the_expected_batch(monkeypatch: pyt
     assert len(drawn) not in (0, 6), "division by the true batch would not show"
     reference = make(plan())
     total = {name: torch.zeros_like(p) for name, p in before.items()}
-    for row in drawn:  # clipped one at a time, by hand
-        loss = losses(reference.module, (X[row : row + 1], Y[row : row + 1])).sum()
+    for example in drawn:  # clipped one at a time, by hand
+        loss = losses(reference.module, (X[example : example + 1], Y[example : example + 1])).sum()
         gradients = torch.autograd.grad(loss, list(reference.parameters.values()))
         norm = torch.cat([g.flatten() for g in gradients]).norm()
         for name, gradient in zip(total, gradients, strict=True):
@@ -102,37 +102,37 @@ def test_one_step_is_noised_clipped_sum_over_the_expected_batch(monkeypatch: pyt
 
 
 class Groups(Batches):
-    """Serves units of two rows, numbers 2 u and 2 u + 1, whole."""
+    """Serves units of two examples, numbers 2 u and 2 u + 1, whole."""
 
     def steps(self, draws: Iterator[Draw]) -> Iterator[Iterator[Any]]:
         for draw in draws:
             self.served.append(draw.indices.tolist())
             parts = [draw.indices[i : i + self.size] for i in range(0, len(draw.indices), self.size)]
             yield (
-                UnitBatch((X[rows], Y[rows]), torch.arange(len(part)).repeat_interleave(2))
+                UnitBatch((X[examples], Y[examples]), torch.arange(len(part)).repeat_interleave(2))
                 for part in parts
-                for rows in [np.stack([2 * part, 2 * part + 1], 1).ravel()]
+                for examples in [np.stack([2 * part, 2 * part + 1], 1).ravel()]
             )
 
 
 def grouped(
-    plan: PrivacyPlan, size: int = 3, loss: Any = None, rows_at_once: int | None = None, **options: Any
+    plan: PrivacyPlan, size: int = 3, loss: Any = None, examples_at_once: int | None = None, **options: Any
 ) -> PrivateTrainer:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return PrivateTrainer(module, loss or losses, plan, optimizer, Groups(size, rows_at_once), 10, **options)
+    return PrivateTrainer(module, loss or losses, plan, optimizer, Groups(size, examples_at_once), 10, **options)
 
 
-@pytest.mark.parametrize("rows_at_once", [None, 1, 3, 9])
+@pytest.mark.parametrize("examples_at_once", [None, 1, 3, 9])
 @pytest.mark.parametrize("exact", [False, True])
-def test_units_of_several_rows_are_clipped_as_one(
-    rows_at_once: int | None, exact: bool, monkeypatch: pytest.MonkeyPatch
+def test_units_of_several_examples_are_clipped_as_one(
+    examples_at_once: int | None, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sums: list[dict[str, Tensor]] = []
     real = noise.privatize
     monkeypatch.setattr(noise, "privatize", lambda value, **how: (sums.append(value), real(value, **how))[1])
-    trainer = grouped(plan(unit="group", clip_norm=0.2), seed=3, exact=exact, rows_at_once=rows_at_once)
+    trainer = grouped(plan(unit="group", clip_norm=0.2), seed=3, exact=exact, examples_at_once=examples_at_once)
     reference = grouped(plan())
     next(trainer.run())
     drawn = trainer.loader.served[0]  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ class Record(Protocol):
     """The per-example gradients of one layer in one forward pass, in whatever form is cheapest to hold.
 
     The keys are the names of the layer's own trainable parameters ("weight", "bias"); n is the number of examples, or
-    that of units where several rows are one: then all of it is of their sums.
+    that of units where several examples are one: then all of it is of their sums.
     """
 
     def squared_norms(self) -> Tensor:
@@ -40,8 +40,8 @@ class Tape:
 
     Attributes:
         clips: Whether norms will be asked for: they are formed while a gradient is still in the cache.
-        units: Which rows are one example; None: each is its own.
-        check_rows: Refuses what a layer gave if its rows are not the batch's; asked where rows are put together.
+        units: Which examples are one unit; None: each is its own.
+        check_count: Refuses what a layer gave if its rows are not the examples; asked where rows are added up.
         records: By layer.
         freed: Bytes of feature maps that the pass is done with.
         held: Bytes of per-example gradients that are kept in their place; they are not let outgrow the maps.
@@ -49,28 +49,28 @@ class Tape:
 
     clips: bool = False
     units: Units | None = None
-    check_rows: Callable[[nn.Module, Tensor], None] = lambda module, rows: None
+    check_count: Callable[[nn.Module, Tensor], None] = lambda module, rows: None
     records: dict[nn.Module, list[Record]] = field(default_factory=dict)
     freed: int = 0
     held: int = 0
 
     @property
-    def rows_a_unit(self) -> int:
-        """Number of rows of every unit in what :meth:`even` returns."""
+    def per_unit(self) -> int:
+        """Number of examples of every unit in what :meth:`even` returns."""
         return 1 if self.units is None else self.units.most
 
     def even(self, module: nn.Module, rows: Tensor) -> Tensor:
-        """Return a layer's rows (n, ...) with the same number of them in every unit, side by side."""
+        """Return a layer's rows (n, ...), one an example, with equally many in every unit, side by side."""
         if self.units is None:
             return rows
-        self.check_rows(module, rows)
+        self.check_count(module, rows)
         return self.units.even(rows)
 
     def sums(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Return the sum of a layer's rows (n, ...) over every unit."""
         if self.units is None:
             return rows
-        self.check_rows(module, rows)
+        self.check_count(module, rows)
         return self.units.sums(rows)
 
     def add(self, module: nn.Module, record: Record) -> None:
@@ -78,15 +78,15 @@ class Tape:
             record.measure()
         self.records.setdefault(module, []).append(record)
 
-    def take(self, check_rows: Callable[[nn.Module, Tensor], None]) -> dict[nn.Module, Record]:
+    def take(self, check_count: Callable[[nn.Module, Tensor], None]) -> dict[nn.Module, Record]:
         """Return one record a layer, and forget them: what stays on the tape would keep the graph alive with it.
 
         The gradient of a layer that was used several times is the sum over its uses. Each use is given to
-        ``check_rows`` before: in a sum, one row would spread over all examples.
+        ``check_count`` before: in a sum, one row would spread over all examples.
         """
         taken: dict[nn.Module, Record] = {}
         for module, records in self.records.items():
-            taken[module] = records[0] if len(records) == 1 else _sum(module, records, check_rows)
+            taken[module] = records[0] if len(records) == 1 else _sum(module, records, check_count)
         self.records.clear()
         return taken
 
@@ -215,12 +215,12 @@ _FEW = 1024  # entries of a gradient that is joined with others
 
 
 def _sum(
-    module: nn.Module, records: list[Record], check_rows: Callable[[nn.Module, Tensor], None]
+    module: nn.Module, records: list[Record], check_count: Callable[[nn.Module, Tensor], None]
 ) -> PerExampleGradients:
     total: dict[str, Tensor] = {}
     for record in records:
         for name, gradient in record.per_example().items():
-            check_rows(module, gradient)
+            check_count(module, gradient)
             total[name] = total[name] + gradient if name in total else gradient
     return PerExampleGradients(total)
 

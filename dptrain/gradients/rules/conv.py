@@ -94,7 +94,7 @@ def conv_record(
         return PerExampleGradients({"bias": bias})
     x, b = tape.even(module, x), tape.even(module, b)
     weight = module.weight.detach().to(x.dtype)
-    gradients = len(x) // geometry.rows * weight.nbytes
+    gradients = len(x) // geometry.per_unit * weight.nbytes
     tape.freed += x.nbytes + b.nbytes
     if method is None:
         method = choose(geometry, x, b, weight, gradients <= max(tape.freed - tape.held, _LEAST_HELD))
@@ -117,19 +117,19 @@ def choose(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, may_hold: b
     """Choose one of ``METHODS`` for a layer: the fastest of those that its memory allows."""
     positions = b.shape[2:].numel()
     # Draws of groups have units of many sizes; what was timed for a power of two serves those up to the next.
-    rows = autotune.power_of_two(geometry.rows)
+    per_unit = autotune.power_of_two(geometry.per_unit)
     timed = copy.copy(geometry)
-    timed.rows = rows
+    timed.per_unit = per_unit
 
     def ways(n: int) -> Mapping[str, Callable[[], object]]:
-        a, g = _random((n * rows, *x.shape[1:]), x), _random((n * rows, *b.shape[1:]), b)
+        a, g = _random((n * per_unit, *x.shape[1:]), x), _random((n * per_unit, *b.shape[1:]), b)
         factors = torch.ones(n, device=x.device)
         allowed = feasible(timed, x.shape, positions, may_hold)
         return {method: _timed(timed, a, g, weight, factors, method) for method in allowed}
 
-    key = (geometry.key, rows, *x.shape[1:], *weight.shape, x.dtype, may_hold)
+    key = (geometry.key, per_unit, *x.shape[1:], *weight.shape, x.dtype, may_hold)
     by_rule = lambda: rule(geometry, x.shape, positions, weight.shape, may_hold)  # noqa: E731
-    return _fastest(key, len(x) // geometry.rows, ways, by_rule, x.device)
+    return _fastest(key, len(x) // geometry.per_unit, ways, by_rule, x.device)
 
 
 def _timed(
@@ -155,10 +155,10 @@ def feasible(geometry: Geometry, x: torch.Size, positions: int, may_hold: bool) 
         forms.append("bmm")
     elif geometry.dense:
         forms.append("unfold")
-    if geometry.rows * positions >= 64:  # a call a unit costs more than the work of a small one
+    if geometry.per_unit * positions >= 64:  # a call a unit costs more than the work of a small one
         forms.append("loop")
     pixels = (x[2] + 2 * geometry.padding[0]) * (x[3] + 2 * geometry.padding[1])
-    ghost = ["booked gram"] if geometry.dense and geometry.rows * pixels <= _PRODUCT else []
+    ghost = ["booked gram"] if geometry.dense and geometry.per_unit * pixels <= _PRODUCT else []
     # Letting a gradient go costs a second one: only the ghost norm can be quicker than holding it.
     return [f"held {form}" for form in forms] + ghost if may_hold else [f"booked {form}" for form in forms] + ghost
 
@@ -167,7 +167,7 @@ def rule(geometry: Geometry, x: torch.Size, positions: int, weight: torch.Size, 
     """Choose by shapes alone (Bu, Mao and Xu 2022, section 4, with what was timed on two CPU cores)."""
     allowed = feasible(geometry, x, positions, may_hold)
     kind = "held" if may_hold else "booked"
-    if "booked gram" in allowed and 8 * (geometry.rows * positions) ** 2 <= weight.numel():
+    if "booked gram" in allowed and 8 * (geometry.per_unit * positions) ** 2 <= weight.numel():
         return "booked gram"
     if f"{kind} bmm" in allowed:
         return f"{kind} bmm"
@@ -183,9 +183,9 @@ def padded_geometry(module: nn.Conv2d, tape: Tape) -> tuple[Geometry, Callable[[
     before = module._reversed_padding_repeated_twice  # what nn.Conv2d itself pads with
     symmetric = before[0] == before[1] and before[2] == before[3]
     if module.padding_mode == "zeros" and symmetric:
-        return Geometry(module, [before[2], before[0]], [0, 0], tape.rows_a_unit), lambda x: x
+        return Geometry(module, [before[2], before[0]], [0, 0], tape.per_unit), lambda x: x
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return Geometry(module, [0, 0], [0, 0], tape.rows_a_unit), lambda x: F.pad(x, before, mode=mode)
+    return Geometry(module, [0, 0], [0, 0], tape.per_unit), lambda x: F.pad(x, before, mode=mode)
 
 
 @register(nn.Conv2d)
@@ -207,7 +207,7 @@ def conv_transpose2d(module: nn.ConvTranspose2d, tape: Tape) -> Forward:
         output_padding = module._output_padding(
             x, output_size, list(module.stride), padding, list(module.kernel_size), 2, list(module.dilation)
         )
-        geometry = Geometry(module, padding, list(output_padding), tape.rows_a_unit)
+        geometry = Geometry(module, padding, list(output_padding), tape.per_unit)
         return _Conv.apply(x, module.weight, module.bias, module, geometry, tape)
 
     return forward

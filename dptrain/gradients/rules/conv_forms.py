@@ -13,8 +13,8 @@ place, and the weighted sum is one ordinary weight gradient (book-keeping, Bu et
 gradient that is formed and let go, or by ``gram`` from <U^T U, B^T B> (ghost norm, Bu, Mao and Xu 2022), where U^T U is
 added up from products of pixels, so that U is never formed.
 
-Where a unit has several rows, its gradient is that of one example with the positions of all of them: the sum is formed
-in the products themselves, and no row has a gradient of its own.
+Where a unit has several examples, its gradient is that of one with the positions of all of them: the sum is formed in
+the products themselves, and no example has a gradient of its own.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _GRAM = 16 << 20  # bytes of pixel products at a time
 
 
 class Geometry:
-    """The static arguments of a convolution, as ``aten.convolution`` takes them, and how many rows are one unit."""
+    """The static arguments of a convolution, as ``aten.convolution`` takes them, and how many examples are one unit."""
 
-    def __init__(self, module: Conv, padding: list[int], output_padding: list[int], rows: int = 1) -> None:
+    def __init__(self, module: Conv, padding: list[int], output_padding: list[int], per_unit: int = 1) -> None:
         self.stride, self.dilation = list(module.stride), list(module.dilation)
         self.kernel = list(module.kernel_size)
         self.padding, self.output_padding = padding, output_padding
         self.transposed = isinstance(module, nn.ConvTranspose2d)
         self.groups = module.groups
-        self.rows = rows
+        self.per_unit = per_unit
         # Whether U is one matrix an example, and whether that is the input as it is.
         self.dense = self.groups == 1 and not self.transposed
         self.pointwise = self.dense and (self.kernel, self.stride, self.padding) == ([1, 1], [1, 1], [0, 0])
@@ -71,33 +71,33 @@ class Geometry:
         )  # fmt: skip
 
 
-# --- every unit's gradient; x and b are (units * rows, ...) ----------------------------------------------------------
+# --- every unit's gradient; x and b are (units * per_unit, ...) ------------------------------------------------------
 
 
 def bmm(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    gradient = x.new_empty(len(x) // geometry.rows, weight.shape[0], weight.shape[1])
-    _products(b.flatten(2), x.flatten(2).transpose(1, 2), geometry.rows, gradient)
+    gradient = x.new_empty(len(x) // geometry.per_unit, weight.shape[0], weight.shape[1])
+    _products(b.flatten(2), x.flatten(2).transpose(1, 2), geometry.per_unit, gradient)
     return gradient.view(-1, *weight.shape)
 
 
-def _products(left: Tensor, right: Tensor, rows: int, out: Tensor) -> None:
-    """Write the sum over every unit's rows of ``left[i] @ right[i]`` into ``out``."""
-    torch.bmm(left[::rows], right[::rows], out=out)
-    for row in range(1, rows):
-        out.baddbmm_(left[row::rows], right[row::rows])
+def _products(left: Tensor, right: Tensor, per_unit: int, out: Tensor) -> None:
+    """Write the sum over every unit's examples of ``left[i] @ right[i]`` into ``out``."""
+    torch.bmm(left[::per_unit], right[::per_unit], out=out)
+    for first in range(1, per_unit):
+        out.baddbmm_(left[first::per_unit], right[first::per_unit])
 
 
 def unfold(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Return the gradients as (n, p, k, k, C): :func:`channels_first` puts them right."""
     p, channels, kh, kw = weight.shape
-    n, rows = len(x) // geometry.rows, geometry.rows
+    n, per_unit = len(x) // geometry.per_unit, geometry.per_unit
     gradient = x.new_empty(n, p, kh * kw * channels)
     left = b.flatten(2)
     pixels = _channels_last(geometry, x)
-    step = max(1, _CHUNK // (4 * rows * left.shape[2] * channels * kh * kw))
+    step = max(1, _CHUNK // (4 * per_unit * left.shape[2] * channels * kh * kw))
     for i in range(0, n, step):
-        own = slice(i * rows, (i + step) * rows)
-        _products(left[own], _patches(geometry, pixels[own], b.shape[2:]), rows, gradient[i : i + step])
+        own = slice(i * per_unit, (i + step) * per_unit)
+        _products(left[own], _patches(geometry, pixels[own], b.shape[2:]), per_unit, gradient[i : i + step])
     return gradient.view(n, p, kh, kw, channels)
 
 
@@ -124,17 +124,17 @@ def _patches(geometry: Geometry, pixels: Tensor, size: torch.Size) -> Tensor:
 
 
 def fold(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    n = len(x) // geometry.rows
+    n = len(x) // geometry.per_unit
     shaped = weight.new_empty(n * len(weight), *weight.shape[1:])  # only its shape matters here
-    # The rows of a unit are the batch, over which a weight gradient is summed anyway.
-    b, x = (t.unflatten(0, (n, -1)).transpose(0, 1).reshape(geometry.rows, -1, *t.shape[2:]) for t in (b, x))
+    # The examples of a unit are the batch, over which a weight gradient is summed anyway.
+    b, x = (t.unflatten(0, (n, -1)).transpose(0, 1).reshape(geometry.per_unit, -1, *t.shape[2:]) for t in (b, x))
     return geometry.weight_gradient(b, x, shaped, geometry.groups * n).view(n, *weight.shape)
 
 
 def loop(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    gradient = x.new_empty(len(x) // geometry.rows, *weight.shape)
+    gradient = x.new_empty(len(x) // geometry.per_unit, *weight.shape)
     for i in range(len(gradient)):
-        own = slice(i * geometry.rows, (i + 1) * geometry.rows)
+        own = slice(i * geometry.per_unit, (i + 1) * geometry.per_unit)
         gradient[i] = geometry.weight_gradient(b[own], x[own], weight)
     return gradient
 
@@ -154,13 +154,13 @@ def gram(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """Return the squared norms from <U^T U, B^T B>, in double precision, since the sum can cancel."""
     pixels = x.permute(0, 2, 3, 1) if geometry.pointwise else _channels_last(geometry, x)
     height, width = pixels.shape[1:3]
-    step = geometry.rows * max(1, _GRAM // (8 * (geometry.rows * height * width) ** 2))
+    step = geometry.per_unit * max(1, _GRAM // (8 * (geometry.per_unit * height * width) ** 2))
     norms = [_gram(geometry, pixels[i : i + step].double(), b[i : i + step].double()) for i in range(0, len(x), step)]
     return torch.cat(norms)
 
 
 def _gram(geometry: Geometry, pixels: Tensor, b: Tensor) -> Tensor:
-    (height, width, _), (oh, ow), r = pixels.shape[1:], b.shape[2:], geometry.rows
+    (height, width, _), (oh, ow), r = pixels.shape[1:], b.shape[2:], geometry.per_unit
     m = len(b) // r
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
     flat = pixels.reshape(m, r * height * width, -1)
@@ -181,7 +181,7 @@ def _gram(geometry: Geometry, pixels: Tensor, b: Tensor) -> Tensor:
 
 def formed(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, form: str) -> Tensor:
     """Return the squared norms from gradients that are formed a few at a time and let go."""
-    step = geometry.rows * max(1, _FORMED // (4 * weight.numel()))
+    step = geometry.per_unit * max(1, _FORMED // (4 * weight.numel()))
     norms = [
         squared_norm(FORMS[form](geometry, x[i : i + step], b[i : i + step], weight)) for i in range(0, len(x), step)
     ]
@@ -205,7 +205,7 @@ class GhostConvRecord:
         # |B|^2 |U|^2 (Cauchy-Schwarz) in its own way. They are added, so that the norm errs upwards and the clipped
         # gradient never exceeds the clip norm.
         rounding = 4 * torch.finfo(b.dtype).eps * geometry.kernel[0] * geometry.kernel[1]
-        size_x, size_b = (squared_norm(t).view(-1, geometry.rows).sum(1) for t in (x, b))
+        size_x, size_b = (squared_norm(t).view(-1, geometry.per_unit).sum(1) for t in (x, b))
         norms = norms + rounding * size_x * size_b
         return cls(geometry, x, b, weight, bias, norms)
 
@@ -213,7 +213,7 @@ class GhostConvRecord:
         return self.norms if self.bias is None else self.norms + squared_norm(self.bias)
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
-        scaled = self.b * weights.to(self.b.dtype).repeat_interleave(self.geometry.rows).view(-1, 1, 1, 1)
+        scaled = self.b * weights.to(self.b.dtype).repeat_interleave(self.geometry.per_unit).view(-1, 1, 1, 1)
         sums = {"weight": self.geometry.weight_gradient(scaled, self.x, self.weight)}
         if self.bias is not None:
             sums["bias"] = weigh(weights, self.bias)
@@ -227,5 +227,5 @@ class GhostConvRecord:
 
     def without(self, dropped: Tensor) -> GhostConvRecord:
         bias = None if self.bias is None else zero_rows(self.bias, dropped)
-        x, b = (zero_rows(t, dropped.repeat_interleave(self.geometry.rows)) for t in (self.x, self.b))
+        x, b = (zero_rows(t, dropped.repeat_interleave(self.geometry.per_unit)) for t in (self.x, self.b))
         return GhostConvRecord(self.geometry, x, b, self.weight, bias, zero_rows(self.norms, dropped))

@@ -41,7 +41,7 @@ class _EmbeddingRecord:
 
 def _record(module: nn.Embedding, tokens: Tensor, b: Tensor, tape: Tape) -> _EmbeddingRecord:
     tokens, b = tape.even(module, tokens), tape.even(module, full_precision(b))
-    tokens = tokens.reshape(len(tokens) // tape.rows_a_unit, -1)
+    tokens = tokens.reshape(len(tokens) // tape.per_unit, -1)
     b = b.reshape(*tokens.shape, -1)
     if module.padding_idx is not None:
         b = b * (tokens != module.padding_idx).unsqueeze(2)

@@ -85,7 +85,7 @@ class _Linear(torch.autograd.Function):
 def linear_record(module: nn.Linear, x: Tensor, b: Tensor, tape: Tape | None = None) -> Record:
     tape = tape or Tape()
     x, b = tape.even(module, full_precision(x)), tape.even(module, full_precision(b))
-    n = len(x) // tape.rows_a_unit  # the rows of a unit are more positions of one example
+    n = len(x) // tape.per_unit  # the examples of a unit are more positions of one example
     u = x.reshape(n, -1, x.shape[-1]).transpose(1, 2)
     b = b.reshape(n, -1, b.shape[-1]).transpose(1, 2)
     bias = b.sum(2) if module.bias is not None and module.bias.requires_grad else None
