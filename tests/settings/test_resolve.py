@@ -214,6 +214,7 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         ({"privacy": {"clipping": "scale"}}, "privacy.clipping=scale is not one of .*did you mean scaled"),
         ({"privacy": {"clipping": "groups"}}, "privacy.clipping=groups needs clip_groups"),
         ({"privacy": {"clip_quantile": 0.4}}, "privacy.clip_quantile was removed: .*clipping=automatic"),
+        ({"privacy": {"rows_per_unit": 4}}, "privacy.rows_per_unit was removed: use privacy.images_per_group"),
         ({"privacy": {"clip_split": "size"}}, "privacy.clip_split was removed: .*equally"),
         ({"privacy": {"clipping": "rescaled"}}, "privacy.clipping=rescaled was removed: .*clipping=flat"),
         ({"privacy": {"clipping": "per_layer"}}, "privacy.clipping=per_layer was removed: .*clipping=scaled"),
