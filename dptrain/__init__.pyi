@@ -53,6 +53,7 @@ from .toolbox.seal import seal as seal
 from .toolbox.seal import unseal as unseal
 from .training.clipped_sum import ClippedSum as ClippedSum
 from .training.journal import StepJournal as StepJournal
+from .training.phases import Phase as Phase
 from .training.trainer import PrivateTrainer as PrivateTrainer
 
 __version__: str

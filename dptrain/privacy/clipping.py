@@ -84,8 +84,13 @@ class Clipping:
         if is_outside_name(self.name):
             held_rule(self.name, clip_norm)
 
-    def rule(self, clip_norm: float, names: Iterable[str]) -> ClipRule:
+    def rule(self, clip_norm: float, names: Iterable[str], among: Iterable[str] | None = None) -> ClipRule:
         """Return the rule for a clip norm and the names of the parameters.
+
+        Args:
+            clip_norm: Of the whole gradient.
+            names: Of the parameters whose gradients are clipped.
+            among: Names that the patterns are held against, where more parameters than these train in the whole run.
 
         Raises:
             ConfigError: A pattern of ``groups`` or ``scales`` matches no layer, ``scaled`` has no scales yet, or a rule
@@ -93,33 +98,36 @@ class Clipping:
         """
         if is_outside_name(self.name):
             return held_rule(self.name, clip_norm)
+        names = tuple(names)
+        among = names if among is None else tuple(among)
         if self.name == "scaled":
-            return self._scaled(clip_norm, names)
+            return self._scaled(clip_norm, names, among)
         if self.name == "groups":
-            groups = self._grouped(names)
+            groups = self._grouped(names, among)
             count = max(groups.values()) + 1
             return GroupClip((clip_norm / math.sqrt(count),) * count, groups)
         return AutomaticClip() if self.name == "automatic" else FlatClip(clip_norm)
 
-    def _scaled(self, clip_norm: float, names: Iterable[str]) -> ScaledClip:
+    def _scaled(self, clip_norm: float, names: tuple[str, ...], among: tuple[str, ...]) -> ScaledClip:
         if not self.scales:
             raise ConfigError("clipping=scaled has no scales: give them, or have dptrain.train measure them")
         by_pattern = dict(reversed(self.scales))  # the first of two
         patterns = tuple(pattern for pattern, _ in self.scales)
-        layers = {name: name.rpartition(".")[0] for name in names}
+        layers = {name: name.rpartition(".")[0] for name in among}
         found = {
             name: layer if layer in by_pattern else _pattern_of(layer, patterns) or None
             for name, layer in layers.items()
         }
         _refuse_unused("clip_scales", patterns, found)
-        scales = {name: 1.0 if pattern is None else by_pattern[pattern] for name, pattern in found.items()}
+        scales = {name: 1.0 if (pattern := found[name]) is None else by_pattern[pattern] for name in names}
         numbers = {scale: number for number, scale in enumerate(dict.fromkeys(scales.values()))}
         return ScaledClip(clip_norm, tuple(numbers), {name: numbers[scale] for name, scale in scales.items()})
 
-    def _grouped(self, names: Iterable[str]) -> dict[str, int]:
+    def _grouped(self, names: tuple[str, ...], among: tuple[str, ...]) -> dict[str, int]:
         """The group of every parameter; a layer's parameters are in one."""
-        keys = {name: _pattern_of(name.rpartition(".")[0], self.groups) for name in names}
-        _refuse_unused("clip_groups", self.groups, keys)
+        found = {name: _pattern_of(name.rpartition(".")[0], self.groups) for name in among}
+        _refuse_unused("clip_groups", self.groups, found)
+        keys = {name: found[name] for name in names}
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
         return {name: numbers[key] for name, key in keys.items()}
 

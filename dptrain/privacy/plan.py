@@ -158,14 +158,17 @@ class PrivacyPlan:
 
         return PoissonSampler(num_units, self.sample_rate, stream)
 
-    def mechanism(self, names: Iterable[str]) -> Mechanism:
+    def mechanism(self, names: Iterable[str], among: Iterable[str] | None = None) -> Mechanism:
         """Return what a step does to the parameters of these names: the clip rule, and the noise that fits it.
+
+        ``among`` are the names of all that train in the run, where a step trains only some of them: a pattern of the
+        clip rule may then fit one of the others alone.
 
         Raises:
             ConfigError: The rule does not fit the parameters.
         """
         names = tuple(names)
-        rule = self.clipping.rule(self.clip_norm, names)
+        rule = self.clipping.rule(self.clip_norm, names, among)
         return Mechanism(rule, frozenset(names), self.noise_multiplier, self.expected_batch_size)
 
 

@@ -13,8 +13,8 @@ from ..privacy.plan import PrivacyPlan
 from ..support.files import flatten, refuse_damage, write_atomically
 
 # Everything a checkpoint may hold. All of it is noised or public.
-CHECKPOINT_KEYS = ("format", "plan", "step", "parameters", "frozen", "average", "optimizer", "seed")
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_KEYS = ("format", "plan", "step", "phases", "parameters", "frozen", "average", "optimizer", "seed")
+CHECKPOINT_FORMAT = 5
 
 
 def save_checkpoint(
@@ -57,7 +57,7 @@ def load_checkpoint(
     damage = _damage(payload, plan)
     if damage is not None:
         raise PrivacyError(f"{file} is damaged: {damage}")
-    return {key: payload[key] for key in ("step", "parameters", "frozen", "average", "optimizer")}
+    return {key: payload[key] for key in ("step", "phases", "parameters", "frozen", "average", "optimizer")}
 
 
 def scales_of(file: Path, content: IO[bytes] | None = None) -> tuple[tuple[str, float], ...]:
@@ -109,6 +109,8 @@ def _damage(payload: dict[str, Any], plan: PrivacyPlan) -> str | None:
     step = payload["step"]
     if type(step) is not int or not 0 <= step <= plan.steps:
         return f"step={step!r} is not a whole number from 0 to {plan.steps}"
+    if not _are_phases(payload["phases"]):
+        return "phases is not a list of steps, names and a clip norm"
     for name in ("parameters", "frozen", "average"):
         table = payload[name]
         if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
@@ -126,6 +128,18 @@ def _damage(payload: dict[str, Any], plan: PrivacyPlan) -> str | None:
     if shapes[0] != shapes[1]:
         return "its average is of other parameters"
     return _optimizer_damage(payload["optimizer"], list(shapes[0].values()))
+
+
+def _are_phases(phases: Any) -> bool:
+    return isinstance(phases, list) and all(
+        isinstance(phase, list)
+        and len(phase) == 3
+        and type(phase[0]) is int
+        and isinstance(phase[1], list)
+        and all(isinstance(name, str) for name in phase[1])
+        and (phase[2] is None or type(phase[2]) is float)
+        for phase in phases
+    )
 
 
 def _optimizer_damage(state: Any, shapes: list[torch.Size]) -> str | None:

@@ -30,6 +30,7 @@ class ClippedSum:
         module, loss_function: As for :func:`~dptrain.clipped_gradient_sum`.
         engine: ``fused``, ``opacus`` or ``microbatch``.
         examples_at_once: Number of examples in every forward pass, see :func:`~dptrain.clipped_gradient_sum`.
+        among: Names of all parameters that train in the run, where these steps train some of them; None: they are all.
         mechanism: The rule by which units are clipped, and the noise that fits it.
 
     Raises:
@@ -41,10 +42,11 @@ class ClippedSum:
     loss_function: LossFunction
     engine: str = "fused"
     examples_at_once: int | None = None
+    among: tuple[str, ...] | None = None
     mechanism: Mechanism = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mechanism", self.plan.mechanism(trainable_parameters(self.module)))
+        object.__setattr__(self, "mechanism", self.plan.mechanism(trainable_parameters(self.module), self.among))
 
     def over(self, batch: Any) -> dict[str, Tensor]:
         """Return the sum over the units of ``batch``."""

@@ -8,9 +8,10 @@ gradients only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from ..privacy.streams import NoiseStream
 from ..support.devices import refuse_single_precision
 from ..support.out_of_memory import in_memory
 from .clipped_sum import ClippedSum
+from .phases import Phase, last_steps, let_train, parameters_of
 
 
 class Loader(Protocol):
@@ -125,7 +127,7 @@ class PrivateTrainer:
         module: What to train; every trainable parameter must have a per-example gradient rule, but for ``microbatch``.
         loss_function: ``loss_function(module, batch)`` -> one loss an example, (n,).
         plan: Makes the sampler, the clip and the noise.
-        optimizer: A torch optimizer over exactly the module's trainable parameters.
+        optimizer: A torch optimizer over exactly the parameters that train in any step.
         loader: Serves the units of a draw.
         num_units: Number of units that ``loader`` can be asked for.
         seed: For tests only: repeats sampling and noise, and voids the guarantee.
@@ -136,6 +138,9 @@ class PrivateTrainer:
         set_rate: Learning rate of a step, from the step's number alone.
         before_step: Called with the step's number before anything of it is computed; it must not look at data.
         on_release: Called with the number of steps, this one included, right before the step's noised gradient is made.
+        phases: Which parameters train in which steps: their steps add up to the plan's, and their names hold all that
+            is trainable. What trains is switched here (``requires_grad``), by the step's number alone. Without phases
+            the module's trainable parameters train in every step.
         probe: A made-up batch of two or more different examples, on which ``check_independence`` is tried now, so that
             no private example decides what comes out; None: the first private batch is tried. False: the caller has
             tried it, or answers for the loss.
@@ -160,11 +165,14 @@ class PrivateTrainer:
         set_rate: Callable[[int], float] | None = None,
         before_step: Callable[[int], None] | None = None,
         on_release: Callable[[int], None] | None = None,
+        phases: Sequence[Phase] = (),
         probe: Any = None,
     ) -> None:
-        check_module(module, engine)
         self.module, self.loss_function, self.plan, self.engine = module, loss_function, plan, engine
-        self.parameters = trainable_parameters(module)
+        if not phases:
+            check_module(module, engine)
+        self.phases = tuple(phases) or (Phase(plan.steps, tuple(trainable_parameters(module))),)
+        self.parameters = parameters_of(module, self.phases, plan.steps)
         for parameter in self.parameters.values():
             refuse_single_precision(parameter.device.type)
         self.optimizer, self.loader = optimizer, loader
@@ -176,10 +184,36 @@ class PrivateTrainer:
         self.step = 0
         self._exact = exact
         self._examples_at_once: int | None = getattr(loader, "examples_at_once", None)
-        self.clipped = ClippedSum(plan, module, loss_function, engine, self._examples_at_once)
         self._set_rate, self._before_step, self._on_release = set_rate, before_step, on_release
-        self._tried = probe is False or (probe is not None and self._try(probe))
-        self._agreed = self._terms()
+        self._ends = last_steps(self.phases)
+        self._sums = [self._sum_of(phase) for phase in self.phases]
+        self._tried: list[bool] = []
+        self._agreed: list[dict[str, tuple[Any, ...]]] = []
+        for number in range(len(self.phases)):
+            self._switch(number)
+            self._tried.append(probe is False or (probe is not None and self._try(probe)))
+            self._agreed.append(self._terms())
+        self._switch(0)
+
+    def _sum_of(self, phase: Phase) -> ClippedSum:
+        """The clip rule of a phase, and the noise that fits it."""
+        let_train(self.parameters, phase.names)
+        check_module(self.module, self.engine)
+        plan = self.plan if phase.clip_norm is None else replace(self.plan, clip_norm=phase.clip_norm)
+        among = tuple(self.parameters)
+        return ClippedSum(plan, self.module, self.loss_function, self.engine, self._examples_at_once, among)
+
+    def _switch(self, number: int) -> None:
+        self._phase = number
+        let_train(self.parameters, self.phases[number].names)
+        self.clipped = self._sums[number]
+
+    def _enter(self) -> None:
+        """Switch to the phase that the next step is in; only the step's number decides it."""
+        number = min(bisect_right(self._ends, self.step), len(self.phases) - 1)
+        if number != self._phase:
+            self._refuse_changed()  # what was changed in the last phase, the switch would hide
+            self._switch(number)
 
     def _try(self, batch: Any) -> bool:
         batch = batch.examples if isinstance(batch, UnitBatch) else batch
@@ -190,6 +224,7 @@ class PrivateTrainer:
         parameters, mechanism = trainable_parameters(self.module), self.clipped.mechanism
         return {
             "plan": astuple(self.plan),
+            "phases": (self._ends, *map(astuple, self.phases)),
             "sampler": (self.sampler, self.sampler.num_units, self.sampler.sample_rate),
             "noise": (self.noise_stream, self.noise_stream.secure, self.secure, self._exact),
             "module": (self.module,),
@@ -206,7 +241,7 @@ class PrivateTrainer:
 
     def _refuse_changed(self) -> None:
         now = self._terms()
-        for name, agreed in self._agreed.items():
+        for name, agreed in self._agreed[self._phase].items():
             if len(now[name]) != len(agreed) or not all(map(_same, now[name], agreed)):
                 raise PrivacyError(
                     f"the {name} changed after step {self.step}, and the guarantee is of what was there at the start: "
@@ -239,6 +274,7 @@ class PrivateTrainer:
     def _take_step(self, batches: Iterator[Any]) -> None:
         if self.step >= self.plan.steps:
             raise PrivacyError(f"step {self.step + 1} requested, but the plan accounts for {self.plan.steps}")
+        self._enter()
         if self._before_step is not None:
             self._before_step(self.step)
         if self._set_rate is not None:
@@ -251,7 +287,7 @@ class PrivateTrainer:
         gradient = self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))
         del total
         for name, parameter in self.parameters.items():
-            parameter.grad = gradient[name].to(parameter.dtype)
+            parameter.grad = gradient[name].to(parameter.dtype) if name in gradient else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -267,12 +303,13 @@ class PrivateTrainer:
         total = {
             name: torch.zeros(p.shape, dtype=torch.int64 if self._exact else torch.float64, device=p.device)
             for name, p in self.parameters.items()
+            if name in self.clipped.mechanism.names
         }
         before = self._tensor_versions()
         # By rule, a seeded run repeats to the last bit, and a unit's whole numbers are a function of the unit alone.
         with by_rule() if self._exact or not self.secure else nullcontext():
             for batch in batches:
-                self._tried = self._tried or self._try(batch)
+                self._tried[self._phase] = self._tried[self._phase] or self._try(batch)
                 for some in self._passes(batch):
                     torch._foreach_add_(list(total.values()), list(self._part(some).values()))
         if before != self._tensor_versions():
@@ -303,6 +340,7 @@ class PrivateTrainer:
         """Return what a resumed run needs: noised or public, all of it."""
         return {
             "step": self.step,
+            "phases": [phase.to_list() for phase in self.phases],
             "parameters": {name: p.detach().clone() for name, p in self.parameters.items()},
             "frozen": {name: t.clone() for name, t in self.module.state_dict().items() if name not in self.parameters},
             "average": {name: value.clone() for name, value in self.average.values.items()},
@@ -313,7 +351,7 @@ class PrivateTrainer:
         """Go on from :meth:`state`; ``step``, if later, counts steps that were started and lost as taken.
 
         Raises:
-            PrivacyError: The state is of other parameters, or this trainer has taken steps already.
+            PrivacyError: The state is of other parameters or phases, or this trainer has taken steps already.
         """
         if self.step:
             raise PrivacyError(
@@ -323,6 +361,8 @@ class PrivateTrainer:
             raise PrivacyError(
                 "the checkpoint holds other trainable parameters than this run: resume with its settings"
             )
+        if state["phases"] != [phase.to_list() for phase in self.phases]:
+            raise PrivacyError("the checkpoint is of a run with other phases than this one: resume with its settings")
         shapes = {name: tensor.shape for name, tensor in {**state["parameters"], **state["frozen"]}.items()}
         if shapes != {name: tensor.shape for name, tensor in self.module.state_dict().items()}:
             raise PrivacyError("the checkpoint is of another model than this run's: resume with its settings")
@@ -331,3 +371,4 @@ class PrivateTrainer:
         self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = max(state["step"], step or 0)
+        self._enter()

@@ -36,7 +36,8 @@ def _state() -> dict[str, Any]:
     average = {name: p / 2 for name, p in plain.items()}
     frozen = {"mean": torch.zeros(2), "count": torch.tensor(3)}
     return {
-        "step": 3, "parameters": plain, "frozen": frozen, "average": average, "optimizer": optimizer.state_dict(),
+        "step": 3, "phases": [[10, ["w", "b"], None]], "parameters": plain, "frozen": frozen, "average": average,
+        "optimizer": optimizer.state_dict(),
     }  # fmt: skip
 
 

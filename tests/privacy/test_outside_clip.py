@@ -112,7 +112,7 @@ def test_the_trainer_follows_it_and_scales_the_noise_to_its_sensitivity(
     monkeypatch.setattr(noise, "privatize", note)
     own = trainer(plan())
     own._exact = exact
-    own._agreed = own._terms()
+    own._agreed = [own._terms()]
     assert list(own.run()) == [1, 2, 3]
     assert told == [float(SENSITIVITY) if exact else 1.0] * 3
     assert plan().clipping.longest(0.5) == 1.0

@@ -9,6 +9,7 @@ from .gradient_bugs import GRADIENT_BUGS
 from .identity_bugs import IDENTITY_BUGS
 from .lease_bugs import LEASE_BUGS
 from .noise_bugs import NOISE_BUGS
+from .phase_bugs import PHASE_BUGS
 from .published_bugs import PUBLISHED_BUGS
 from .reading_bugs import READING_BUGS
 from .record_bugs import RECORD_BUGS
@@ -22,6 +23,7 @@ BUGS: dict[str, Bug] = {
         IDENTITY_BUGS,
         LEASE_BUGS,
         NOISE_BUGS,
+        PHASE_BUGS,
         PUBLISHED_BUGS,
         READING_BUGS,
         RECORD_BUGS,

@@ -15,7 +15,8 @@ from dptrain.training.journal import StepJournal
 
 PLAN = PrivacyPlan(0.1, 10, 1.0, 1.0, 1e-5, 8)
 STATE: dict[str, Any] = {
-    "step": 3, "parameters": {"w": torch.ones(2)}, "frozen": {}, "average": {"w": torch.zeros(2)},
+    "step": 3, "phases": [[10, ["w"], None]], "parameters": {"w": torch.ones(2)}, "frozen": {},
+    "average": {"w": torch.zeros(2)},
     "optimizer": {"state": {}, "param_groups": [{"params": [0], "lr": 0.1}]},
 }  # fmt: skip
 
@@ -104,6 +105,8 @@ def test_a_flipped_bit_of_a_weight_is_refused(tmp_path: Path) -> None:
         ({"format": 1}, "format 1"),
         ({"step": 11}, "step=11"),
         ({"step": "3"}, "step='3'"),
+        ({"phases": torch.zeros(2)}, "phases is not a list"),
+        ({"phases": [[10, "w", None]]}, "phases is not a list"),
         ({"parameters": [1]}, "parameters is not a table"),
         ({"parameters": {"w": torch.full((2,), torch.nan)}}, "finite"),
         ({"frozen": {"statistics": torch.full((2,), torch.nan)}}, r"frozen\.statistics is not made of finite numbers"),
