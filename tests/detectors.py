@@ -95,7 +95,8 @@ def ultralytics_gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[st
     rows: list[tuple[Tensor, ...]] = []
     for index in range(len(batch["img"])):
         loss = ultralytics_loss(own, one_image(batch, index))
-        rows.append(torch.autograd.grad(loss, list(parameters.values())))
+        # Older releases leave the box branch out of the graph of an image without objects: its gradient is zero.
+        rows.append(torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True))
     return {
         name: torch.stack([row[i] for row in rows]) if rows else p.new_zeros((0, *p.shape))
         for i, (name, p) in enumerate(parameters.items())
