@@ -110,7 +110,7 @@ def steps(case: Case) -> dict[str, Step]:
         else:
 
             def private(method: str = method) -> object:
-                return dptrain.clipped_gradient_sum(module, losses, batch, clip_norm=1.0, method=method)
+                return dptrain.clipped_gradient_sum(module, losses, batch, clip_norm=1.0, engine=method)
 
             made[method] = private
     return made

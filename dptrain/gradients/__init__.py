@@ -37,15 +37,15 @@ __all__ = [
 ]
 
 
-def _engine(method: str, module: nn.Module) -> ModuleType:
-    if method not in ENGINES:
-        raise ConfigError(f"method={method!r} is not one of {', '.join(ENGINES)}")
-    check_module(module, method)
-    return ENGINES[method]
+def _engine(engine: str, module: nn.Module) -> ModuleType:
+    if engine not in ENGINES:
+        raise ConfigError(f"engine={engine!r} is not one of {', '.join(ENGINES)}")
+    check_module(module, engine)
+    return ENGINES[engine]
 
 
 def per_sample_gradients(
-    module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused", units: Tensor | None = None
+    module: nn.Module, loss_function: LossFunction, batch: Any, engine: str = "fused", units: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return every example's own gradient, or the mean gradient of every unit of several examples.
 
@@ -55,7 +55,7 @@ def per_sample_gradients(
         loss_function: ``loss_function(module, batch)`` gives one loss an example, shape (n,); loss i must depend on
             example i only.
         batch: A tensor, a tuple, or a mapping such as Ultralytics' collate makes.
-        method: ``fused``, ``opacus`` or ``microbatch``.
+        engine: ``fused``, ``opacus`` or ``microbatch``.
         units: The unit of every example, whole numbers of shape (n,), 0, 0, 1, 2, 2, ...: the examples of a unit lie
             side by side. None: each is its own.
 
@@ -67,7 +67,7 @@ def per_sample_gradients(
         ModelError: The module couples examples, a trainable parameter got no gradient or, but for ``microbatch``, one
             has no rule or is shared. The message names it. Or ``units`` are not numbered as above.
     """
-    return _engine(method, module).per_sample_gradients(module, loss_function, batch, _units(units))
+    return _engine(engine, module).per_sample_gradients(module, loss_function, batch, _units(units))
 
 
 def _units(units: Tensor | None) -> Units | None:
@@ -79,7 +79,7 @@ def clipped_gradient_sum(
     loss_function: LossFunction,
     batch: Any,
     clip_norm: float | ClipRule,
-    method: str = "fused",
+    engine: str = "fused",
     units: Tensor | None = None,
     examples_at_once: int | None = None,
 ) -> dict[str, Tensor]:
@@ -104,21 +104,21 @@ def clipped_gradient_sum(
     tensor}``.
     """
     rule = FlatClip(clip_norm) if isinstance(clip_norm, int | float) else clip_norm
-    engine, own = _engine(method, module), _units(units)
+    chosen, own = _engine(engine, module), _units(units)
     if examples_at_once is not None and own is not None and len(own) == 1 and own.examples > examples_at_once:
         with full_precision():
             mean = mean_gradient(module, loss_function, in_pieces(batch, examples_at_once), own.examples)
         return microbatch.weighted_sum(module, [mean], rule.weights, rule.groups)
     weigh: Weigh = rule.weights
     count = batch_size(batch)
-    if examples_at_once is not None and 0 < count < examples_at_once and engine is not microbatch:
+    if examples_at_once is not None and 0 < count < examples_at_once and chosen is not microbatch:
         if own is None:
             batch, weigh = fill_up(batch, examples_at_once), _of_the_first(count, weigh)
         else:
             filled = fill_up(UnitBatch(batch, own.of_example), examples_at_once)
             batch, weigh, own = filled.examples, _of_the_first(len(own), weigh), Units(filled.units)
     with full_precision(), alike_in_every_place(module):
-        total: dict[str, Tensor] = engine.clipped_sum(module, loss_function, batch, weigh, rule.groups, own)
+        total: dict[str, Tensor] = chosen.clipped_sum(module, loss_function, batch, weigh, rule.groups, own)
     return total
 
 
@@ -132,7 +132,7 @@ def _of_the_first(count: int, weigh: Weigh) -> Weigh:
     return weights
 
 
-def check_independence(module: nn.Module, loss_function: LossFunction, batch: Any, method: str = "fused") -> bool:
+def check_independence(module: nn.Module, loss_function: LossFunction, batch: Any, engine: str = "fused") -> bool:
     """Refuse a module and loss in which one example changes the gradient of another; clipping cannot bound that.
 
     It is tried on at most three of the batch's examples, in five passes: the gradients of two must stay the same when
@@ -150,4 +150,4 @@ def check_independence(module: nn.Module, loss_function: LossFunction, batch: An
     Raises:
         ModelError: One line that says what was done and what changed.
     """
-    return independence.check(_engine(method, module), module, loss_function, batch)
+    return independence.check(_engine(engine, module), module, loss_function, batch)

@@ -37,8 +37,8 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return dict(found.values())
 
 
-def check_module(module: nn.Module, method: str) -> None:
-    """Refuse a module that mixes examples, or of which the engine ``method`` cannot form per-example gradients.
+def check_module(module: nn.Module, engine: str) -> None:
+    """Refuse a module that mixes examples, or of which the engine cannot form per-example gradients.
 
     ``microbatch`` needs no layer rules: plain autograd has the gradient of any module.
 
@@ -46,7 +46,7 @@ def check_module(module: nn.Module, method: str) -> None:
         ModelError: As :func:`refuse_coupling` and :func:`refuse_unsupported`.
     """
     refuse_coupling(module)
-    refuse_unsupported(module, by_rules=method != "microbatch")
+    refuse_unsupported(module, by_rules=engine != "microbatch")
 
 
 def refuse_coupling(module: nn.Module) -> None:

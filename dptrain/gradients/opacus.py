@@ -43,7 +43,7 @@ def _as_opacus_needs_it(module: nn.Module) -> Iterator[None]:
         trains = any(p.requires_grad for p in layer.parameters(recurse=False))
         if trains and isinstance(layer, _BatchNorm):
             raise ModelError(
-                f"Opacus has no rule for layer {name!r} ({type(layer).__name__}) in eval mode: use method='fused', "
+                f"Opacus has no rule for layer {name!r} ({type(layer).__name__}) in eval mode: use engine='fused', "
                 "dptrain.FrozenBatchNorm2d, or freeze its parameters"
             )
         if trains and not layer.training:
@@ -141,7 +141,7 @@ def _check_total(name: str, rows: Tensor, total: Tensor | None) -> None:
     if float((rows.sum(0) - total).norm()) > 1e-3 * scale + 1e-12:
         raise ModelError(
             f"Opacus's per-example gradients of parameter {name!r} do not add up to its gradient: it has no right rule "
-            "for the layer, or the parameter is used outside it; use method='fused'"
+            "for the layer, or the parameter is used outside it; use engine='fused'"
         )
 
 

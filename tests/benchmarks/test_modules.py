@@ -11,7 +11,7 @@ from benchmarks.cases import Case
 from benchmarks.steps import detector, random_batch
 from dptrain.detection import per_image_losses
 
-METHODS = ("fused", "opacus")
+ENGINES = ("fused", "opacus")
 
 
 def small(name: str) -> torch.nn.Module:
@@ -26,17 +26,17 @@ def examples(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", modules.MODULES)
-@pytest.mark.parametrize("method", METHODS)
-def test_gradients_and_clipped_sums_are_those_of_one_example_at_a_time(name: str, method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_and_clipped_sums_are_those_of_one_example_at_a_time(name: str, engine: str) -> None:
     module, batch = small(name), examples(5)
     wanted = dptrain.per_sample_gradients(module, modules.losses, batch, "microbatch")
-    got = dptrain.per_sample_gradients(module, modules.losses, batch, method)
+    got = dptrain.per_sample_gradients(module, modules.losses, batch, engine)
     assert list(got) == list(wanted)
     for key, rows in wanted.items():
         torch.testing.assert_close(got[key], rows, rtol=1e-9, atol=1e-12, msg=key)
     norms = torch.stack([g.flatten(1).square().sum(1) for g in wanted.values()]).sum(0).sqrt()
     clip_norm = float(norms.median())
-    total = dptrain.clipped_gradient_sum(module, modules.losses, batch, clip_norm, method)
+    total = dptrain.clipped_gradient_sum(module, modules.losses, batch, clip_norm, engine)
     reference = dptrain.clipped_gradient_sum(module, modules.losses, batch, clip_norm, "microbatch")
     for key in wanted:
         torch.testing.assert_close(total[key], reference[key], rtol=2e-5, atol=2e-5 * clip_norm, msg=key)

@@ -71,8 +71,8 @@ def test_gradients_of_every_engine_are_those_of_an_image_alone(variant: str, sta
     wanted = alone(model, losses, batch)
     # A level of the box branch without a box has none.
     assert all(g.any() for name, g in wanted.items() if "cv2." not in name), "every trained tensor is reached"
-    for method in ("fused", "opacus") if variant == "lora" else ("fused",):
-        assert_same(dptrain.per_sample_gradients(model, losses, batch, method), wanted, 1e-6, 1e-11)
+    for engine in ("fused", "opacus") if variant == "lora" else ("fused",):
+        assert_same(dptrain.per_sample_gradients(model, losses, batch, engine), wanted, 1e-6, 1e-11)
 
 
 @pytest.mark.parametrize("variant", ["lora", "one_to_one"])

@@ -56,7 +56,7 @@ def test_norms_and_sums_are_in_full_precision(name: str, call: Callable[..., Any
 def test_the_gradients_are_those_that_autocast_gives_one_example_at_a_time(name: str, call: Callable[..., Any]) -> None:
     module, batch = case(name, 4)
     full = dptrain.per_sample_gradients(module, modules.losses, batch)
-    wanted = within(dptrain.per_sample_gradients, module, batch, method="microbatch")
+    wanted = within(dptrain.per_sample_gradients, module, batch, engine="microbatch")
     got = call(dptrain.per_sample_gradients, module, batch)
     scale = sum(float(rows.norm()) ** 2 for rows in full.values()) ** 0.5
     off = {name: sum(float((a[k] - b[k]).norm()) ** 2 for k in full) ** 0.5 / scale

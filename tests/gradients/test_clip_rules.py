@@ -33,13 +33,13 @@ def rule_for(clipping: Clipping, module: nn.Module, clip_norm: float) -> ClipRul
     return clipping.rule(clip_norm, trainable_parameters(module))
 
 
-def total(rule: ClipRule, module: nn.Module, x: Tensor, method: str) -> dict[str, Tensor]:
-    return dptrain.clipped_gradient_sum(module, losses, x, rule, method)
+def total(rule: ClipRule, module: nn.Module, x: Tensor, engine: str) -> dict[str, Tensor]:
+    return dptrain.clipped_gradient_sum(module, losses, x, rule, engine)
 
 
-@pytest.mark.parametrize("method", list(ENGINES))
+@pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: clipping.name)
-def test_the_sum_is_that_of_plain_autograd_one_example_at_a_time(clipping: Clipping, method: str) -> None:
+def test_the_sum_is_that_of_plain_autograd_one_example_at_a_time(clipping: Clipping, engine: str) -> None:
     module, x = seeded(Cnn), images(3)
     gradients = one_at_a_time(module, losses, x)
     for clip_norm in (1.0,) if clipping.name == "automatic" else (1e-3, 2.0, 1e6):
@@ -49,15 +49,15 @@ def test_the_sum_is_that_of_plain_autograd_one_example_at_a_time(clipping: Clipp
         for name, rows in gradients.items():
             squared[:, of[name]] += rows.flatten(1).square().sum(1)
         weights = rule.weights(squared)
-        got = total(rule, module, x, method)
+        got = total(rule, module, x, engine)
         for name, rows in gradients.items():
             wanted = torch.einsum("n,n...->...", weights[:, of[name]], rows)
             torch.testing.assert_close(got[name], wanted, rtol=1e-6, atol=1e-8 * rule.sensitivity(), msg=name)
 
 
-@pytest.mark.parametrize("method", list(ENGINES))
+@pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: clipping.name)
-def test_one_example_moves_the_sum_by_at_most_the_sensitivity(clipping: Clipping, method: str) -> None:
+def test_one_example_moves_the_sum_by_at_most_the_sensitivity(clipping: Clipping, engine: str) -> None:
     """Ordinary ones, huge and tiny ones, one that is not finite, and one whose layers differ by orders of magnitude."""
     module = seeded(Cnn)
     largest = 0.0
@@ -74,7 +74,7 @@ def test_one_example_moves_the_sum_by_at_most_the_sensitivity(clipping: Clipping
         rule = rule_for(clipping, module, 1.0 if clipping.name == "automatic" else clip_norm)
         x = images(others + 1, seed=seed)
         x[-1] *= scale
-        both, without = total(rule, module, x, method), total(rule, module, x[:-1], method)
+        both, without = total(rule, module, x, engine), total(rule, module, x[:-1], engine)
         moved = torch.cat([(both[name] - without[name]).flatten() for name in both]).norm()
         assert float(moved) <= rule.sensitivity() * (1 + 1e-9)
         if not math.isfinite(scale):
@@ -85,8 +85,8 @@ def test_one_example_moves_the_sum_by_at_most_the_sensitivity(clipping: Clipping
     assert largest > 0.2, "nothing came near the bound"
 
 
-@pytest.mark.parametrize("method", list(ENGINES))
-def test_a_layer_that_the_loss_does_not_reach_is_named_also_where_it_is_a_group(method: str) -> None:
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_a_layer_that_the_loss_does_not_reach_is_named_also_where_it_is_a_group(engine: str) -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -97,7 +97,7 @@ def test_a_layer_that_the_loss_does_not_reach_is_named_also_where_it_is_a_group(
 
     module = Half()
     with pytest.raises(dptrain.ModelError, match=r"'idle\.weight' got no gradient"):
-        total(rule_for(Clipping("groups", ("used", "idle")), module, 1.0), module, torch.randn(2, 3), method)
+        total(rule_for(Clipping("groups", ("used", "idle")), module, 1.0), module, torch.randn(2, 3), engine)
 
 
 @pytest.mark.parametrize("clipping", RULES, ids=lambda clipping: clipping.name)

@@ -24,7 +24,6 @@ from dptrain.gradients.modules import FrozenBatchNorm2d
 from ..detectors import FAMILIES, random_batch, stock_detector, ultralytics_gradients, write_checkpoint
 from .oracle import assert_same, clipped, one_at_a_time, projected_losses, squared_norms
 
-METHODS = tuple(ENGINES)
 BY_RULES = ("fused", "opacus")  # microbatch needs none: test_any_module.py
 plain_losses = projected_losses()
 
@@ -94,15 +93,15 @@ def in_double(model: nn.Module, batch: dict[str, Tensor]) -> tuple[nn.Module, di
 # --- agreement -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", [Cnn, Vit])
 @pytest.mark.parametrize("n", [0, 1, 2, 9])
-def test_networks_that_are_no_detectors(kind: Callable[[], nn.Module], method: str, n: int) -> None:
+def test_networks_that_are_no_detectors(kind: Callable[[], nn.Module], engine: str, n: int) -> None:
     module = seeded(kind)
     wanted = one_at_a_time(module, plain_losses, images(n))
-    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(n), method), wanted, 1e-9, 1e-12)
+    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(n), engine), wanted, 1e-9, 1e-12)
     for clip_norm in (1e-9, 0.5, 1e6):
-        got = dptrain.clipped_gradient_sum(module, plain_losses, images(n), clip_norm, method)
+        got = dptrain.clipped_gradient_sum(module, plain_losses, images(n), clip_norm, engine)
         assert list(got) == list(wanted)
         expected = clipped(wanted, clip_norm)
         for name in wanted:
@@ -120,8 +119,8 @@ def test_detectors(detectors: Callable[[str, str], Any], name: str, norm: str) -
     model, batch = in_double(detectors(name, norm), random_batch([0, 1, 60, 3]))
     wanted = ultralytics_gradients(model, batch)
     assert len(wanted) == TENSORS.get((name, norm), len(wanted))
-    for method in METHODS:
-        assert_same(dptrain.per_sample_gradients(model, per_image_losses, batch, method), wanted, 1e-6, 1e-12)
+    for engine in ENGINES:
+        assert_same(dptrain.per_sample_gradients(model, per_image_losses, batch, engine), wanted, 1e-6, 1e-12)
 
 
 SINGLE = [
@@ -141,9 +140,9 @@ def test_detectors_in_single_precision(
     model, batch = detectors(name, norm), random_batch(boxes, height, width)
     wanted = ultralytics_gradients(*in_double(copy.deepcopy(model), batch))
     norms = squared_norms(wanted).sqrt()
-    methods = METHODS if height * width <= 64 * 64 else ("fused",)
-    for method in methods:
-        got = dptrain.per_sample_gradients(model, per_image_losses, batch, method)
+    engines = ENGINES if height * width <= 64 * 64 else ("fused",)
+    for engine in engines:
+        got = dptrain.per_sample_gradients(model, per_image_losses, batch, engine)
         for row in range(len(boxes)):  # a tensor far below the whole gradient holds rounding only
             one, reference = ({k: g[row : row + 1] for k, g in both.items()} for both in (got, wanted))
             assert_same(one, reference, 1e-4, 2e-6 * float(norms[row]))
@@ -152,11 +151,11 @@ def test_detectors_in_single_precision(
         assert float((got[key] - total).norm()) <= 1e-4 * 0.1 * len(boxes), key
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_empty_batch_of_images(detectors: Callable[[str, str], Any], method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_empty_batch_of_images(detectors: Callable[[str, str], Any], engine: str) -> None:
     model = detectors("yolo26n", "group")
-    rows = dptrain.per_sample_gradients(model, per_image_losses, random_batch([]), method)
-    sums = dptrain.clipped_gradient_sum(model, per_image_losses, random_batch([]), 1.0, method)
+    rows = dptrain.per_sample_gradients(model, per_image_losses, random_batch([]), engine)
+    sums = dptrain.clipped_gradient_sum(model, per_image_losses, random_batch([]), 1.0, engine)
     for name, p in model.named_parameters():
         assert rows[name].shape == (0, *p.shape)
         assert sums[name].shape == p.shape and not sums[name].any()
@@ -169,8 +168,8 @@ def test_detectors_that_train_in_part(detectors: Callable[[str, str], Any], trai
     model, batch = in_double(model, random_batch([2, 5]))
     wanted = ultralytics_gradients(model, batch)
     assert list(wanted) == chosen
-    for method in ("fused", "opacus"):
-        assert_same(dptrain.per_sample_gradients(model, per_image_losses, batch, method), wanted, 1e-6, 1e-12)
+    for engine in ("fused", "opacus"):
+        assert_same(dptrain.per_sample_gradients(model, per_image_losses, batch, engine), wanted, 1e-6, 1e-12)
 
 
 def test_the_weight_of_the_heads_reaches_the_gradients(detectors: Callable[[str, str], Any]) -> None:
@@ -185,47 +184,47 @@ def test_the_weight_of_the_heads_reaches_the_gradients(detectors: Callable[[str,
 # --- clipping --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("clip_norm", [1e-6, 1.0, 1e4])
 def test_no_example_adds_more_than_the_clip_norm(
-    detectors: Callable[[str, str], Any], clip_norm: float, method: str
+    detectors: Callable[[str, str], Any], clip_norm: float, engine: str
 ) -> None:
     model = detectors("yolo26n", "group")
     batch = random_batch([6], seed=3)
     # A large loss, so that every clip norm clips.
-    got = dptrain.clipped_gradient_sum(model, lambda m, b: 1e6 * per_image_losses(m, b), batch, clip_norm, method)
+    got = dptrain.clipped_gradient_sum(model, lambda m, b: 1e6 * per_image_losses(m, b), batch, clip_norm, engine)
     length = math.sqrt(sum(float(g.double().square().sum()) for g in got.values()))
     assert length <= clip_norm
     assert length >= clip_norm * (1 - 1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 0.7, 123.4])
-def test_a_long_gradient_of_equal_entries_is_clipped_too(method: str, value: float) -> None:
+def test_a_long_gradient_of_equal_entries_is_clipped_too(engine: str, value: float) -> None:
     """Where a single precision sum of squares goes furthest astray."""
     layer = nn.Conv2d(250, 400, 3, bias=False)
     x = torch.full((1, 250, 20, 20), value)
-    got = dptrain.clipped_gradient_sum(layer, lambda m, x: m(x).sum((1, 2, 3)), x, 1.0, method)
+    got = dptrain.clipped_gradient_sum(layer, lambda m, x: m(x).sum((1, 2, 3)), x, 1.0, engine)
     length = float(got["weight"].double().square().sum().sqrt())
     assert 1 - 1e-4 <= length <= 1.0
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_example_below_the_clip_norm_is_left_as_it_is(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_example_below_the_clip_norm_is_left_as_it_is(engine: str) -> None:
     module = seeded(Cnn)
     wanted = one_at_a_time(module, plain_losses, images(3))
-    got = dptrain.clipped_gradient_sum(module, plain_losses, images(3), 1e8, method)
+    got = dptrain.clipped_gradient_sum(module, plain_losses, images(3), 1e8, engine)
     for name, g in wanted.items():
         torch.testing.assert_close(got[name], g.sum(0), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_example_without_a_gradient_adds_nothing_and_harms_nothing(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_example_without_a_gradient_adds_nothing_and_harms_nothing(engine: str) -> None:
     module = nn.Linear(3, 2).double()
     x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)
     losses = lambda m, x: m(x).sum(1) * (x[:, 0] > 2)  # noqa: E731
-    got = dptrain.clipped_gradient_sum(module, losses, x, 1.0, method)
-    alone = dptrain.clipped_gradient_sum(module, losses, x[1:], 1.0, method)
+    got = dptrain.clipped_gradient_sum(module, losses, x, 1.0, engine)
+    alone = dptrain.clipped_gradient_sum(module, losses, x[1:], 1.0, engine)
     for name in got:
         torch.testing.assert_close(got[name], alone[name])
 
@@ -233,29 +232,29 @@ def test_an_example_without_a_gradient_adds_nothing_and_harms_nothing(method: st
 # --- examples that are not finite ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("kind", [Cnn, Vit])
-def test_an_example_that_is_not_finite_counts_as_zero(kind: Callable[[], nn.Module], bad: float, method: str) -> None:
+def test_an_example_that_is_not_finite_counts_as_zero(kind: Callable[[], nn.Module], bad: float, engine: str) -> None:
     module = kind().float()
     x = images(4).float()
     x[2] = bad
     losses = projected_losses(lambda m, x: m(x) * x.flatten(1).mean(1, keepdim=True) ** 2)
-    got = dptrain.clipped_gradient_sum(module, losses, x, 0.5, method)
-    others = dptrain.clipped_gradient_sum(module, losses, x[[0, 1, 3]], 0.5, method)
+    got = dptrain.clipped_gradient_sum(module, losses, x, 0.5, engine)
+    others = dptrain.clipped_gradient_sum(module, losses, x[[0, 1, 3]], 0.5, engine)
     for name in got:
         torch.testing.assert_close(got[name], others[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_image_that_is_not_finite_leaves_the_others_alone(
-    detectors: Callable[[str, str], Any], bad: float, method: str
+    detectors: Callable[[str, str], Any], bad: float, engine: str
 ) -> None:
     model = detectors("yolo26n", "group")
     batch = random_batch([3, 4, 2])
     batch["img"][1, :, 10:20, 10:20] = bad
-    got = dptrain.clipped_gradient_sum(model, per_image_losses, batch, 0.5, method)
+    got = dptrain.clipped_gradient_sum(model, per_image_losses, batch, 0.5, engine)
     kept = random_batch([3, 4, 2])
     own = kept["batch_idx"] != 1
     kept = {
@@ -264,7 +263,7 @@ def test_an_image_that_is_not_finite_leaves_the_others_alone(
         "cls": kept["cls"][own],
         "bboxes": kept["bboxes"][own],
     }
-    others = dptrain.clipped_gradient_sum(model, per_image_losses, kept, 0.5, method)
+    others = dptrain.clipped_gradient_sum(model, per_image_losses, kept, 0.5, engine)
     for name in got:
         assert torch.isfinite(got[name]).all()
         torch.testing.assert_close(got[name], others[name], rtol=1e-3, atol=2e-6)
@@ -273,8 +272,8 @@ def test_an_image_that_is_not_finite_leaves_the_others_alone(
 # --- nothing is left behind ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_module_is_left_as_it_was(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_module_is_left_as_it_was(engine: str) -> None:
     module = seeded(Cnn).train()
     module.body[7].eval()
     module.body[0].eval()
@@ -287,8 +286,8 @@ def test_the_module_is_left_as_it_was(method: str) -> None:
     hooks = [(len(m._forward_hooks), len(m._backward_hooks), len(m._forward_pre_hooks)) for m in module.modules()]
     attributes = [set(vars(p)) for p in module.parameters()]
     for function in (
-        lambda: dptrain.per_sample_gradients(module, plain_losses, images(2), method),
-        lambda: dptrain.clipped_gradient_sum(module, plain_losses, images(2), 1.0, method),
+        lambda: dptrain.per_sample_gradients(module, plain_losses, images(2), engine),
+        lambda: dptrain.clipped_gradient_sum(module, plain_losses, images(2), 1.0, engine),
     ):
         function()
         for p in module.parameters():
@@ -303,8 +302,8 @@ def test_the_module_is_left_as_it_was(method: str) -> None:
     assert [m.inplace for m in module.modules() if hasattr(m, "inplace")] == [True, True]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_module_is_left_as_it_was_after_an_error(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_module_is_left_as_it_was_after_an_error(engine: str) -> None:
     module = seeded(Cnn)
 
     def broken(module: nn.Module, x: Tensor) -> Tensor:
@@ -312,15 +311,15 @@ def test_the_module_is_left_as_it_was_after_an_error(method: str) -> None:
         raise KeyError("in the loss")
 
     with pytest.raises(KeyError, match="in the loss"):
-        dptrain.per_sample_gradients(module, broken, images(2), method)
+        dptrain.per_sample_gradients(module, broken, images(2), engine)
     assert not any("forward" in m.__dict__ for m in module.modules())
     assert all(p.grad is None for p in module.parameters())
     wanted = one_at_a_time(module, plain_losses, images(2))
-    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(2), method), wanted, 1e-9, 1e-12)
+    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(2), engine), wanted, 1e-9, 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_batches_as_tuples_and_mappings(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_batches_as_tuples_and_mappings(engine: str) -> None:
     module = nn.Linear(4, 3).double()
     x, y = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0])
     pair = lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none")  # noqa: E731
@@ -329,7 +328,7 @@ def test_batches_as_tuples_and_mappings(method: str) -> None:
         [torch.autograd.grad(pair(module, (x[i : i + 1], y[i : i + 1])).sum(), module.weight)[0] for i in range(5)]
     )
     for batch, losses in (((x, y), pair), ([x, y], pair), ({"x": x, "y": y}, named)):
-        got = dptrain.per_sample_gradients(module, losses, batch, method)["weight"]
+        got = dptrain.per_sample_gradients(module, losses, batch, engine)["weight"]
         torch.testing.assert_close(got, wanted)
 
 
@@ -342,13 +341,13 @@ def test_float16_and_bfloat16_gradients_are_formed_in_single_precision() -> None
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def refused(module: nn.Module, *words: str, method: str = "fused", x: Tensor | None = None, losses: Any = None) -> str:
+def refused(module: nn.Module, *words: str, engine: str = "fused", x: Tensor | None = None, losses: Any = None) -> str:
     """The engine refuses with one line that has all the words in it."""
     x = images(3).float() if x is None else x
     with pytest.raises(dptrain.ModelError) as caught:
-        dptrain.per_sample_gradients(module, losses or plain_losses, x, method)
+        dptrain.per_sample_gradients(module, losses or plain_losses, x, engine)
     with pytest.raises(dptrain.ModelError):
-        dptrain.clipped_gradient_sum(module, losses or plain_losses, x, 1.0, method)
+        dptrain.clipped_gradient_sum(module, losses or plain_losses, x, 1.0, engine)
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -367,7 +366,7 @@ class Named(nn.Module):
         return self.middle(self.first(x))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "norm",
     [
@@ -383,8 +382,8 @@ class Named(nn.Module):
     ],
     ids=str,
 )
-def test_layers_that_mix_images_are_refused_by_name(norm: nn.Module, method: str) -> None:
-    refused(Named(norm), "middle", type(norm).__name__, method=method)
+def test_layers_that_mix_images_are_refused_by_name(norm: nn.Module, engine: str) -> None:
+    refused(Named(norm), "middle", type(norm).__name__, engine=engine)
 
 
 def test_stock_detectors_are_refused() -> None:
@@ -393,13 +392,13 @@ def test_stock_detectors_are_refused() -> None:
         dptrain.per_sample_gradients(model, per_image_losses, random_batch([1, 2]))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_batch_norm_that_is_turned_on_during_the_run_is_refused(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_batch_norm_that_is_turned_on_during_the_run_is_refused(engine: str) -> None:
     module = seeded(Cnn)
     module.body[7].eval()
-    dptrain.per_sample_gradients(module, plain_losses, images(2), method)
+    dptrain.per_sample_gradients(module, plain_losses, images(2), engine)
     module.train()
-    refused(module, "body.7", method=method, x=images(2))
+    refused(module, "body.7", engine=engine, x=images(2))
 
 
 class Attention(nn.Module):
@@ -442,7 +441,7 @@ def normed(old: bool) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize("method", BY_RULES)
+@pytest.mark.parametrize("engine", BY_RULES)
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -457,10 +456,10 @@ def normed(old: bool) -> nn.Module:
         (lambda: nn.Sequential(nn.Linear(12, 12), nn.utils.spectral_norm(nn.Linear(12, 3))), "'1.weight_orig'"),
     ],
 )
-def test_layers_without_a_rule_are_refused_by_name(make: Callable[[], nn.Module], name: str, method: str) -> None:
+def test_layers_without_a_rule_are_refused_by_name(make: Callable[[], nn.Module], name: str, engine: str) -> None:
     module = make()
     module.train()
-    refused(module, name, method=method, x=None if "middle" in name else images(3).float()[:, 0])
+    refused(module, name, engine=engine, x=None if "middle" in name else images(3).float()[:, 0])
 
 
 def test_layers_without_a_rule_may_be_frozen() -> None:
@@ -468,48 +467,48 @@ def test_layers_without_a_rule_may_be_frozen() -> None:
     module[1].requires_grad_(False)
     x = images(3)[:, 0]
     wanted = one_at_a_time(module, plain_losses, x)
-    for method in METHODS:
-        assert_same(dptrain.per_sample_gradients(module, plain_losses, x, method), wanted, 1e-9, 1e-12)
+    for engine in ENGINES:
+        assert_same(dptrain.per_sample_gradients(module, plain_losses, x, engine), wanted, 1e-9, 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("role", ["weight", "bias"])
-def test_parameters_frozen_one_by_one(method: str, role: str) -> None:
+def test_parameters_frozen_one_by_one(engine: str, role: str) -> None:
     module = seeded(Cnn)
     for layer in module.modules():
         if isinstance(getattr(layer, role, None), nn.Parameter):
             getattr(layer, role).requires_grad_(False)
     wanted = one_at_a_time(module, plain_losses, images(3))
     assert wanted and not any(name.endswith(role) for name in wanted)
-    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(3), method), wanted, 1e-9, 1e-12)
+    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(3), engine), wanted, 1e-9, 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_batch_norm_in_eval_mode(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_batch_norm_in_eval_mode(engine: str) -> None:
     module = Named(nn.BatchNorm2d(4)).double().eval()
-    if method == "opacus":
-        refused(module, "middle", method=method, x=images(2))
+    if engine == "opacus":
+        refused(module, "middle", engine=engine, x=images(2))
         return
     wanted = one_at_a_time(module, plain_losses, images(3))
-    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(3), method), wanted, 1e-9, 1e-12)
+    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(3), engine), wanted, 1e-9, 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_module_in_eval_mode(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_module_in_eval_mode(engine: str) -> None:
     module = seeded(Vit).eval()
     wanted = one_at_a_time(module, plain_losses, images(3))
-    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(3), method), wanted, 1e-9, 1e-12)
+    assert_same(dptrain.per_sample_gradients(module, plain_losses, images(3), engine), wanted, 1e-9, 1e-12)
     assert not any(m.training for m in module.modules())
 
 
-@pytest.mark.parametrize("method", BY_RULES)
-def test_tied_parameters_are_refused_by_name(method: str) -> None:
+@pytest.mark.parametrize("engine", BY_RULES)
+def test_tied_parameters_are_refused_by_name(engine: str) -> None:
     tied = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     tied[2].weight = tied[0].weight
-    refused(tied, "'2.weight'", "'0.weight'", method=method, x=torch.randn(3, 4))
+    refused(tied, "'2.weight'", "'0.weight'", engine=engine, x=torch.randn(3, 4))
     within = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     within[1].bias = within[1].weight
-    refused(within, "'1.bias'", "'1.weight'", method=method, x=torch.randn(3, 4))
+    refused(within, "'1.bias'", "'1.weight'", engine=engine, x=torch.randn(3, 4))
 
 
 class Unreached(nn.Module):
@@ -522,20 +521,20 @@ class Unreached(nn.Module):
         return self.used(x)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_parameter_that_the_loss_does_not_reach_is_refused_by_name(method: str) -> None:
-    refused(Unreached(), "'spare.weight'", method=method, x=torch.randn(3, 4))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_parameter_that_the_loss_does_not_reach_is_refused_by_name(engine: str) -> None:
+    refused(Unreached(), "'spare.weight'", engine=engine, x=torch.randn(3, 4))
     detached = lambda m, x: m(x).detach().sum(1)  # noqa: E731
-    refused(nn.Linear(4, 4), "'weight'", method=method, x=torch.randn(3, 4), losses=detached)
+    refused(nn.Linear(4, 4), "'weight'", engine=engine, x=torch.randn(3, 4), losses=detached)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_head_that_the_loss_leaves_out_is_refused_by_name(detectors: Callable[[str, str], Any], method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_head_that_the_loss_leaves_out_is_refused_by_name(detectors: Callable[[str, str], Any], engine: str) -> None:
     from dptrain.detection.loss import PerImageLoss
 
     one_head = lambda m, b: PerImageLoss()._of_head(m, 10).per_image(m(b["img"])["one2many"], b)  # noqa: E731
     with pytest.raises(dptrain.ModelError, match="one2one_cv2"):
-        dptrain.per_sample_gradients(detectors("yolo26n", "group"), one_head, random_batch([1, 2]), method)
+        dptrain.per_sample_gradients(detectors("yolo26n", "group"), one_head, random_batch([1, 2]), engine)
 
 
 class ReadsParameter(nn.Module):
@@ -551,9 +550,9 @@ class ReadsParameter(nn.Module):
 
 
 @pytest.mark.parametrize("also_called", [True, False])
-@pytest.mark.parametrize("method", BY_RULES)
-def test_a_parameter_read_outside_its_layer_is_refused_by_name(method: str, also_called: bool) -> None:
-    refused(ReadsParameter(also_called), "two.weight", method=method, x=torch.randn(3, 4))
+@pytest.mark.parametrize("engine", BY_RULES)
+def test_a_parameter_read_outside_its_layer_is_refused_by_name(engine: str, also_called: bool) -> None:
+    refused(ReadsParameter(also_called), "two.weight", engine=engine, x=torch.randn(3, 4))
 
 
 def test_a_penalty_on_the_weights_is_refused_by_name() -> None:
@@ -561,14 +560,14 @@ def test_a_penalty_on_the_weights_is_refused_by_name() -> None:
     refused(nn.Linear(4, 4), "'weight'", x=torch.randn(3, 4), losses=penalised)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "losses",
     [lambda m, x: m(x).sum(), lambda m, x: m(x), lambda m, x: m(x).sum(1, keepdim=True), lambda m, x: m(x).sum(0)],
     ids=["scalar", "matrix", "column", "one too many"],
 )
-def test_losses_of_the_wrong_shape_are_refused(method: str, losses: Any) -> None:
-    refused(nn.Linear(4, 5), method=method, x=torch.randn(3, 4), losses=losses)
+def test_losses_of_the_wrong_shape_are_refused(engine: str, losses: Any) -> None:
+    refused(nn.Linear(4, 5), engine=engine, x=torch.randn(3, 4), losses=losses)
 
 
 class SharedAcross(nn.Module):
@@ -590,26 +589,26 @@ class SharedAcross(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["template", "template only", "rows"])
-@pytest.mark.parametrize("method", BY_RULES)
-def test_a_layer_whose_rows_are_not_the_examples_is_refused_by_name(method: str, how: str) -> None:
-    refused(SharedAcross(how), "out" if how == "rows" else "conv", method=method)
+@pytest.mark.parametrize("engine", BY_RULES)
+def test_a_layer_whose_rows_are_not_the_examples_is_refused_by_name(engine: str, how: str) -> None:
+    refused(SharedAcross(how), "out" if how == "rows" else "conv", engine=engine)
 
 
 def test_nothing_to_train_and_unknown_methods_are_refused() -> None:
     refused(nn.Linear(4, 4).requires_grad_(False), "trainable", x=torch.randn(3, 4))
     with pytest.raises(dptrain.ConfigError, match="ghost"):
-        dptrain.per_sample_gradients(nn.Linear(4, 4), plain_losses, torch.randn(3, 4), method="ghost")
+        dptrain.per_sample_gradients(nn.Linear(4, 4), plain_losses, torch.randn(3, 4), engine="ghost")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
-def test_padding_modes_are_right_or_refused(mode: str, method: str) -> None:
+def test_padding_modes_are_right_or_refused(mode: str, engine: str) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), nn.GroupNorm(1, 4)).double()
     wanted = one_at_a_time(module, plain_losses, images(3))
     try:
-        got = dptrain.per_sample_gradients(module, plain_losses, images(3), method)
+        got = dptrain.per_sample_gradients(module, plain_losses, images(3), engine)
     except dptrain.ModelError as error:
-        assert method == "opacus" and "'0.weight'" in str(error)
+        assert engine == "opacus" and "'0.weight'" in str(error)
     else:
         assert_same(got, wanted, 1e-9, 1e-12)
 
@@ -620,5 +619,5 @@ def test_importing_opacus_leaves_the_programs_log_alone(monkeypatch: pytest.Monk
     for name in [name for name in sys.modules if name.partition(".")[0] == "opacus"]:
         monkeypatch.delitem(sys.modules, name)
     model = nn.Linear(3, 2)
-    dptrain.per_sample_gradients(model, lambda module, x: module(x).sum(1), torch.ones(2, 3), method="opacus")
+    dptrain.per_sample_gradients(model, lambda module, x: module(x).sum(1), torch.ones(2, 3), engine="opacus")
     assert "opacus" in sys.modules and logging.getLogger().handlers == []

@@ -76,21 +76,21 @@ LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("method", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_a_loss_that_looks_at_the_batch_is_refused(loss: Any, method: str) -> None:
+def test_a_loss_that_looks_at_the_batch_is_refused(loss: Any, engine: str) -> None:
     for n in (2, 3, 7):
         with pytest.raises(ModelError, match="of one example changed") as caught:
-            dptrain.check_independence(Net(), loss, batch(n), method)
+            dptrain.check_independence(Net(), loss, batch(n), engine)
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("between", LAYERS.values(), ids=LAYERS.keys())
-def test_a_layer_that_looks_at_the_batch_is_refused(between: Callable[[Tensor], Tensor], method: str) -> None:
+def test_a_layer_that_looks_at_the_batch_is_refused(between: Callable[[Tensor], Tensor], engine: str) -> None:
     for n in (2, 3, 7):
         with pytest.raises(ModelError, match="of one example changed"):
-            dptrain.check_independence(Net(between), losses, batch(n), method)
+            dptrain.check_independence(Net(between), losses, batch(n), engine)
 
 
 class Positions(nn.Module):
@@ -112,15 +112,15 @@ def test_a_layer_whose_rows_are_as_many_as_the_examples_by_chance_is_refused(pla
             dptrain.check_independence(Positions(places), losses, batch(n, places))
 
 
-@pytest.mark.parametrize("method", [*ENGINES, "microbatch"])
+@pytest.mark.parametrize("engine", [*ENGINES, "microbatch"])
 @pytest.mark.parametrize("n", [2, 3, 5])
-def test_what_is_independent_passes_and_leaves_no_trace(n: int, method: str) -> None:
-    for module in (Net(), Net(p=0.5), *([] if method == "opacus" else [Net().bfloat16()])):
+def test_what_is_independent_passes_and_leaves_no_trace(n: int, engine: str) -> None:
+    for module in (Net(), Net(p=0.5), *([] if engine == "opacus" else [Net().bfloat16()])):
         kind = next(module.parameters()).dtype
         own = batch(n)._replace(x=batch(n).x.to(kind))
         before = {name: value.clone() for name, value in module.state_dict().items()}
         state = torch.get_rng_state()
-        assert dptrain.check_independence(module, losses, own, method)
+        assert dptrain.check_independence(module, losses, own, engine)
         assert torch.equal(state, torch.get_rng_state()), "the run's random numbers moved"
         assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
         assert all(p.grad is None and not hasattr(p, "grad_sample") for p in module.parameters())

@@ -21,7 +21,6 @@ from ..detectors import random_batch, ultralytics_gradients
 from .oracle import assert_same, clipped, of_units, one_at_a_time, projected_losses, squared_norms
 from .test_engines import Cnn, Vit, images, in_double, seeded
 
-METHODS = tuple(ENGINES)
 losses = projected_losses()
 UNITS = {"two of three": [0, 0, 0, 1, 1, 1], "of 1, 3 and 2": [0, 1, 1, 1, 2, 2], "one of all": [0] * 6,
          "six of one": [0, 1, 2, 3, 4, 5]}  # fmt: skip
@@ -31,18 +30,18 @@ def total_norm(gradients: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", [Cnn, Vit])
 @pytest.mark.parametrize("units", UNITS.values(), ids=UNITS)
 def test_a_units_gradient_is_the_mean_of_its_examples(
-    kind: Callable[[], nn.Module], method: str, units: list[int]
+    kind: Callable[[], nn.Module], engine: str, units: list[int]
 ) -> None:
     module = seeded(kind)
     wanted = of_units(one_at_a_time(module, losses, images(6)), units)
-    got = dptrain.per_sample_gradients(module, losses, images(6), method, torch.tensor(units))
+    got = dptrain.per_sample_gradients(module, losses, images(6), engine, torch.tensor(units))
     assert_same(got, wanted, 1e-9, 1e-12)
     for clip_norm in (1e-9, 0.5 * float(squared_norms(wanted).max().sqrt()), 1e6):
-        got = dptrain.clipped_gradient_sum(module, losses, images(6), clip_norm, method, torch.tensor(units))
+        got = dptrain.clipped_gradient_sum(module, losses, images(6), clip_norm, engine, torch.tensor(units))
         expected = clipped(wanted, clip_norm)
         for name in wanted:
             scale = sum(min(clip_norm, float(s)) for s in squared_norms(wanted).sqrt())
@@ -58,38 +57,38 @@ def test_a_detector_with_units() -> None:
     assert_same(got, wanted, 1e-6, 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_unit_adds_more_than_the_clip_norm(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_unit_adds_more_than_the_clip_norm(engine: str) -> None:
     """Also one of many examples that all pull the same way."""
     module = Cnn().float()
     x = images(1).float().expand(12, -1, -1, -1) + 0.01 * images(12).float()
     for units in (torch.zeros(12).long(), torch.arange(12) // 4):
-        got = dptrain.clipped_gradient_sum(module, lambda m, b: 1e5 * losses(m, b), x, 0.3, method, units)
+        got = dptrain.clipped_gradient_sum(module, lambda m, b: 1e5 * losses(m, b), x, 0.3, engine, units)
         count = int(units[-1]) + 1
         assert 0.3 * count * 0.99 < total_norm(got) <= 0.3 * count
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_equal_rows_are_one_of_them(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equal_rows_are_one_of_them(engine: str) -> None:
     module, x = seeded(Vit), images(2)
-    alone = dptrain.clipped_gradient_sum(module, losses, x, 0.5, method)
+    alone = dptrain.clipped_gradient_sum(module, losses, x, 0.5, engine)
     repeated = x.repeat_interleave(torch.tensor([3, 2]), 0)
-    together = dptrain.clipped_gradient_sum(module, losses, repeated, 0.5, method, torch.tensor([0, 0, 0, 1, 1]))
+    together = dptrain.clipped_gradient_sum(module, losses, repeated, 0.5, engine, torch.tensor([0, 0, 0, 1, 1]))
     for name in alone:
         torch.testing.assert_close(together[name], alone[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("kind", [Cnn, Vit])
-def test_one_bad_row_makes_its_unit_zero_and_no_other(kind: Callable[[], nn.Module], bad: float, method: str) -> None:
+def test_one_bad_row_makes_its_unit_zero_and_no_other(kind: Callable[[], nn.Module], bad: float, engine: str) -> None:
     module = kind().float()
     x = images(6).float()
     x[3] = bad
     spread = projected_losses(lambda m, x: m(x) * x.flatten(1).mean(1, keepdim=True) ** 2)
     units = torch.tensor([0, 0, 1, 1, 1, 2])
-    got = dptrain.clipped_gradient_sum(module, spread, x, 0.5, method, units)
-    others = dptrain.clipped_gradient_sum(module, spread, x[[0, 1, 5]], 0.5, method, torch.tensor([0, 0, 1]))
+    got = dptrain.clipped_gradient_sum(module, spread, x, 0.5, engine, units)
+    others = dptrain.clipped_gradient_sum(module, spread, x[[0, 1, 5]], 0.5, engine, torch.tensor([0, 0, 1]))
     for name in got:
         torch.testing.assert_close(got[name], others[name], rtol=1e-4, atol=1e-6)
 
@@ -139,21 +138,21 @@ def test_units_that_could_mean_something_else_are_refused(units: list[Any]) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_example_needs_a_unit(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_example_needs_a_unit(engine: str) -> None:
     with pytest.raises(ModelError, match=r"4 .* units of 3 in all"):
-        dptrain.clipped_gradient_sum(seeded(Vit), losses, images(4), 1.0, method, torch.tensor([0, 0, 1]))
+        dptrain.clipped_gradient_sum(seeded(Vit), losses, images(4), 1.0, engine, torch.tensor([0, 0, 1]))
     with pytest.raises(ModelError, match="pieces"):
         dptrain.clipped_gradient_sum(
-            seeded(Vit), losses, images(4), 1.0, method, torch.zeros(5).long(), examples_at_once=2
+            seeded(Vit), losses, images(4), 1.0, engine, torch.zeros(5).long(), examples_at_once=2
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_rows_are_no_units(method: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_rows_are_no_units(engine: str) -> None:
     module, none = seeded(Cnn), torch.zeros(0).long()
-    examples = dptrain.per_sample_gradients(module, losses, images(0), method, none)
-    sums = dptrain.clipped_gradient_sum(module, losses, images(0), 1.0, method, none)
+    examples = dptrain.per_sample_gradients(module, losses, images(0), engine, none)
+    sums = dptrain.clipped_gradient_sum(module, losses, images(0), 1.0, engine, none)
     assert all(len(g) == 0 for g in examples.values()) and not any(bool(g.any()) for g in sums.values())
 
 

@@ -68,8 +68,8 @@ def trainer(made: PrivacyPlan, scale: float = 1.0) -> dptrain.PrivateTrainer:
     return dptrain.PrivateTrainer(module, losses, made, optimizer, Batches(rows), 20)
 
 
-@pytest.mark.parametrize("method", list(ENGINES))
-def test_no_unit_passes_what_an_outside_rule_states(method: str) -> None:
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_no_unit_passes_what_an_outside_rule_states(engine: str) -> None:
     dptrain.register_clip_rule(NAME)(Smooth)
     torch.manual_seed(0)
     module = nn.Linear(4, 2)
@@ -79,7 +79,7 @@ def test_no_unit_passes_what_an_outside_rule_states(method: str) -> None:
         for scale in (0.0, 1e-6, 1.0, 1e3, math.nan, math.inf):
             x = scale * torch.randn(3, 4)
             for row in (x, x[:1], x[:0]):
-                whole = dptrain.clipped_gradient_sum(module, losses, row, rule, method)
+                whole = dptrain.clipped_gradient_sum(module, losses, row, rule, engine)
                 length = float(torch.cat([g.double().flatten() for g in whole.values()]).norm())
                 assert length <= len(row) * clip_norm
                 if not math.isfinite(scale):
