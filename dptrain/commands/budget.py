@@ -36,7 +36,7 @@ def register(commands: Commands) -> None:
     create.add_argument("--data", required=True, help="an Ultralytics data.yaml; its train split is protected")
     number(create, "epsilon", "what all runs together may spend (RDP)")
     number(create, "delta", "chance of failure allowed, well below 1/n")
-    create.add_argument("--unit", default="image", help="what one record is, as in the runs: image or group")
+    create.add_argument("--unit", default="image", help="what one unit is, as in the runs: image or group")
     for name in GroupsConfig.__dataclass_fields__:
         kind = int if name == "folder" else str
         create.add_argument(f"--groups-{name}", type=kind, help=f"as privacy.groups.{name} of the runs")

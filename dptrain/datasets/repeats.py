@@ -12,8 +12,8 @@ from ..support.words import counted
 def refuse_repeats(pictures: Mapping[Path, bytes], groups: Sequence[str] | None = None) -> None:
     """Refuse a training split that holds a picture more than once, turned and mirrored copies included.
 
-    Every copy would be a record of its own: k copies of one photo move the sum by k clip norms, and the guarantee for
-    one record would be k times as weak for the photo. Copies within one group are one record together.
+    Every copy would be a unit of its own: k copies of one photo move the sum by k clip norms, and the guarantee for one
+    unit would be k times as weak for the photo. Copies within one group are one unit together.
 
     Args:
         pictures: The identity of the picture in each file of the split, or any hash of it.
@@ -40,7 +40,7 @@ def refuse_repeats(pictures: Mapping[Path, bytes], groups: Sequence[str] | None 
         file, before = copies[0]
         more = f" (and {counted(len(copies) - 1, 'more file')} like it)" if len(copies) > 1 else ""
         raise DataError(
-            f"{file}: is the same picture as {before}, perhaps turned{more}: one photo would count as several records; "
+            f"{file}: is the same picture as {before}, perhaps turned{more}: one photo would count as several units; "
             "keep one of each (dptrain check --json lists them), or count all copies as one image: "
             "privacy.same_picture=one_unit"
         )

@@ -263,6 +263,6 @@ def _each_once(file: Path, split: str, images: Iterable[Path]) -> tuple[Path, ..
         other = first.setdefault(image.resolve(), image)
         if other is not image:
             raise DataError(
-                f"{file}: {split}: {image} is listed twice (also as {other}); a photo counts as one record, so keep one"
+                f"{file}: {split}: {image} is listed twice (also as {other}); a photo counts as one unit, so keep one"
             )
     return tuple(first.values())

@@ -76,7 +76,7 @@ class BudgetLedger(Charges):
 
         ``groups`` has the group of every image, for runs and budgets that protect groups; ``pictures`` the identities
         of the images, where they have been decoded already (:func:`dptrain.datasets.identity.pictures_in`). With
-        ``copies_are_one`` you promise that no step draws two copies of a picture as two records.
+        ``copies_are_one`` you promise that no step draws two copies of a picture as two units.
 
         Raises:
             DataError: An image or a label file cannot be read, or the same picture is there twice, turned and mirrored

@@ -96,7 +96,7 @@ class Charges:
             data_name: What to call the pictures if they are new.
             name: Name of the run, for people.
             delta: The run's own; a budget is judged at its own delta.
-            unit: What one record of the run is.
+            unit: What one unit of the run is.
             required: Refuse unless every picture is under a budget with a limit.
             run: Identifier, 32 hexadecimal digits, of a caller that keeps it beforehand.
             attempt: Token, likewise.

@@ -85,7 +85,7 @@ class Manifest:
 
     @property
     def unit(self) -> str:
-        """What one record is: image or group."""
+        """What one unit is: image or group."""
         return "group" if self.memberships else "image"
 
     def changes_since(self, earlier: dict[bytes, bytes]) -> Changes:
@@ -126,7 +126,7 @@ def make_manifest(
         progress: Called with the number of files done and their total.
         groups: The group of every image, where groups are protected.
         pictures: The identities of the images, where they have been decoded already.
-        copies_are_one: Whether whoever draws from these images takes the copies of a picture as one record.
+        copies_are_one: Whether whoever draws from these images takes the copies of a picture as one unit.
 
     Raises:
         DataError: An image or a label file cannot be read, or the same picture is there twice, but for copies that are

@@ -31,7 +31,7 @@ class DatasetReading:
 
     Attributes:
         name: Of the dataset.
-        unit: What one record is.
+        unit: What one unit is.
         limit: Total epsilon of its budget; ``None``: recorded without a limit.
         delta: That the epsilons here are read at: the budget's, else the smallest of its runs.
         epsilon: RDP at its best order, never below dp-accounting's: of everything charged, and of all that runs which

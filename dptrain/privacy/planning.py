@@ -128,7 +128,7 @@ def plan_grid(
     accounting.check_delta(delta)
     if delta >= 1 / dataset_size:
         logger.warning(
-            "delta=%g is not below 1/dataset_size=%.3g, and permits releasing whole records", delta, 1 / dataset_size
+            "delta=%g is not below 1/dataset_size=%.3g, and permits releasing whole units", delta, 1 / dataset_size
         )
     batches = _whole("batch_sizes", default_batch_sizes(dataset_size) if batch_sizes is None else batch_sizes)
     counts = _whole("steps", DEFAULT_STEPS if steps is None else steps)

@@ -1,4 +1,4 @@
-"""What a run writes, plain or sealed, and the dataset that it reads."""
+"""What a run writes, sealed or not, and the dataset that it reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class OutputFiles:
     """How a run writes weights and checkpoints: as they are or, with recipients, only ever sealed, as ``NAME.age``.
 
-    ``contents`` has the sha256 of what each sealed file holds, by its plain name: whoever unseals one can compare.
+    ``contents`` has the sha256 of what each sealed file holds, by its unsealed name: whoever unseals one can compare.
 
     Args:
         config: The settings ``seal``.
@@ -68,7 +68,7 @@ def unlock(config: TrainConfig) -> TrainConfig:
         ConfigError: It is not there.
     """
     start = Path(config.model)
-    if is_sealed_weights(start) and start.is_file():  # one that is not there is told of with the plain ones
+    if is_sealed_weights(start) and start.is_file():  # one that is not there is told of with the unsealed ones
         open_weights(start, lambda: keys_of(config.seal))
     if not is_sealed_dataset(config.data):
         return config

@@ -66,7 +66,7 @@ class Prepared:
         config: The settings, with all that the plan and the rule of the learning rate settle written out.
         plan: The plan, with the scales that its clip rule asks for.
         folder: Where the run goes; not there yet, unless the run is resumed.
-        outputs: How its files are written, plain or sealed.
+        outputs: How its files are written, sealed or not.
         device: Where it trains.
         data_name: What the dataset is called.
         model: The detector, with its start weights.

@@ -1,4 +1,4 @@
-"""Sealed weights as a start of training, or to evaluate: opened in memory, and plain on no disk."""
+"""Sealed weights as a start of training, or to evaluate: opened in memory, and unsealed on no disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _opened: dict[Path, tuple[tuple[int, int, int], bytes]] = {}  # which file each 
 
 
 def is_weights(path: str | Path) -> bool:
-    """Whether a path names a checkpoint, plain (``.pt``) or sealed (``.pt.age``)."""
+    """Whether a path names a checkpoint, unsealed (``.pt``) or sealed (``.pt.age``)."""
     return Path(path).name.removesuffix(SUFFIX).endswith(".pt")
 
 
@@ -49,7 +49,7 @@ def open_weights(file: Path, keys: Callable[[], Keys] = find_keys) -> bytes:
 
 @contextmanager
 def plain_weights(file: Path) -> Iterator[Path]:
-    """A path to read the plain content of weights from: their own or, where they are sealed, a link to memory.
+    """A path to read the unsealed content of weights from: their own or, where they are sealed, a link to memory.
 
     Raises:
         SealError: They are sealed and cannot be opened.

@@ -1,1 +1,1 @@
-"""What private detectors are worth: private against plain fine-tuning from the same public start."""
+"""What private detectors are worth: private against fine-tuning without privacy from the same public start."""

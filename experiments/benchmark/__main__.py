@@ -1,4 +1,4 @@
-"""What private detectors are worth: mAP by epsilon next to plain fine-tuning from the same public start.
+"""What private detectors are worth: mAP by epsilon next to fine-tuning without privacy from the same public start.
 
     python -m experiments.benchmark                              # everything: the table of docs/benchmarks.md
     python -m experiments.benchmark --set fashion --seeds 1 --epsilons 8 --minutes 30
@@ -86,7 +86,7 @@ class Benchmark:
             rate = results.best_rate(found) if best else None
             if rate is not None and rate in (min(found.plain.rates), max(found.plain.rates)):
                 print(
-                    f"{found.name}: the best plain rate, {rate:g}, is at an end of those tried: try further", flush=True
+                    f"{found.name}: the best rate without privacy, {rate:g}, is at an end of those tried: try further", flush=True
                 )
             todo = []
             for job in jobs_of(found, epsilons, repeats, rate):
@@ -167,11 +167,11 @@ def _short(row: Row) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="mAP by epsilon next to plain fine-tuning from the same public start")
+    parser = argparse.ArgumentParser(description="mAP by epsilon next to fine-tuning without privacy from the same public start")
     parser.add_argument("--set", nargs="+", choices=list(SETS), default=list(SETS), help="default: all")
     parser.add_argument("--epsilons", type=float, nargs="+", help="default: those of the set")
     parser.add_argument(
-        "--seeds", type=int, help="repeats of plain and private runs; default 3 of fashion, 1 of others"
+        "--seeds", type=int, help="repeats of runs with and without privacy; default 3 of fashion, 1 of others"
     )
     parser.add_argument("--minutes", type=float, help="start no run that would end later")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, the processor's cores shared out")

@@ -36,10 +36,10 @@ class Job:
 
     Attributes:
         set: Its name.
-        kind: ``start`` (the public start, untrained), ``plain`` or ``private``.
-        repeat: Which of several; of a plain run it is the seed, a private run draws afresh each time.
+        kind: ``start`` (the public start, untrained), ``plain`` (without privacy) or ``private``.
+        repeat: Which of several; of a run without privacy it is the seed, a private run draws afresh each time.
         epsilon: Of a private run.
-        rate: Learning rate of a plain run.
+        rate: Learning rate of a run without privacy.
     """
 
     set: str

@@ -35,13 +35,13 @@ def table(results: Mapping[str, Any]) -> str:
 
 def lines(results: Mapping[str, Any]) -> list[str]:
     """The table as Markdown: a line for each set's start, plain run and epsilon."""
-    head = ["set", "training", "runs", "mAP50", "of plain", "mAP50-95", "of plain", "time, s", "memory, MB"]
+    head = ["set", "training", "runs", "mAP50", "share", "mAP50-95", "share", "time, s", "memory, MB"]
     text = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
     for name, part in results["sets"].items():
         rows = part["runs"]
         plain = of_kind(rows, "plain")
         tried = len({row["rate"] for row in rows if row["kind"] == "plain"})
-        best = f"plain, best of {tried} rates ({plain[0]['rate']:g})" if plain else ""
+        best = f"without privacy, best of {tried} rates ({plain[0]['rate']:g})" if plain else ""
         kinds = [("public start", of_kind(rows, "start")), (best, plain)]
         asked = sorted({row["epsilon_asked"] for row in rows if row["kind"] == "private"})
         kinds += [(f"private, epsilon {epsilon:g}", of_kind(rows, "private", epsilon)) for epsilon in asked]
@@ -106,7 +106,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             axes.plot([r["epsilon_asked"] for r in private], [r[key] for r in private], "o", color=colour, markersize=4)
             if plain := of_kind(rows, "plain"):
                 mean, deviation = spread(plain, key)
-                axes.axhline(mean, color=colour, linestyle="--", label=f"plain, {key}")
+                axes.axhline(mean, color=colour, linestyle="--", label=f"without privacy, {key}")
                 if deviation:
                     axes.axhspan(mean - deviation, mean + deviation, color=colour, alpha=0.15)
             if start := of_kind(rows, "start"):

@@ -4,7 +4,7 @@
     python -m experiments.digits.scenes runs/demo/public --public    # font-drawn digits only
 
 In the private set (700 train scenes, and val from glyphs kept for it) every handwritten glyph is used in at most one
-scene, and train and val share no glyph: a scene is one record, and adding or removing it changes nothing else. (The
+scene, and train and val share no glyph: a scene is one unit, and adding or removing it changes nothing else. (The
 set does not say who wrote what, so the unit that can be protected is a scene, not a writer.) The painter of
 backgrounds is public; the handwriting is what is private.
 """

@@ -3,7 +3,7 @@
     python -m experiments.fashion.photos runs/benchmark/fashion       # 20,000 scenes of Fashion-MNIST
 
 In the private set every photo of Fashion-MNIST is in at most one scene: the train scenes are made of its train photos,
-the val scenes of its test photos, so a scene is one record, and adding or removing it changes nothing else. The painter
+the val scenes of its test photos, so a scene is one unit, and adding or removing it changes nothing else. The painter
 is public; the photos are what is private. Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, MIT licence) comes as the
 Debian package dataset-fashion-mnist.
 

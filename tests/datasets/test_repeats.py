@@ -39,7 +39,7 @@ def test_the_first_two_files_are_named_and_the_others_counted() -> None:
     with pytest.raises(DataError, match=r"b2: is the same picture as b, .* \(and 2 more files like it\)") as caught:
         refuse_repeats(found)
     assert "\n" not in str(caught.value)
-    refuse_repeats(found, ["p", "q", "q", "p", "p", "q"])  # one group's copies are one record
+    refuse_repeats(found, ["p", "q", "q", "p", "p", "q"])  # one group's copies are one unit
     with pytest.raises(DataError, match=r"b3: .* and they are in groups 'p' and 'q'"):
         refuse_repeats(found, ["p", "q", "q", "p", "p", "p"])
 

@@ -49,7 +49,7 @@ WHOLE = {"sets": {"digits": {"what": "digits", "delta": 1e-5, "tuned": "", "epsi
 
 def test_a_share_is_of_the_mean_of_the_best_plain_rate() -> None:
     text = lines(WHOLE)
-    plain = next(line for line in text if "| plain, best of 2 rates (0.002) |" in line)
+    plain = next(line for line in text if "| without privacy, best of 2 rates (0.002) |" in line)
     assert "| 2 | 0.750 ± 0.071 |" in plain
     eight = next(line for line in text if "epsilon 8" in line)
     assert "| 2 | 0.735 ± 0.021 | 98.0% | 0.367 ± 0.011 | 98.0% |" in eight
@@ -85,7 +85,7 @@ def test_runs_beside_each_other_are_all_kept(no_runs: list[str], tmp_path: Path)
     assert command.Benchmark(options(tmp_path, processes=3, seeds=2)).run()
     assert len(no_runs) == len(set(no_runs)) == 7
     told = (tmp_path / "results" / "try.md").read_text()
-    assert "| digits | private, epsilon 8 | 2 |" in told and "| digits | plain, best of 3 rates (0.0005) | 2 |" in told
+    assert "| digits | private, epsilon 8 | 2 |" in told and "| digits | without privacy, best of 3 rates (0.0005) | 2 |" in told
 
 
 def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

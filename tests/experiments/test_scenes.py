@@ -1,4 +1,4 @@
-"""The private set of the demo: a scene is one record, its boxes are tight, and it can be made again."""
+"""The private set of the demo: a scene is one unit, its boxes are tight, and it can be made again."""
 
 from __future__ import annotations
 

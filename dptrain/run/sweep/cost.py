@@ -38,7 +38,7 @@ class JobCost:
         noise_multiplier: Standard deviation of the noise in units of the clip norm.
         delta: The job's own.
         secure: False where a seed was set, so that nothing is promised.
-        unit: What one record is.
+        unit: What one unit is.
         start_runs: The private runs that its start was made from.
     """
 
