@@ -163,7 +163,7 @@ def train(photos: int, steps: int, epsilon: float) -> None:
         "seal.identity=hospital.key", f"seal.recipients=[{public_key('hospital.key')}]",
     )  # fmt: skip
     say("6. what is promised, worked out again from what the run wrote")
-    run("report", "run", "-o", "statement.html")
+    run("statement", "run", "-o", "statement.html")
     run("budget", "show")
 
 
@@ -180,7 +180,7 @@ def release() -> Path:
     say("8. at the clinic")
     Path("clinic").mkdir()
     run("unseal", "release.tar.age", "-o", "clinic/detector", "--identity", "clinic.key")
-    run("report", "clinic/detector", "-o", "clinic/statement.md")
+    run("statement", "clinic/detector", "-o", "clinic/statement.md")
     return Path("clinic", "detector", "last.pt")
 
 

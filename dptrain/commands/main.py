@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..errors import DptrainError
-from . import audit, budget, calibrate, check, evaluate, perturb, plan, pretrain, redact, report, scrub, seal, train
+from ..errors import ConfigError, DptrainError
+from . import audit, budget, calibrate, check, evaluate, perturb, plan, pretrain, redact, scrub, seal, statement, train
 from .console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, described, fail, messages
 from .options import Parser
 
 # In the order of --help.
 _COMMANDS = (
-    pretrain, train, plan, calibrate, evaluate, budget, report, audit, check, scrub, redact, perturb, seal,
+    pretrain, train, plan, calibrate, evaluate, budget, statement, audit, check, scrub, redact, perturb, seal,
 )  # fmt: skip
 
 
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return train.train(arguments[1:], debug)
             if arguments[:1] == ["pretrain"]:
                 return pretrain.pretrain(arguments[1:])
+            if arguments[:1] == ["report"]:
+                raise ConfigError("dptrain report is now dptrain statement")
             options = _parser().parse_args(arguments)
             return int(options.command(options))
         except KeyboardInterrupt as error:

@@ -54,7 +54,7 @@ def runs_behind(start: Path, named: Sequence[str]) -> tuple[StartRun, ...]:
     """Return the private runs that a start was made from, each once: those behind their own starts are among them.
 
     They are the ``named`` ones (``start_runs``), and the one whose statement lies beside the start and covers it. Each
-    statement is held against its run, as ``dptrain report`` does.
+    statement is held against its run, as ``dptrain statement`` does.
 
     Raises:
         ConfigError: A statement is missing or does not hold, or one lies beside a start that it does not cover.

@@ -37,7 +37,7 @@ def check_statement(run: str | Path) -> CheckedStatement:
     """Read a run's statement and hold it against the run.
 
     Guarantee: the epsilon that is returned is never below dp-accounting's RDP for the mechanism and the planned steps
-    of the statement and, where the run's own records are there, of ``settings.json``: also of a run that ended early,
+    of the statement and, where the run's own files are there, of ``settings.json``: also of a run that ended early,
     which may have been stopped by looking at it. A statement that was edited by someone who has not also rewritten
     those is refused; nothing here is a signature.
 

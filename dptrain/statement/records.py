@@ -1,4 +1,4 @@
-"""Is a statement what the run's own records say: its settings, its journal of steps, its weights, its copies?"""
+"""Is a statement what the run's own files say: its settings, its journal of steps, its weights, its copies?"""
 
 from __future__ import annotations
 

@@ -86,7 +86,8 @@ class Benchmark:
             rate = results.best_rate(found) if best else None
             if rate is not None and rate in (min(found.plain.rates), max(found.plain.rates)):
                 print(
-                    f"{found.name}: the best rate without privacy, {rate:g}, is at an end of those tried: try further", flush=True
+                    f"{found.name}: the best rate without privacy, {rate:g}, is at an end of those tried: try further",
+                    flush=True,
                 )
             todo = []
             for job in jobs_of(found, epsilons, repeats, rate):
@@ -167,7 +168,9 @@ def _short(row: Row) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="mAP by epsilon next to fine-tuning without privacy from the same public start")
+    parser = argparse.ArgumentParser(
+        description="mAP by epsilon beside fine-tuning without privacy from the same start"
+    )
     parser.add_argument("--set", nargs="+", choices=list(SETS), default=list(SETS), help="default: all")
     parser.add_argument("--epsilons", type=float, nargs="+", help="default: those of the set")
     parser.add_argument(

@@ -85,7 +85,10 @@ def test_runs_beside_each_other_are_all_kept(no_runs: list[str], tmp_path: Path)
     assert command.Benchmark(options(tmp_path, processes=3, seeds=2)).run()
     assert len(no_runs) == len(set(no_runs)) == 7
     told = (tmp_path / "results" / "try.md").read_text()
-    assert "| digits | private, epsilon 8 | 2 |" in told and "| digits | without privacy, best of 3 rates (0.0005) | 2 |" in told
+    assert (
+        "| digits | private, epsilon 8 | 2 |" in told
+        and "| digits | without privacy, best of 3 rates (0.0005) | 2 |" in told
+    )
 
 
 def test_a_run_is_kept_for_its_own_settings_and_commit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ _COMMANDS: dict[str, list[str]] = {
     "budget create": ["pets", "--data", "none.yaml", "--epsilon", "8", "--delta", "1e-5", "--url", "sqlite:///none.db"],
     "budget history": ["--last", "3", "--url", "sqlite:///none.db"],
     "budget settle": ["nowhere", "--url", "sqlite:///none.db"],
-    "report": ["nowhere"],
+    "statement": ["nowhere"],
 }
 
 

@@ -1,4 +1,4 @@
-"""``dptrain report``: a statement in any state claims no less than its mechanism costs, or is refused in a line."""
+"""``dptrain statement``: a statement in any state claims no less than its mechanism costs, or is refused in a line."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_the_command_reports_or_refuses(run: Path, whole: dict[str, bytes], aske
         patch.chdir(run.parent)
         before = {name: data for name, data in contents(run).items() if data is not None}
         try:
-            status, message = command(["report", *options, "--", f"run/{asked}"])
+            status, message = command(["statement", *options, "--", f"run/{asked}"])
         except SystemExit as stop:
             status, message = int(str(stop.code or 0)), ""
         assert status in (0, 2), message

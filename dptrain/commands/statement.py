@@ -1,4 +1,4 @@
-"""``dptrain report``: the privacy statement of a run, worked out again and held against the run's own records."""
+"""``dptrain statement``: the privacy statement of a run, worked out again and held against the run's own files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _NAMES = {"json": "statement.json", "markdown": "statement.md", "html": "stateme
 
 def register(commands: Commands) -> None:
     """Add the command."""
-    report = commands.add_parser("report", help="the privacy statement of a run, checked against the run")
-    report.add_argument("run", metavar="RUN", help="a run's folder, one of its weights files, or its MLflow run id")
-    report.add_argument("--format", choices=(*_NAMES, "all"), help="default: by the suffix of -o, else markdown")
-    report.add_argument(
-        "-o", "--output", type=Path, help="file, or the folder for --format all; default: print (all: RUN/report)"
+    statement = commands.add_parser("statement", help="the privacy statement of a run, checked against the run")
+    statement.add_argument("run", metavar="RUN", help="a run's folder, one of its weights files, or its MLflow run id")
+    statement.add_argument("--format", choices=(*_NAMES, "all"), help="default: by the suffix of -o, else markdown")
+    statement.add_argument(
+        "-o", "--output", type=Path, help="file, or the folder for --format all; default: print (all: RUN/statement)"
     )
-    report.add_argument(
+    statement.add_argument(
         "--tracking-uri", help="MLflow store of a run id; default $MLFLOW_TRACKING_URI or sqlite:///mlflow.db"
     )
-    report.set_defaults(command=_report)
+    statement.set_defaults(command=_statement)
 
 
-def _report(options: argparse.Namespace) -> int:
+def _statement(options: argparse.Namespace) -> int:
     from ..statement import check_statement
     from ..statement.tracked import fetched, is_run_id
 
@@ -50,14 +50,14 @@ def _report(options: argparse.Namespace) -> int:
 
 def _write(found: CheckedStatement, kind: str, output: Path | None) -> int:
     if kind == "all":
-        output = output or found.folder / "report"
+        output = output or found.folder / "statement"
     kinds = list(_NAMES) if kind == "all" else [kind]
     pages = {name: _page(name, found.statement, found.results) for name in kinds}
     if output is None or str(output) == "-":
         print(pages[kind], end="")
         return 0
     files = {name: output / _NAMES[name] if kind == "all" else output for name in kinds}
-    _refuse_own_records(files.values(), found.folder)
+    _refuse_own_files(files.values(), found.folder)
     try:
         for name, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,10 +88,8 @@ def _page(kind: str, statement: dict[str, object], results: Path | None) -> str:
     return to_json(statement) if kind == "json" else to_markdown(statement)
 
 
-def _refuse_own_records(files: Iterable[Path], folder: Path) -> None:
-    """What the run wrote stays as it wrote it: a later report is held against it."""
+def _refuse_own_files(files: Iterable[Path], folder: Path) -> None:
+    """What the run wrote stays as it wrote it: whoever asks later holds it against them."""
     for file in files:
         if file.resolve().parent in (folder.resolve(), (folder / "weights").resolve()) and file.exists():
-            raise ConfigError(
-                f"-o {file} is the run's own record, which a report never overwrites: choose another place"
-            )
+            raise ConfigError(f"-o {file} is the run's own file, which is never overwritten: choose another place")

@@ -1,4 +1,4 @@
-"""``dptrain report``: prints, writes where it is told, and leaves the run's own records alone."""
+"""``dptrain statement``: prints, writes where it is told, and leaves the run's own files alone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..statement.runs import PLAN, edit, make_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("report") / "run")
+    return make_run(tmp_path_factory.mktemp("statement") / "run")
 
 
 def test_it_prints_markdown_or_what_is_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(run)]) == 0
+    assert main(["statement", str(run)]) == 0
     assert capsys.readouterr().out.startswith("# Privacy statement")
-    assert main(["report", str(run), "--format", "json"]) == 0
+    assert main(["statement", str(run), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["guarantee"]["epsilon"] == PLAN.epsilon()
 
 
 def test_it_writes_by_suffix_and_all_three(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    assert main(["report", str(run / "weights" / "last.pt"), "-o", str(tmp_path / "a.html")]) == 0
+    assert main(["statement", str(run / "weights" / "last.pt"), "-o", str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_text().startswith("<!DOCTYPE html>")
-    assert main(["report", str(run), "--format", "all", "-o", str(tmp_path / "three")]) == 0
+    assert main(["statement", str(run), "--format", "all", "-o", str(tmp_path / "three")]) == 0
     assert {file.name for file in (tmp_path / "three").iterdir()} == {
         "statement.json",
         "statement.md",
@@ -37,12 +37,17 @@ def test_it_writes_by_suffix_and_all_three(run: Path, tmp_path: Path, capsys: py
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
+def test_the_old_name_of_the_command_is_answered(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run)]) == 2
+    assert capsys.readouterr().err.strip().endswith("dptrain report is now dptrain statement")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("{run} -o {run}/statement.html", "own record"),
-        ("{run} -o {run}/weights/statement.json", "own record"),
-        ("{run} -o {run}/weights/last.pt", "own record"),
+        ("{run} -o {run}/statement.html", "own file"),
+        ("{run} -o {run}/weights/statement.json", "own file"),
+        ("{run} -o {run}/weights/last.pt", "own file"),
         ("{run} --format json -o {tmp}/x.html", "does not fit"),
         ("{run} -o {tmp}", "is a folder"),
         ("{tmp}/nothing", "is not there"),
@@ -54,7 +59,7 @@ def test_it_writes_by_suffix_and_all_three(run: Path, tmp_path: Path, capsys: py
 def test_what_cannot_be_done_is_told_in_one_line(
     run: Path, tmp_path: Path, arguments: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["report", *arguments.format(run=run, tmp=tmp_path).split()]) == 2
+    assert main(["statement", *arguments.format(run=run, tmp=tmp_path).split()]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and words in captured.err.splitlines()[-1]
 
@@ -70,7 +75,7 @@ def test_a_tracked_run_is_fetched_and_held_against_what_it_logged(
     tracked = client.create_run(client.create_experiment("x")).info.run_id
     client.log_artifacts(tracked, str(run / "weights"), "weights")
     client.log_metric(tracked, "dp/epsilon", PLAN.epsilon())
-    arguments = ["report", tracked, "--tracking-uri", uri, "--format", "json"]
+    arguments = ["statement", tracked, "--tracking-uri", uri, "--format", "json"]
     assert main(arguments) == 0
     assert json.loads(capsys.readouterr().out)["guarantee"]["epsilon"] == PLAN.epsilon()
     client.log_metric(tracked, "dp/epsilon_claimed", 99.0, step=1)
@@ -81,6 +86,6 @@ def test_a_tracked_run_is_fetched_and_held_against_what_it_logged(
 def test_an_edited_statement_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forged = make_run(tmp_path / "forged")
     edit(forged / "statement.json", "guarantee/epsilon", 0.1)
-    assert main(["report", str(forged)]) == 2
+    assert main(["statement", str(forged)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "guarantee.epsilon=0.1 is below" in captured.err
