@@ -160,7 +160,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def cost(images: int = 4, copies: int = 4, side: int = 320) -> dict[str, Any]:
-    """Time of a clipped sum over ``images * copies`` examples, in units of several or of one, over one without privacy."""
+    """Time of a clipped sum over ``images * copies`` examples, in units of several or of one, and without privacy."""
     from dptrain.detection import load_model
     from dptrain.detection.loss import PerImageLoss
 

@@ -1,4 +1,4 @@
-"""Images declared public, held against the ledger: those it knows are somebody's, and an audit charges no budget."""
+"""Images declared public, held against the ledger: those it knows are somebody's, and an audit charges nothing."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def refuse_charged(data: Path, url: str | None = None, key: str | None = None) -
     ledger = BudgetLedger.existing(address, key) if url is None else BudgetLedger(url, key, create=False)
     if ledger is None:
         return False
-    fix = "an audit charges no budget, so use other images, or none for synthetic scenes"
+    fix = "an audit charges nothing to the ledger, so use other images, or none for synthetic scenes"
     DeclaredPublic(f"the images of data={str(data)!r}", load_data(data).train, fix).refuse_held(ledger)
     return True

@@ -215,7 +215,7 @@ def _check(
     _check_threat(threat)
     if data is not None and not public:
         raise ConfigError(
-            f"data={str(data)!r} may be private, and an audit charges no budget for what it trains on: declare it "
+            f"data={str(data)!r} may be private, and an audit charges nothing for what it trains on: declare it "
             "public (--public), or leave it out for synthetic scenes"
         )
     if public and data is None:

@@ -89,7 +89,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--run has a plan already, and {given[0]} contradicts it: leave one of them out")
     if options.data is not None and not options.public:
         raise ConfigError(
-            f"--data {options.data} may be private, and an audit charges no budget for what it trains on: add --public "
+            f"--data {options.data} may be private, and an audit charges nothing for what it trains on: add --public "
             "if the images are public, or leave it out for synthetic scenes"
         )
 
