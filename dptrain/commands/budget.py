@@ -57,11 +57,11 @@ def register(commands: Commands) -> None:
     history.set_defaults(command=_history)
 
     verify = actions.add_parser("verify", help="find an edited, deleted or inserted entry")
-    verify.add_argument("--expect", metavar="HEAD", help="a head noted earlier, which the record must still contain")
+    verify.add_argument("--expect", metavar="HEAD", help="a head noted earlier, which the chain must still contain")
     _common(verify)
     verify.set_defaults(command=_verify)
 
-    export = actions.add_parser("export", help="the whole record as JSON, with its head")
+    export = actions.add_parser("export", help="the whole chain as JSON, with its head")
     export.add_argument("--output", metavar="FILE", help="write it there instead of printing it")
     _common(export)
     export.set_defaults(command=_export)

@@ -1,4 +1,4 @@
-"""The way into a ledger: its datasets, their limits, what they have spent, and its record."""
+"""The way into a ledger: its datasets, their limits, what they have spent, and its chain."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class BudgetLedger(Charges):
 
     @property
     def head(self) -> str:
-        """The signed end of the record, ``<number of entries>:<mac>``: kept elsewhere, it shows a rollback."""
+        """The signed end of the chain, ``<number of entries>:<mac>``: kept elsewhere, it shows a rollback."""
         with self._store.read() as connection:
             count, last = self._store.head(connection)
         return f"{count}:{last[:32]}"
@@ -168,7 +168,7 @@ class BudgetLedger(Charges):
         return verify(self._store, expect)
 
     def export(self) -> dict[str, Any]:
-        """Return the whole record as plain data, with its head."""
+        """Return the whole chain as plain data, with its head."""
         return export(self._store)
 
     def grant_roles(self) -> list[str]:

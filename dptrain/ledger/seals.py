@@ -1,6 +1,6 @@
 """What admission reads, sealed with the ledger's key, so that nothing is admitted on tables that somebody changed.
 
-The chain of entries is the record, and all else follows from it; but a run cannot wait until ten thousand charges are
+All else follows from the chain of entries; but a run cannot wait until ten thousand charges are
 summed again. So every transaction that charges begins by checking seals and ends by making them:
 
 * a run and a kind of step, which are many and read one at a time, carry a seal over their own row;
@@ -36,7 +36,7 @@ _SEAL = update(head).values(state=bindparam("made"))
 
 
 class Sealed(Protocol):
-    """A ledger's database: its name and its key, and the end of its record."""
+    """A ledger's database: its name and its key, and the end of its chain."""
 
     name: str
     key: bytes
@@ -76,7 +76,7 @@ def check(store: Sealed, connection: Connection) -> State:
     """Return the small tables, if they are what the last transaction left.
 
     Raises:
-        BudgetError: The head, the end of the record, or a table was changed by other ways.
+        BudgetError: The head, the end of the chain, or a table was changed by other ways.
     """
     store.head(connection)
     tables = read_rows(connection)

@@ -1,4 +1,4 @@
-"""The tables of the ledger. ``entries`` is the record; what else there is follows from it and can be recomputed.
+"""The tables of the ledger. ``entries`` is the chain; what else there is follows from it and can be recomputed.
 
 No table holds a file name, a path of an image, a person or a machine: units, files and labels are keyed hashes.
 """

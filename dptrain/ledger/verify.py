@@ -55,7 +55,7 @@ class Verification:
 
 
 @dataclass
-class _Record:
+class _Chain:
     """What the entries say there must be."""
 
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -100,19 +100,19 @@ class _Record:
 
 
 def verify(store: Store, expect: str | None = None) -> Verification:
-    """Check everything; ``expect`` is a head noted earlier, which the record must still contain."""
+    """Check everything; ``expect`` is a head noted earlier, which the chain must still contain."""
     with store.read() as connection:
-        findings, record, last, count = _chain(store, connection, expect)
+        findings, chain, last, count = _chain(store, connection, expect)
         findings += _head(store, connection)
         for check in (_datasets, _runs, _mechanisms, _spent, _contents, _files, _foreign_keys):
-            findings += check(store, connection, record)
+            findings += check(store, connection, chain)
         findings += seals.broken(store, connection)
     return Verification(count, f"{count}:{last[:32]}", tuple(findings))
 
 
-def _chain(store: Store, connection: Connection, expect: str | None) -> tuple[list[str], _Record, str, int]:
+def _chain(store: Store, connection: Connection, expect: str | None) -> tuple[list[str], _Chain, str, int]:
     findings: list[str] = []
-    record, last, count = _Record(), GENESIS, 0
+    chain, last, count = _Chain(), GENESIS, 0
     wanted, _, wanted_mac = (expect or "").partition(":")
     seen = wanted == "0"
     for row in connection.execute(select(entries).order_by(entries.c.seq)):
@@ -125,12 +125,12 @@ def _chain(store: Store, connection: Connection, expect: str | None) -> tuple[li
         last = row.mac
         seen = seen or (wanted == str(row.seq) and bool(wanted_mac) and row.mac.startswith(wanted_mac))
         try:
-            record.take(row, json.loads(row.payload))
+            chain.take(row, json.loads(row.payload))
         except (KeyError, TypeError, ValueError):
             findings.append(f"entry {row.seq} ({row.kind}) cannot be followed")
     if expect is not None and not seen:
-        findings.append(f"the head {expect} is not in the record: the ledger was set back, or it is another one")
-    return findings, record, last, count
+        findings.append(f"the head {expect} is not in the chain: the ledger was set back, or it is another one")
+    return findings, chain, last, count
 
 
 def _head(store: Store, connection: Connection) -> Iterator[str]:
@@ -140,41 +140,41 @@ def _head(store: Store, connection: Connection) -> Iterator[str]:
         yield "the signed head does not fit: entries were cut off, added or exchanged at the end"
 
 
-def _datasets(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+def _datasets(store: Store, connection: Connection, chain: _Chain) -> Iterator[str]:
     rows = {row.name: row for row in connection.execute(select(datasets))}
-    for name in rows.keys() ^ record.datasets.keys():
-        yield f"dataset {name} is {'not in the record' if name in rows else 'in the record and not in the tables'}"
-    for name in rows.keys() & record.datasets.keys():
-        row, said = rows[name], record.datasets[name]
+    for name in rows.keys() ^ chain.datasets.keys():
+        yield f"dataset {name} is {'not in the chain' if name in rows else 'in the chain and not in the tables'}"
+    for name in rows.keys() & chain.datasets.keys():
+        row, said = rows[name], chain.datasets[name]
         for column in ("epsilon", "delta", "filter_order", "limited"):
             if getattr(row, column) != said.get(column):
-                yield f"dataset {name}: {column} is {getattr(row, column)}, and the record says {said.get(column)}"
+                yield f"dataset {name}: {column} is {getattr(row, column)}, and the chain says {said.get(column)}"
         if row.unit != said.get("unit", row.unit):
-            yield f"dataset {name}: unit is {row.unit}, and the record says {said['unit']}"
+            yield f"dataset {name}: unit is {row.unit}, and the chain says {said['unit']}"
     query = select(datasets.c.name, snapshots_table.c.digest).select_from(dataset_snapshots)
     joined = query.join(datasets, datasets.c.id == dataset_snapshots.c.dataset_id).join(
         snapshots_table, snapshots_table.c.id == dataset_snapshots.c.snapshot_id
     )
-    for name, _ in {tuple(pair) for pair in connection.execute(joined)} ^ record.pairs:
-        yield f"dataset {name}: its snapshots are not those in the record"
+    for name, _ in {tuple(pair) for pair in connection.execute(joined)} ^ chain.pairs:
+        yield f"dataset {name}: its snapshots are not those in the chain"
 
 
-def _runs(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+def _runs(store: Store, connection: Connection, chain: _Chain) -> Iterator[str]:
     query = (
         select(runs, mechanisms.c.event, snapshots_table.c.digest)
         .join(mechanisms, mechanisms.c.id == runs.c.mechanism_id)
         .join(snapshots_table, snapshots_table.c.id == runs.c.snapshot_id)
     )
     rows = {row.id: row for row in connection.execute(query)}
-    for run in rows.keys() ^ record.runs.keys():
-        yield f"run {run} is {'not in the record' if run in rows else 'in the record and not in the tables'}"
-    for run in rows.keys() & record.runs.keys():
-        for column, said in record.runs[run].items():
+    for run in rows.keys() ^ chain.runs.keys():
+        yield f"run {run} is {'not in the chain' if run in rows else 'in the chain and not in the tables'}"
+    for run in rows.keys() & chain.runs.keys():
+        for column, said in chain.runs[run].items():
             if getattr(rows[run], column) != said:
-                yield f"run {run}: {column} is not what the record says"
+                yield f"run {run}: {column} is not what the chain says"
 
 
-def _mechanisms(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+def _mechanisms(store: Store, connection: Connection, chain: _Chain) -> Iterator[str]:
     for row in connection.execute(select(mechanisms)):
         if hashlib.sha256(row.event.encode()).hexdigest() != row.digest:
             yield f"mechanism {row.id}: its event was changed"
@@ -193,10 +193,10 @@ def _near(a: float, b: float) -> bool:
     return a == b or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
 
 
-def _spent(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
-    """Add up what was charged to every snapshot again, from the record: whole numbers, so they must be equal."""
+def _spent(store: Store, connection: Connection, chain: _Chain) -> Iterator[str]:
+    """Add up what was charged to every snapshot again, from the chain: whole numbers, so they must be equal."""
     charged, planned = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for run in record.runs.values():
+    for run in chain.runs.values():
         charged[run["digest"], run["event"]] += run["charged"]
         planned[run["digest"], run["event"]] += run["charged"] + not_taken(run)
     query = (
@@ -210,7 +210,7 @@ def _spent(store: Store, connection: Connection, record: _Record) -> Iterator[st
             yield f"snapshot {key[0][:16]}: what is spent is not the sum of its charges"
 
 
-def _contents(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+def _contents(store: Store, connection: Connection, chain: _Chain) -> Iterator[str]:
     """Check which pictures a snapshot holds, and that every unit is in the block of exactly its snapshots."""
     content: dict[int, dict[bytes, bytes]] = defaultdict(dict)
     inside: dict[int, set[int]] = defaultdict(set)
@@ -231,7 +231,7 @@ def _contents(store: Store, connection: Connection, record: _Record) -> Iterator
         yield f"block {block}: it holds units of other snapshots than its own"
 
 
-def _files(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+def _files(store: Store, connection: Connection, chain: _Chain) -> Iterator[str]:
     query = select(files.c.hash, files.c.seal, units.c.hash).join(units, units.c.id == files.c.unit_id)
     wrong = sum(
         bytes(seal) != snapshots.seal_file(store, bytes(file), bytes(unit))
@@ -241,14 +241,14 @@ def _files(store: Store, connection: Connection, record: _Record) -> Iterator[st
         yield f"{wrong} of the known files point to another unit than they did"
 
 
-def _foreign_keys(store: Store, connection: Connection, record: _Record) -> Iterator[str]:
+def _foreign_keys(store: Store, connection: Connection, chain: _Chain) -> Iterator[str]:
     if store.file is not None:  # a server never lets them break
         for table in sorted({row[0] for row in connection.execute(text("PRAGMA foreign_key_check"))}):
             yield f"table {table}: a row points to one that is not there"
 
 
 def export(store: Store) -> dict[str, Any]:
-    """Return the record and the readings as plain data. Hashes stay keyed, and the key is not part of it."""
+    """Return the chain and the readings as plain data. Hashes stay keyed, and the key is not part of it."""
     with store.read() as connection:
         count, last = store.head(connection)
         rows = [dict(row._mapping) for row in connection.execute(select(entries).order_by(entries.c.seq))]
