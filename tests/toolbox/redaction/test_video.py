@@ -261,9 +261,9 @@ def test_of_a_stream_that_breaks_off_what_came_is_kept_and_the_break_is_told(
     assert main(["redact", served.replace("stream", "broken"), "-o", str(target), "--region", "0,0,50,50"]) == 2
     assert len(read_video(target)) == 15
     error = capsys.readouterr().err
-    assert "cannot be read on" in error and f"the 15 frames before it are in {target}" in error
+    assert "cannot be read further" in error and f"the 15 frames before it are in {target}" in error
     assert (
-        "cannot be read on"
+        "cannot be read further"
         in json.loads((tmp_path / "out.mp4.redaction/report.json").read_text())["files"][0]["reason"]
     )
 
