@@ -115,10 +115,10 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.set_xlim(0.85 * min([1.0, *asked]), 1.18 * max([8.0, *asked]))
         axes.set_xticks(asked, [f"{epsilon:g}" for epsilon in asked])
         axes.set(xlabel=f"epsilon of one run (delta {part['delta']:.2g}, RDP)", ylabel="on val", ylim=(0, 1))
-        axes.set_title(textwrap.fill(f"{name}: {part['what']}", 64), fontsize=8)
+        axes.set_title(textwrap.fill(f"{name}: {part['what']}", 52), fontsize=10)
         axes.grid(alpha=0.3)
         labels |= {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6, fontsize=7)
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=6, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
 
