@@ -65,6 +65,7 @@ def main() -> None:
         privacy={
             "epsilon": args.epsilon,
             "delta": args.delta,
+            "clipping": "flat",  # what its results were measured with
             "expected_batch_size": args.batch,
             "dataset_size": TRAIN_IMAGES,
         },

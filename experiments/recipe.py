@@ -57,6 +57,7 @@ def train_arguments(
             "epsilon": epsilon,
             "delta": DELTA,
             "clip_norm": CLIP_NORM,
+            "clipping": "flat",  # what its results were measured with
             "expected_batch_size": BATCH,
             "dataset_size": TRAIN_SCENES,  # declared: how many scenes there are is part of the published recipe
         },

@@ -50,7 +50,7 @@ def command(data: Path, root: Path, noise: Sequence[float], repeats: int, steps:
         f"model={WEIGHTS}", f"data={data}", f"output_dir={root / 'sweep'}", f"resume={str(resume).lower()}",
         f"privacy.noise_multiplier={values}", f"steps={steps}", f"evaluate_every={steps}",
         f"imgsz={SIZE}", "physical_batch_size=32", "workers=0", f"trainable={recipe.TRAINABLE}", f"head={recipe.HEAD}",
-        f"privacy.delta={recipe.DELTA}", f"privacy.clip_norm={recipe.CLIP_NORM}",
+        f"privacy.delta={recipe.DELTA}", f"privacy.clip_norm={recipe.CLIP_NORM}", "privacy.clipping=flat",
         f"privacy.expected_batch_size={recipe.BATCH}", f"privacy.dataset_size={TRAIN_SCENES}",
         "optimizer=adam", f"optimizer.lr={recipe.LEARNING_RATE}", f"ema.decay={recipe.EMA}",
         f"tracking.uri=sqlite:///{(root / 'mlflow.db').as_posix()}", "tracking.experiment=digits",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import nn
 
@@ -18,6 +20,13 @@ from .loss import PerImageLoss
 IMAGES = 64  # 128 drawn digits and 128 handwritten ones gave sizes within a tenth of each other
 _RANGE = 100.0  # a layer that hardly learns would else be scaled up until its noise is all that is left
 
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Return at most :data:`IMAGES` of some items, evenly from the first on."""
+    return tuple(items[:: max(1, len(items) // IMAGES)][:IMAGES])
+
 
 def public_part(file: str, private: DataConfig) -> DataConfig:
     """Return the public images that the layers are measured on: train images of a data.yaml, spread over all of them.
@@ -29,8 +38,7 @@ def public_part(file: str, private: DataConfig) -> DataConfig:
     public = load_data(file)
     if public.names != private.names:
         raise ConfigError(f"privacy.clip_scales={file} has other names of classes than {private.file}: make them one")
-    apart = max(1, len(public.train) // IMAGES)
-    return replace(public, train=public.train[::apart][:IMAGES])
+    return replace(public, train=spread(public.train))
 
 
 def layer_scales(model: nn.Module, loss: PerImageLoss, images: DetectionDataset) -> tuple[tuple[str, float], ...]:
@@ -63,8 +71,9 @@ def layer_scales(model: nn.Module, loss: PerImageLoss, images: DetectionDataset)
     floor = max(typical.values()) / _RANGE
     if floor == 0.0:
         raise DataError(
-            f"none of the {len(images)} public images of privacy.clip_scales gives a finite gradient that is not 0, so "
-            "the layers' gradients cannot be measured: name others"
+            f"none of the {len(images)} public images of privacy.clip_scales ({images.split} of {images.data.file}) "
+            "gives a finite gradient that is not 0, so the layers' gradients cannot be measured: name others, or set "
+            "privacy.clipping=flat"
         )
     scales = {layer: 1.0 / max(size, floor) for layer, size in typical.items()}
     longer = math.sqrt(sum(scales[layer] ** 2 * energy[layer] for layer in energy) / sum(energy.values()))

@@ -38,16 +38,21 @@ def training_facts(config: TrainConfig, unit: str) -> dict[str, Any]:
     }
 
 
-def validation_words(evaluates: bool, chose: bool) -> str:
-    """Say what the validation split was to the run; ``chose`` where a tuning picked it by its metrics."""
+def validation_words(evaluates: bool, chose: bool, scaled: bool = False) -> str:
+    """Say what the validation split was to the run.
+
+    Args:
+        evaluates: Whether the run measured mAP on it.
+        chose: A tuning picked the run by its metrics.
+        scaled: The layers' scales were measured on images of it.
+    """
     if not evaluates:
         return "not evaluated in the run"
-    if chose:
-        return "treated as public (validation=public): metrics released without noise; they chose the run"
-    return (
-        "treated as public (validation=public): metrics released without noise; the run itself neither stops nor "
-        "selects by them"
-    )
+    words = "treated as public (validation=public): metrics released without noise; "
+    words += "they chose the run" if chose else "the run itself neither stops nor selects by them"
+    if scaled:
+        words += "; its images and labels gave clipping one number a layer, and no weight was trained on them"
+    return words
 
 
 def runs_behind(start: Path, named: Sequence[str]) -> tuple[StartRun, ...]:

@@ -81,6 +81,11 @@ class Run:
             say(f"optimizer.lr is not set: {self.config.optimizer.lr:g}, by the rule of docs/training.md")
         if prepared.validation is not None:
             say("validation=public: the metrics of the val split are released without noise")
+            if prepared.scaled_by is not None and prepared.scaled_by.val:
+                say(
+                    f"layers are scaled by their gradients on {prepared.scaled_by.images} images of the val split; "
+                    "privacy.clipping=flat turns it off"
+                )
         elif self.config.validation == "public":
             say(f"no evaluation: {self.config.data} has no val split")
 
@@ -262,7 +267,11 @@ class Run:
                 "trainable": config.trainable,
                 "trainable_parameters": sum(p.numel() for p in self.trainer.parameters.values()),
             },
-            validation=validation_words(prepared.validation is not None, chose=not prepared.pays),
+            validation=validation_words(
+                prepared.validation is not None,
+                chose=not prepared.pays,
+                scaled=prepared.scaled_by is not None and prepared.scaled_by.val,
+            ),
             deviations=self.charge.deviations,
             start_runs=prepared.start_runs,
             public_data={
@@ -270,7 +279,7 @@ class Run:
                 "sha256": prepared.start_hash,
                 "declared": config.public_data,
                 "compared": config.public_images is not None,
-                **({} if prepared.scaled_by is None else {"clip_scales": prepared.scaled_by}),
+                **({} if prepared.scaled_by is None else {"clip_scales": prepared.scaled_by.told()}),
             },
             training=training_facts(config, self.plan.unit),
             tuning=prepared.tuning,

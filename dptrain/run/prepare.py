@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from ..detection.data import DataConfig, DetectionDataset, StepLoader, load_data
 from ..detection.loss import PerImageLoss, one2many_weight
 from ..detection.memory import physical_batch_size
 from ..detection.probe import refuse_coupled_images
-from ..detection.scales import layer_scales, public_part
 from ..gradients import trainable_parameters
 from ..privacy.plan import PrivacyPlan
 from ..privacy.units import UnitExamples
@@ -32,15 +31,15 @@ from ..sealing.weights import is_weights, weights_hash
 from ..settings.schema import DEFAULT_IMAGES_PER_GROUP, FREE_TO_CHANGE, TrainConfig
 from ..statement.start_runs import StartRun
 from ..support.devices import usable_device
-from ..training.checkpoint import scales_of
 from ..training.trainer import PrivateTrainer, learning_rate
 from .build import augmentation_of, loss_settings, model_of, with_rate
 from .charge import RunCharge
 from .declared_public import DeclaredPublic
 from .facts import runs_behind
-from .folder import CHECKPOINT, RunFolder
+from .folder import RunFolder
 from .optimizers import make_optimizer
 from .outputs import OutputFiles
+from .scales import PublicVal, ScaledBy, settle_clipping
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Prepared:
         pictures: What it draws from: the identity of the picture in every image file.
         groups: The group of every image, where groups are protected.
         validation: What it is evaluated on; None without evaluation.
-        scaled_by: What the statement says of the images that the layers' scales were measured on; None without scales.
+        scaled_by: The public images that the layers' scales were measured on; None without scales.
         rate_by_rule: Whether nobody gave a learning rate.
         physical_batch_size: How many examples go through the model at once.
         trainer: Takes the steps; each is counted in the folder's journal before its noise is drawn.
@@ -95,7 +94,7 @@ class Prepared:
     pictures: Mapping[Path, bytes]
     groups: Sequence[str] | None
     validation: DetectionDataset | None
-    scaled_by: Mapping[str, Any] | None
+    scaled_by: ScaledBy | None
     rate_by_rule: bool
     physical_batch_size: int
     trainer: PrivateTrainer
@@ -118,6 +117,7 @@ class Prepared:
         return {
             **values,
             "start_sha256": self.start_hash,
+            **({} if self.scaled_by is None else {"scales_of_pictures_sha256": self.scaled_by.sha256}),
             **({"start_runs_found": [run.model_dump() for run in self.start_runs]} if self.start_runs else {}),
             "names": [self.model.names[i] for i in sorted(self.model.names)],
         }
@@ -128,7 +128,8 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
 
     Args:
         config: Resolved settings, with the plan written out (``settings.resolve.with_plan``).
-        plan: The plan that they make, without the scales of ``privacy.clip_scales``, which are measured here.
+        plan: The plan that they make, without scales, which are measured here, and flat where the settings leave the
+            clip rule to the run (``privacy.clipping=auto``).
         paid: Given for a tuning's candidate. Without it the run pays for itself.
 
     Raises:
@@ -152,9 +153,8 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
     if not config.privacy.copies_are_one:
         refuse_repeats(pictures, groups)
     validation = DetectionDataset(data, "val", config.imgsz, verify=False) if evaluates else None
-    _refuse_private_images(config, pictures, validation, val_groups)
-    scales, scaled_by = _scales(config, data, model, pictures, outputs)
-    final = plan if scales is None else replace(plan, clipping=replace(plan.clipping, scales=scales))
+    val = _compared(config, pictures, validation, val_groups)
+    settled, final, scaled_by = settle_clipping(settled, plan, data, model, pictures, val, outputs)
     units = _units(config, groups, pictures, len(dataset))
     at_once = _physical_batch_size(config, final, model, device, units)
     name = data_name(Path(config.data))
@@ -208,48 +208,26 @@ def _groups(
     return found[:count], found[count:]
 
 
-def _refuse_private_images(
+def _compared(
     config: TrainConfig,
     pictures: Mapping[Path, bytes],
     validation: DetectionDataset | None,
     val_groups: Sequence[str] | None,
-) -> None:
-    """Refuse training images, and images that the ledger protects, where public ones are declared."""
-    declared: list[DeclaredPublic] = []
+) -> PublicVal | None:
+    """The val split; training images, and images that the ledger protects, are refused there and behind the start."""
+    val: PublicVal | None = None
     if validation is not None:
         fix = "remove it from val, or set validation=off"
-        declared.append(DeclaredPublic("the val images", validation.image_files, fix, val_groups))
+        declared = DeclaredPublic("the val images", validation.image_files, fix, val_groups)
+        declared.refuse_training(pictures)
+        val = PublicVal(validation, declared.pictures, declared.refuse_protected(config.budget))
     if config.public_images is not None:
         files = public_images(config.public_images)
         fix = "start from weights that other images made, or train without it"
-        declared.append(DeclaredPublic("public_images", files, fix))
-    for images in declared:
-        images.refuse_training(pictures)
-        images.refuse_protected(config.budget)
-
-
-def _scales(
-    config: TrainConfig,
-    data: DataConfig,
-    model: DetectionModel,
-    pictures: Mapping[Path, bytes],
-    outputs: OutputFiles,
-) -> tuple[tuple[tuple[str, float], ...] | None, dict[str, Any] | None]:
-    """The scales that the clip rule asks for, measured on public images with the start's weights; and of what."""
-    file = config.privacy.clip_scales
-    if file is None:
-        return None, None
-    public = public_part(file, data)
-    declared = DeclaredPublic(f"the images of privacy.clip_scales={file}", public.train, "name other public images")
-    declared.refuse_training(pictures)
-    compared = declared.refuse_protected(config.budget)
-    checkpoint = Path(config.output_dir) / CHECKPOINT
-    if config.resume and outputs.place(checkpoint).exists():  # a start that was random is gone
-        scales = scales_of(outputs.place(checkpoint), outputs.read(checkpoint))
-    else:
-        loss = PerImageLoss(one2many_weight(0.5), settings=loss_settings(config))
-        scales = layer_scales(model, loss, DetectionDataset(public, "train", config.imgsz, verify=False))
-    return scales, {"data": data_name(Path(file)), "images": len(public.train), "compared": compared}
+        declared = DeclaredPublic("public_images", files, fix)
+        declared.refuse_training(pictures)
+        declared.refuse_protected(config.budget)
+    return val
 
 
 def _units(

@@ -13,6 +13,8 @@ from ..privacy.ranges import check_clip_norm, check_noise_multiplier
 from ..privacy.units import UNITS
 from ..support.devices import refuse_single_precision
 from .schema import (
+    AUTO,
+    BY_VAL,
     ENGINES,
     HEADS,
     NEW_CLASSES,
@@ -47,7 +49,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "engine": ENGINES,
     "validation": VALIDATIONS,
     "optimizer.name": OPTIMIZERS,
-    "privacy.clipping": CLIPPINGS,
+    "privacy.clipping": (*CLIPPINGS, AUTO),
     "schedule.name": SCHEDULES,
 }
 Ranges = tuple[tuple[str, Callable[[float], bool], str], ...]  # keys, what fits them, and that in words
@@ -131,7 +133,12 @@ def check_together(config: TrainConfig) -> None:
     if clipping.name == "scaled" and not config.privacy.clip_scales:
         raise ConfigError(
             "privacy.clipping=scaled needs privacy.clip_scales: the data.yaml of labelled public images, such as "
-            "scenes/data.yaml in the folder of dptrain pretrain"
+            "scenes/data.yaml in the folder of dptrain pretrain; or val, for the val split"
+        )
+    if config.privacy.clip_scales == BY_VAL and config.validation != "public":
+        raise ConfigError(
+            f"privacy.clip_scales={BY_VAL} measures on the val split without noise, and validation={config.validation} "
+            "does not declare it public: set validation=public, or leave privacy.clip_scales out"
         )
     if config.loss.constant is not None and config.loss.normaliser != "constant":
         raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
@@ -173,15 +180,20 @@ def check_tuning(tuning: TuningConfig) -> None:
 
 
 def clipping_of(privacy: PrivacyConfig) -> Clipping:
-    """Return the clip rule that the settings ask for.
+    """Return the clip rule that the settings ask for; ``auto`` is flat until the run has looked at its val split.
 
     Raises:
         ConfigError: An option is out of range, or belongs to another rule; or a rule from outside is not usable.
     """
     if privacy.clip_scales is not None and privacy.clipping != "scaled":
-        raise ConfigError(f"privacy.clip_scales has no effect with clipping={privacy.clipping}: leave it out")
+        fix = "give privacy.clipping=scaled, or leave it out"
+        raise ConfigError(f"privacy.clip_scales has no effect with clipping={privacy.clipping}: {fix}")
+    if privacy.clip_groups and privacy.clipping == AUTO:
+        fix = "give privacy.clipping=groups, or leave it out"
+        raise ConfigError(f"privacy.clip_groups has no effect with clipping={AUTO}: {fix}")
     try:
-        clipping = Clipping(privacy.clipping, tuple(privacy.clip_groups))
+        name = "flat" if privacy.clipping == AUTO else privacy.clipping
+        clipping = Clipping(name, tuple(privacy.clip_groups))
         clipping.refuse_unusable(privacy.clip_norm)
         return clipping
     except ConfigError as error:

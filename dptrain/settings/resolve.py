@@ -25,6 +25,7 @@ from ..support.files import flatten
 from .limits import LARGEST, check_seal, check_together, check_tuning, check_values, clipping_of
 from .presets import apply_preset
 from .schema import (
+    AUTO,
     CHECKPOINTS_PER_RUN,
     DEFAULT_EXPECTED_BATCH_SIZE,
     DEFAULT_IMAGES_PER_GROUP,
@@ -121,10 +122,13 @@ def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
     """Return ``config`` with everything the plan settles written out, so that it makes the same plan again.
 
     ``privacy.epsilon`` becomes null (steps and noise determine it), and ``evaluate_every`` and
-    ``checkpoint_every`` are filled in.
+    ``checkpoint_every`` are filled in. ``privacy.clipping=auto`` stays: the run settles it by its val split.
     """
     settled = _typed(config)
-    for key, value in _plan_values(plan).items():
+    values = _plan_values(plan)
+    if settled.privacy.clipping == AUTO and plan.clipping == clipping_of(settled.privacy):
+        del values["privacy.clipping"]
+    for key, value in values.items():
         _set(settled, key, value)
     settled.privacy.epsilon = None
     if settled.evaluate_every is None:

@@ -33,6 +33,8 @@ DEFAULT_LEDGER = f"${{oc.env:DPTRAIN_BUDGET_URL,'{LEDGER}'}}"
 DEFAULT_STORE = f"${{oc.env:MLFLOW_TRACKING_URI,'{STORE}'}}"
 DEFAULT_EXPERIMENT = f"${{oc.env:MLFLOW_EXPERIMENT_NAME,'{EXPERIMENT}'}}"
 
+AUTO = "auto"  # of privacy.clipping: scaled by the val split where it is public and has boxes, else flat
+BY_VAL = "val"  # of privacy.clip_scales: the val split that validation=public declares public
 SAME_PICTURE = ("refuse", "one_unit")  # what is done about copies of one picture in the training split
 NORMS = ("auto", "group", "frozen_bn")
 HEADS = ("auto", "both", "one_to_many", "one_to_one")
@@ -110,10 +112,10 @@ class PrivacyConfig:
         None, f"most images of a group in one step, drawn anew each time; default {DEFAULT_IMAGES_PER_GROUP}"
     )
     groups: GroupsConfig = field(default_factory=GroupsConfig)
-    clipping: str = _key("flat", f"clip rule, one of {', '.join(CLIPPINGS)}; see docs/recipe.md")
+    clipping: str = _key(AUTO, f"clip rule, {', '.join(CLIPPINGS)}; auto: scaled by a public val split, else flat")
     clip_groups: list[str] = _key([], "of clipping=groups: patterns on layer names, one a group, such as [model.23.*]")
     clip_scales: str | None = _key(
-        None, "of clipping=scaled: the data.yaml of labelled public images that the layers' gradients are measured on"
+        None, "of clipping=scaled: data.yaml of public images to measure the layers' gradients on; val: the val split"
     )
     preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA, head for that many images")
 

@@ -49,7 +49,7 @@ EXACT = "The noise is a discrete Gaussian, added to an exact sum of whole number
 SCALED = "The images that the layers' scales were measured on are public and share no unit with the training split."
 NOT_COVERED = (
     "other runs on the same images, unless the tuning section below counts them",
-    "the images of the validation split, whose metrics carry no noise",
+    "the images of the validation split: what is measured on them carries no noise",
     "what follows about a person from what is true of the whole population",
     "whoever can read the training images, the training machine or its backups",
 )

@@ -254,7 +254,7 @@ def test_python_and_command_make_the_same_run(make_dataset: MakeDataset, tmp_pat
         *COMMAND, f"model={SMALL}", f"data={data}", "imgsz=64", "trainable=head",
         "physical_batch_size=2", "workers=0", "evaluate_every=2", "seed=3", "steps=4", "privacy.noise_multiplier=1.0",
         "privacy.clip_norm=1.0", "privacy.sample_rate=0.5", "privacy.delta=1e-3", "privacy.expected_batch_size=3",
-        "tracking.enabled=false", f"output_dir={tmp_path / 'two'}",
+        "privacy.clipping=flat", "tracking.enabled=false", f"output_dir={tmp_path / 'two'}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

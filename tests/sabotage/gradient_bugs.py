@@ -55,17 +55,34 @@ GRADIENT_BUGS = (
     bug(
         "scales of private images",
         "Nobody looks whether a private image is among those that the scales were measured on.",
-        "dptrain.run.prepare:_scales",
-        "declared.refuse_training(pictures)", "pass",
+        "dptrain.run.scales:_by_file",
+        "declared.refuse_training(train)", "pass",
         "tests/run/test_job.py::"
         "test_scales_without_public_images_or_from_private_ones_are_refused_before_anything_is_written",
     ),
     bug(
         "scales measured anew",
         "A resumed run measures its scales with the weights that it has by then, which private images moved.",
-        "dptrain.run.prepare:_scales",
+        "dptrain.run.scales:settle_clipping",
         "config.resume and", "False and",
         "tests/run/test_job.py::test_the_scales_of_a_run_are_of_public_images_stated_and_found_again",
+        "tests/run/test_scales.py::test_a_resumed_run_keeps_its_scales_whatever_became_of_the_val_labels",
+    ),
+    bug(
+        "scales of the training split",
+        "The scales are measured on the images at hand, which are the private ones.",
+        "dptrain.run.scales:settle_clipping",
+        "loss_settings(config)), images)",
+        'loss_settings(config)), DetectionDataset(data, "train", config.imgsz))',
+        "tests/run/test_scales.py::test_no_training_image_changes_a_scale",
+    ),
+    bug(
+        "scales of a val image that trains by now",
+        "A resumed run keeps its scales, and does not ask whether the images behind them are those that it compares.",
+        "dptrain.run.prepare:Prepared.settings",
+        "{} if self.scaled_by is None else", "{} if True else",
+        "tests/run/test_scales.py::"
+        "test_a_run_is_resumed_only_with_the_val_images_that_its_scales_were_measured_on",
     ),
     bug(
         "one layer left out of the norm",

@@ -30,8 +30,8 @@ IDENTITY_BUGS = (
     bug(
         "val not compared with the ledger",
         "Images that are private in another project are validated on: their metrics are released without noise.",
-        "dptrain.run.prepare:_refuse_private_images",
-        "images.refuse_protected(config.budget)", "pass",
+        "dptrain.run.prepare:_compared",
+        "declared.pictures, declared.refuse_protected(config.budget)", 'declared.pictures, ""',
         PUBLIC + "test_an_image_that_a_ledger_protects_is_no_public_one",
     ),
     bugs(
