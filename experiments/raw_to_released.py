@@ -158,7 +158,8 @@ def train(photos: int, steps: int, epsilon: float) -> None:
         "train", "model=start.pt", "data=slips.seal", "output_dir=run", f"imgsz={PAGE_SIZE}",
         "evaluate_every=4", f"steps={steps}",
         f"privacy.epsilon={epsilon:g}", f"privacy.delta={recipe.DELTA:g}", f"privacy.dataset_size={photos}",
-        f"privacy.expected_batch_size={batch}", "privacy.clipping=flat", f"trainable={recipe.TRAINABLE}", "optimizer.name=adam",
+        f"privacy.expected_batch_size={batch}", "privacy.clipping=flat",
+        f"trainable={recipe.TRAINABLE}", "optimizer.name=adam",
         f"optimizer.lr={recipe.LEARNING_RATE}", f"ema.decay={recipe.EMA}", "workers=0", "physical_batch_size=32",
         "seal.identity=hospital.key", f"seal.recipients=[{public_key('hospital.key')}]",
     )  # fmt: skip

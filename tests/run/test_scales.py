@@ -187,7 +187,7 @@ def test_a_run_is_resumed_only_with_the_val_images_that_its_scales_were_measured
     split = {kind: data.parent / kind for kind in ("images", "labels")}
     for kind, suffix in (("images", "png"), ("labels", "txt")):
         shutil.move(split[kind] / "val" / f"002.{suffix}", split[kind] / "train" / f"joined.{suffix}")
-    with pytest.raises(PrivacyError, match="scales_of_pictures_sha256=.*: not the settings of the run"):
+    with pytest.raises(PrivacyError, match=r"scales_of_pictures_sha256=.*: not the settings of the run"):
         dptrain.train(data=data, **options(tmp_path, resume=True))
     for kind, suffix in (("images", "png"), ("labels", "txt")):
         shutil.move(split[kind] / "train" / f"joined.{suffix}", split[kind] / "val" / f"002.{suffix}")
