@@ -25,6 +25,7 @@ from dptrain.detection.loss import PerImageLoss, one2many_weight
 from dptrain.detection.scales import layer_scales
 from dptrain.detection.trainable import set_trainable
 from dptrain.run.prepare import Prepared, prepare
+from dptrain.run.tuning import plan_tuning
 from dptrain.settings import resolve as settings
 from dptrain.statement import check_statement
 
@@ -201,6 +202,20 @@ def test_a_plan_keeps_its_rule(rule: Clipping, make_dataset: MakeDataset, tmp_pa
         result = dptrain.train(data=make_dataset(), **options(tmp_path, plan=plan, privacy={}, steps=2))
     assert result.plan == plan
     assert result.statement["mechanism"]["clip_rule"] == rule.to_dict()
+
+
+def test_the_candidates_of_a_tuning_are_scaled_by_the_val_split_that_scores_them(tmp_path: Path) -> None:
+    search = {"privacy.clipping": ["auto", "automatic"], "optimizer.lr": [1e-3]}
+    tuning = {"method": "random_stopping", "mean_runs": 1.01, "search": search}
+    given = options(tmp_path, data=str(dataset_maker(tmp_path)()), tuning=tuning)
+    made = plan_tuning(settings.resolve(settings.from_kwargs(**given)))
+    assert [candidate.privacy.clipping for candidate in made.candidates] == ["auto", "automatic"]
+    search["privacy.clipping"] = ["auto"]
+    result = dptrain.train(**given)
+    assert result.plan.clipping.name == "scaled" and result.epsilon == made.epsilon
+    said = check_statement(result.output_dir).statement
+    assert said["mechanism"]["clip_rule"] == result.plan.clipping.to_dict()
+    assert "they chose the run; its images and labels gave clipping" in said["validation"]
 
 
 def test_a_plan_may_ask_for_the_val_split_by_name(tmp_path: Path) -> None:
