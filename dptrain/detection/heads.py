@@ -72,6 +72,8 @@ def set_classes(
     others begin as ``new_classes`` says: ``random`` weights; ``zero``, so that every place has the score of the bias;
     or the ``mean`` of the old classes. Their bias is that of a rare class. With as many classes as before, ``random``
     lets the rows of classes with other names stay.
+
+    ``detector.unfilled_layers`` then names the new layers that the checkpoint does not fill whole.
     """
     if new_classes not in NEW_CLASSES:
         raise ConfigError(f"new_classes={new_classes!r} is not one of {', '.join(NEW_CLASSES)}")
@@ -80,6 +82,7 @@ def set_classes(
     new_names = {k: _plain(v) for k, v in (names or {}).items()}
     wanted = {**{name: name for name in new_names.values()}, **_similar(similar, old_names, new_names)}
     kept = {row: old_names[wanted[name]] for row, name in new_names.items() if wanted[name] in old_names}
+    detector.unfilled_layers = ()
     stays = num_classes == head.nc and all(new == old for new, old in kept.items())
     if num_classes is None or (stays and (new_classes == "random" or len(kept) == num_classes or not names)):
         return
@@ -99,6 +102,9 @@ def set_classes(
                     new.weight[row] = old.weight[source]
                     new.bias[row] = old.bias[source]
             layers[-1] = new
+    if len(kept) < num_classes:
+        new_layers = {id(layers[-1]) for branch in class_branches(detector) for layers in branch}
+        detector.unfilled_layers = tuple(name for name, m in detector.named_modules() if id(m) in new_layers)
     head.nc = num_classes
     head.no = num_classes + head.reg_max * 4
     detector.nc = num_classes

@@ -250,7 +250,7 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
                 setattr(module, name, child.folded())
     if isinstance(stock.model[-1], OneToOneDetect):
         stock.model[-1].__class__ = Detect
-    for leftover in ("criterion", "pt_path", "class_weights", "trained_whole"):
+    for leftover in ("criterion", "pt_path", "class_weights", "trained_whole", "unfilled_layers"):
         stock.__dict__.pop(leftover, None)
     stock.args = {"task": "detect"}
     for parameter in stock.parameters():

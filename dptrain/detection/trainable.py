@@ -12,7 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ..errors import ConfigError
 from ..gradients.modules import FrozenBatchNorm2d, LowRankConv2d
 
-GROUPS = ("all", "head", "neck_and_head", "norm_and_bias", "head_and_norms", "lora")
+GROUPS = ("all", "head", "neck_and_head", "norm_and_bias", "head_and_norms", "lora", "new_classes")
 RANK = 4
 
 
@@ -36,13 +36,26 @@ class Lora:
 
 
 def set_trainable(detector: DetectionModel, trainable: str | Sequence[str] = "all") -> list[str]:
-    """Choose the parameters that train and freeze the others; return their names.
+    """Let the parameters train that :func:`trainable_names` finds, and freeze the others; return their names.
+
+    Raises:
+        ConfigError: A pattern matches no parameter.
+    """
+    chosen = trainable_names(detector, trainable)
+    for name, parameter in detector.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    return chosen
+
+
+def trainable_names(detector: DetectionModel, trainable: str | Sequence[str] = "all") -> list[str]:
+    """Return the names of the parameters that ``trainable`` stands for, in the detector's order.
 
     ``all``; ``head`` (the Detect layer); ``neck_and_head`` (everything after the backbone); ``norm_and_bias`` (scale
     and shift of the norm layers and every bias); ``head_and_norms`` (both); ``lora`` (the adapters that
     :func:`dptrain.detection.load_model` put in, and the weights that :func:`add_adapters` left to train as they are);
-    or a shell pattern, or several, on the names, such as ``model.2[0-3].*``. The fixed weights of the DFL layer never
-    train.
+    ``new_classes`` (the layers that the checkpoint did not fill: the last of every class branch, where the data has
+    classes that the start lacks); or a shell pattern, or several, on the names, such as ``model.2[0-3].*``. The fixed
+    weights of the DFL layer never train.
 
     Raises:
         ConfigError: A pattern matches no parameter.
@@ -51,12 +64,15 @@ def set_trainable(detector: DetectionModel, trainable: str | Sequence[str] = "al
     modules = dict(detector.named_modules())
     parameters = {name: p for name, p in detector.named_parameters() if ".dfl." not in name}
     whole = set(getattr(detector, "trained_whole", ()))
+    unfilled: Sequence[str] | None = getattr(detector, "unfilled_layers", None)  # None: the start is random
 
     def belongs(name: str, group: str) -> bool:
         owner = modules[name.rpartition(".")[0]]
         if group == "lora":
             above = modules[name.rpartition(".")[0].rpartition(".")[0]]
             return name in whole or (isinstance(above, LowRankConv2d) and owner is not above.base)
+        if group == "new_classes":
+            return any(name.startswith(f"{layer}.") for layer in unfilled or ())
         if group == "norm_and_bias":
             return name.endswith(".bias") or isinstance(owner, nn.GroupNorm | FrozenBatchNorm2d)
         if group == "head_and_norms":
@@ -68,13 +84,20 @@ def set_trainable(detector: DetectionModel, trainable: str | Sequence[str] = "al
         matched = [name for name in parameters if belongs(name, pattern)]
         if not matched and pattern == "lora":
             raise ConfigError("trainable='lora' and the detector has no adapters: load it with trainable='lora'")
+        if not matched and pattern == "new_classes":
+            raise ConfigError(
+                "trainable=new_classes, and there are none: "
+                + (
+                    "every layer of a random start is new; use all"
+                    if unfilled is None
+                    else "the start has weights for every class of the data; use head, neck_and_head or all"
+                )
+            )
         if not matched:
             raise ConfigError(
                 f"trainable={pattern!r} matches no parameter: use {', '.join(GROUPS)} or patterns such as 'model.22.*'"
             )
         chosen.update(matched)
-    for name, parameter in detector.named_parameters():
-        parameter.requires_grad_(name in chosen)
     return [name for name in parameters if name in chosen]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 
 from ..detection import DetectionModel
 from ..detection.data import Augmentation, DataConfig
 from ..detection.loss import LossSettings
 from ..detection.model import load_model, norm_of
-from ..detection.trainable import RANK, Lora
+from ..detection.trainable import RANK, Lora, trainable_names
 from ..gradients import trainable_parameters
 from ..privacy.plan import PrivacyPlan
 from ..sealing.weights import is_weights
-from ..settings.schema import TrainConfig
+from ..settings.schema import PhaseConfig, TrainConfig
+from .phases import trains_in_any
 from .rates import default_rate
 
 
@@ -24,7 +26,7 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         config.model,
         data.num_classes,
         norm=config.norm,
-        trainable=config.trainable,
+        trainable=trains_in_any(config),
         names=data.names,
         head=config.head,
         lora=Lora(
@@ -48,16 +50,32 @@ def loss_settings(config: TrainConfig) -> LossSettings:
 
 
 def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> TrainConfig:
-    """Return the settings with the learning rate written out: by rule, if nobody gave one."""
+    """Return the settings with the learning rate written out, or that of every phase: by rule, if nobody gave one."""
+
+    def by_rule(steps: int, names: Iterable[str]) -> float:
+        parameters = dict(model.named_parameters())
+        return default_rate(
+            config.optimizer.name,
+            replace(plan, steps=steps),
+            # What noise does to the first convolution of an adapter is multiplied by the second, which begins at zero.
+            [tuple(parameters[name].shape) for name in names if not name.endswith(".down.weight")],
+            norm=norm_of(model),
+            from_scratch=not is_weights(config.model),
+            momentum=config.optimizer.momentum,
+        )
+
+    if config.phases:
+        return replace(config, phases=[_with_rate(phase, model, by_rule) for phase in config.phases])
     if config.optimizer.lr is not None:
         return config
-    rate = default_rate(
-        config.optimizer.name,
-        plan,
-        # What noise does to the first convolution of an adapter is multiplied by the second, which begins at zero.
-        [tuple(p.shape) for name, p in trainable_parameters(model).items() if not name.endswith(".down.weight")],
-        norm=norm_of(model),
-        from_scratch=not is_weights(config.model),
-        momentum=config.optimizer.momentum,
-    )
+    rate = by_rule(plan.steps, trainable_parameters(model))
     return replace(config, optimizer=replace(config.optimizer, lr=rate))
+
+
+def _with_rate(
+    phase: PhaseConfig, model: DetectionModel, by_rule: Callable[[int, Iterable[str]], float]
+) -> PhaseConfig:
+    if phase.lr is not None:
+        return phase
+    assert phase.steps is not None, "resolve settles it"
+    return replace(phase, lr=by_rule(phase.steps, trainable_names(model, phase.trainable)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..datasets.groups import in_words
+from ..datasets.groups import in_words as groups_in_words
 from ..detection.evaluate import evaluate
 from ..detection.model import save_weights
 from ..errors import BudgetError, PrivacyError, SupersededError
@@ -23,6 +23,7 @@ from ..support.words import shown
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from .facts import training_facts, validation_words
 from .folder import CHECKPOINT
+from .phases import facts_of, in_words, number_of
 from .prepare import Prepared
 from .progress import Progress
 from .publishing import config_text, draw, open_tracker, publish
@@ -77,7 +78,9 @@ class Run:
             f"clip norm {plan.clip_norm:g}{rule}, sample rate {plan.sample_rate:.4g}, "
             f"expected batch {plan.expected_batch_size} ({prepared.physical_batch_size} at a time)"
         )
-        if prepared.rate_by_rule:
+        if self.config.phases:
+            say(in_words(self.config, self.trainer, prepared.rate_by_rule))
+        elif any(prepared.rate_by_rule):
             say(f"optimizer.lr is not set: {self.config.optimizer.lr:g}, by the rule of docs/training.md")
         if prepared.validation is not None:
             say("validation=public: the metrics of the val split are released without noise")
@@ -254,7 +257,7 @@ class Run:
             dataset={
                 "name": prepared.data_name,
                 "declared_size": config.privacy.dataset_size,
-                **({} if prepared.groups is None else {"groups": in_words(config.privacy.groups)}),
+                **({} if prepared.groups is None else {"groups": groups_in_words(config.privacy.groups)}),
                 **(
                     {"same_picture": "copies of one picture count as one image"}
                     if config.privacy.copies_are_one
@@ -264,7 +267,7 @@ class Run:
             model={
                 "start": Path(config.model).name,
                 "start_sha256": prepared.start_hash,
-                "trainable": config.trainable,
+                **({"phases": facts_of(config)} if config.phases else {"trainable": config.trainable}),
                 "trainable_parameters": sum(p.numel() for p in self.trainer.parameters.values()),
             },
             validation=validation_words(
@@ -301,6 +304,7 @@ class Run:
             )
         row = {
             "step": step,
+            **({"phase": number_of(self.trainer.phases, step)} if self.config.phases else {}),
             **self._costs(step),
             "dp/delta": self.plan.delta,
             **result.values,

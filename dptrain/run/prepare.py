@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from ..sealing.weights import is_weights, weights_hash
 from ..settings.schema import DEFAULT_IMAGES_PER_GROUP, FREE_TO_CHANGE, TrainConfig
 from ..statement.start_runs import StartRun
 from ..support.devices import usable_device
-from ..training.trainer import PrivateTrainer, learning_rate
+from ..training.phases import let_train
+from ..training.trainer import PrivateTrainer
 from .build import augmentation_of, loss_settings, model_of, with_rate
 from .charge import RunCharge
 from .declared_public import DeclaredPublic
@@ -39,6 +40,7 @@ from .facts import runs_behind
 from .folder import RunFolder
 from .optimizers import make_optimizer
 from .outputs import OutputFiles
+from .phases import phases_of, rate_of
 from .scales import PublicVal, ScaledBy, settle_clipping
 
 
@@ -75,7 +77,7 @@ class Prepared:
         groups: The group of every image, where groups are protected.
         validation: What it is evaluated on; None without evaluation.
         scaled_by: The public images that the layers' scales were measured on; None without scales.
-        rate_by_rule: Whether nobody gave a learning rate.
+        rate_by_rule: Whether nobody gave a learning rate: of the run, or of its phases.
         physical_batch_size: How many examples go through the model at once.
         trainer: Takes the steps; each is counted in the folder's journal before its noise is drawn.
         charge: What the run spends: its own, or that of the tuning.
@@ -95,7 +97,7 @@ class Prepared:
     groups: Sequence[str] | None
     validation: DetectionDataset | None
     scaled_by: ScaledBy | None
-    rate_by_rule: bool
+    rate_by_rule: tuple[bool, ...]
     physical_batch_size: int
     trainer: PrivateTrainer
     charge: RunCharge
@@ -112,6 +114,8 @@ class Prepared:
         for name in FREE_TO_CHANGE:
             values.pop(name)
         del values["seal"]
+        if not self.config.phases:
+            del values["phases"]
         if self.config.seal.recipients:
             values["sealed"] = True
         return {
@@ -187,7 +191,7 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         groups=groups,
         validation=validation,
         scaled_by=scaled_by,
-        rate_by_rule=config.optimizer.lr is None,
+        rate_by_rule=tuple(phase.lr is None for phase in config.phases) or (config.optimizer.lr is None,),
         physical_batch_size=at_once,
         trainer=trainer,
         charge=charge,
@@ -266,21 +270,20 @@ def _trainer(
     on_release: Callable[[int], None],
 ) -> PrivateTrainer:
     loss = PerImageLoss(settings=loss_settings(config))
-    schedule, highest = config.schedule, config.optimizer.lr
-    assert highest is not None and config.ema.decay is not None
-
-    def rate(step: int) -> float:
-        return learning_rate(schedule.name, highest, step, plan.steps, schedule.warmup_steps, schedule.final)
+    assert config.ema.decay is not None
+    phases, rate, trained = phases_of(config, model), rate_of(config, plan), trainable_parameters(model)
 
     def weigh_heads(step: int) -> None:
         loss.one2many = one2many_weight(step / max(1, plan.steps - 1))
 
-    refuse_coupled_images(model, config.engine, loss)
+    for names in [phase.names for phase in phases] or [tuple(trained)]:
+        let_train(trained, names)
+        refuse_coupled_images(model, config.engine, loss)
     return PrivateTrainer(
         model,
         loss,
         plan,
-        make_optimizer(config.optimizer, trainable_parameters(model).values()),
+        make_optimizer(replace(config.optimizer, lr=rate(0)), trained.values()),
         loader,
         num_units,
         seed=config.seed,
@@ -288,6 +291,7 @@ def _trainer(
         exact=config.noise.exact,
         ema_decay=config.ema.decay,
         set_rate=rate,
+        phases=phases,
         before_step=weigh_heads,
         on_release=on_release,
         probe=False,

@@ -23,6 +23,7 @@ from .build import loss_settings
 from .declared_public import DeclaredPublic
 from .folder import CHECKPOINT
 from .outputs import OutputFiles
+from .phases import trains_in_any
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def settle_clipping(
 
 
 def _default(config: TrainConfig, val: PublicVal | None) -> PrivacyConfig:
-    adapts = "lora" in ([config.trainable] if isinstance(config.trainable, str) else config.trainable)
+    trainable = trains_in_any(config)
+    adapts = "lora" in ([trainable] if isinstance(trainable, str) else trainable)
     if adapts or val is None or val.measured() is None:
         return replace(config.privacy, clipping="flat")
     return replace(config.privacy, clipping="scaled", clip_scales=BY_VAL)

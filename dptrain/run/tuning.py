@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SEARCHED = (
-    "model", "imgsz", "trainable", "norm", "head", "new_classes", "lora", "loss", "optimizer", "schedule", "ema",
-    "augment", "privacy.clip_norm", "privacy.clipping",
+    "model", "imgsz", "trainable", "phases", "norm", "head", "new_classes", "lora", "loss", "optimizer", "schedule",
+    "ema", "augment", "privacy.clip_norm", "privacy.clipping",
 )  # fmt: skip
 _PARTIAL = "tuning.partial"  # in output_dir, while runs go on; holds the best so far and the one at work
 
@@ -205,6 +205,8 @@ def plan_tuning(config: TrainConfig) -> Tuning:
         _check_key(key)
         if not isinstance(values, list) or not values:
             raise ConfigError(f"tuning.search has {key}={values}: give a list of values, such as [1e-3,3e-3]")
+        if key == "phases" and not all(isinstance(value, list) and value for value in values):
+            raise ConfigError(f"tuning.search has phases={values}: every candidate is a list of phases, at least one")
     candidates: list[TrainConfig] = []
     plans: list[PrivacyPlan] = []
     for number, values in enumerate(itertools.product(*search.values())):

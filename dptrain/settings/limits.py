@@ -144,7 +144,7 @@ def check_together(config: TrainConfig) -> None:
         raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
     if not config.loss.box + config.loss.cls + config.loss.dfl:
         raise ConfigError("loss.box, loss.cls and loss.dfl are all 0: nothing would be learnt")
-    adapts = "lora" in ([config.trainable] if isinstance(config.trainable, str) else config.trainable)
+    adapts = "lora" in ([config.trainable] if isinstance(config.trainable, str) else config.trainable or ())
     for name, given in vars(config.lora).items():
         if given is not None and not adapts:
             raise ConfigError(f"lora.{name}={given} has no effect without trainable=lora")

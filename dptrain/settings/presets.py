@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError
+from .phases import in_phases
 from .schema import PRESETS, TrainConfig, value_at
 
 # Declared images up to which a recipe is meant, and what it settles.
@@ -50,7 +51,7 @@ def apply_preset(config: TrainConfig) -> str:
         if size is not None and "privacy.expected_batch_size" in chosen:
             chosen["privacy.expected_batch_size"] = min(chosen["privacy.expected_batch_size"], max(1, size))
     for key, value in {**_ELSE, **chosen}.items():
-        if value_at(config, key) is None:
+        if value_at(config, key) is None and not (key == "trainable" and in_phases(config)):
             section, _, leaf = key.rpartition(".")
             setattr(getattr(config, section) if section else config, leaf, value)
     if not chosen:

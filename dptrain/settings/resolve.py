@@ -23,6 +23,7 @@ from ..support.devices import parse_device
 from ..support.environment import experiment_name, ledger_address, tracking_address
 from ..support.files import flatten
 from .limits import LARGEST, check_seal, check_together, check_tuning, check_values, clipping_of
+from .phases import check_names, settle_phases
 from .presets import apply_preset
 from .schema import (
     AUTO,
@@ -39,6 +40,7 @@ from .schema import (
     LossConfig,
     NoiseConfig,
     OptimizerConfig,
+    PhaseConfig,
     PrivacyConfig,
     ScheduleConfig,
     SealConfig,
@@ -163,11 +165,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config.tracking.experiment = experiment_name(config.tracking.experiment)
     if config.budget.url == "":  # the variable is set and empty
         config.budget.url = ledger_address()
+    settle_phases(config)
     if chosen := apply_preset(config):
         logger.info("%s", chosen)
-    config.trainable = _names("trainable", config.trainable)
+    if config.trainable is not None:
+        config.trainable = check_names("trainable", config.trainable)
     if config.lora.targets is not None:
-        config.lora.targets = _names("lora.targets", config.lora.targets)
+        config.lora.targets = check_names("lora.targets", config.lora.targets)
     config.physical_batch_size = _physical_batch_size(config.physical_batch_size)
 
     check_values(config)
@@ -312,13 +316,6 @@ def _physical_batch_size(value: Any) -> str | int:
     raise ConfigError(f"physical_batch_size={value} must be auto, or a whole number that is 1 or more")
 
 
-def _names(key: str, value: Any) -> str | list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(f"{key}={value} is not the name of a group such as head, nor a list of patterns")
-    return names[0] if len(names) == 1 else names
-
-
 @functools.cache
 def _schema() -> Any:
     """The typed node of every key, which costs as much to make as a configuration to check; merging copies it."""
@@ -341,6 +338,8 @@ def _built(kind: Any, values: Mapping[Any, Any]) -> Any:
 
     def value_of(name: str, value: Any) -> Any:
         section = sections[name]
+        if name == "phases":
+            return [_built(PhaseConfig, phase) for phase in value]
         return _built(section, value) if isinstance(value, dict) and dataclasses.is_dataclass(section) else value
 
     return kind(**{str(name): value_of(str(name), value) for name, value in values.items()})

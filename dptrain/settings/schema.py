@@ -247,6 +247,15 @@ class TuningConfig:
 
 
 @dataclass
+class PhaseConfig:
+    """Consecutive steps of one plan in which the same layers train."""
+
+    trainable: Any = _key(None, "what trains in it, as for the key trainable; not lora")
+    steps: int | None = _key(None, "number of its steps; those of all phases are the run's")
+    lr: float | None = _key(None, "its learning rate; default by rule, from its shapes and steps")
+
+
+@dataclass
 class TrainConfig:
     """Everything one training run is told. See ``dptrain train --help`` for the keys."""
 
@@ -259,7 +268,11 @@ class TrainConfig:
     output_dir: str = _key("", "folder of the run; default runs/<date>_<time>")
     seed: int | None = _key(None, "for tests only: predictable noise voids the guarantee")
     trainable: Any = _key(
-        None, "all (default), head, neck_and_head, norm_and_bias, head_and_norms, lora, name patterns, or a list"
+        None,
+        "all (default), head, neck_and_head, norm_and_bias, head_and_norms, lora, new_classes, patterns, or a list",
+    )
+    phases: list[PhaseConfig] = _key(
+        [], "instead of trainable, what trains in which steps: [{trainable:head,steps:60},{trainable:all,steps:100}]"
     )
     norm: str = _key("auto", f"one of {', '.join(NORMS)}; auto: frozen_bn from a checkpoint, group from scratch")
     head: str | None = _key(
@@ -339,6 +352,14 @@ def nearest_key(key: str, candidates: list[str] | None = None) -> str:
 def config_error(error: OmegaConfBaseException, schema: type = TrainConfig) -> ConfigError:
     """Say in one line what OmegaConf refused: the key, the value and the type expected, or the nearest valid key."""
     key = error.full_key or (str(error.key) if error.key is not None else "")
+    if error.object_type is PhaseConfig:  # OmegaConf does not say of which
+        inner = {name: _type_in_words(str(item.type)) for name, item in keys(PhaseConfig)}
+        if key not in inner:
+            return ConfigError(
+                f"phases: unknown key {key}{nearest_key(key, list(inner)) or '; it has ' + ', '.join(inner)}"
+            )
+        value = re.search(r"[Vv]alue '(.*)'(?: of type| is not| for field)", str(error))
+        return ConfigError(f"phases: {key}={value.group(1) if value else ''} is not {inner[key]}")
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         if key in REMOVED:
             return ConfigError(f"{key} was removed: {REMOVED[key]}")
@@ -347,10 +368,10 @@ def config_error(error: OmegaConfBaseException, schema: type = TrainConfig) -> C
     field_name, _, is_item = key.partition("[")
     expected = {name: _type_in_words(str(item.type)) for name, item in keys(schema)}.get(field_name)
     if isinstance(error, ValidationError) and expected:
-        value = re.search(r"[Vv]alue '(.*)'(?: of type| is not| for field)", first_line)
-        shown = f"={value.group(1)}" if value else ""
+        value = re.search(r"[Vv]alue '(.*)'(?: of type| is not| for field)|value: (.*)$", first_line)
+        shown = f"={value.group(1) or value.group(2)}" if value else ""
         shown = "=null" if "None" in first_line or "Optional" in first_line else shown
-        return ConfigError(f"{key}{shown} is not {'a number' if is_item else expected}")
+        return ConfigError(f"{key}{shown} is not {'a number' if is_item and field_name != 'phases' else expected}")
     return ConfigError(f"{key}: {first_line}" if key else first_line)
 
 
@@ -363,7 +384,10 @@ def _without_objects(text: str) -> str:
 def _type_in_words(annotation: str) -> str:
     kind = annotation.split(" ")[0]
     words = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
-    lists = {"list[str]": "a list of texts such as [model.23.*]"}
+    lists = {
+        "list[str]": "a list of texts such as [model.23.*]",
+        "list[PhaseConfig]": "a list such as [{trainable:head,steps:60},{trainable:all,steps:100}]",
+    }
     return {**words, **lists}.get(kind, "a list of numbers such as [0.9,0.999]")
 
 

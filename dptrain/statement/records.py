@@ -29,6 +29,7 @@ _SETTLED = {
     "public_data.sha256": "start_sha256",
     "public_data.declared": "public_data",
     "model.trainable": "trainable",
+    "model.phases": "phases",
 }
 
 

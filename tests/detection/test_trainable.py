@@ -248,3 +248,45 @@ def test_a_zero_class_head_learns_in_its_first_step() -> None:
     for words, options in (("mean", {"new_classes": "mean"}), ("checkpoint", {"similar": {"a": "b"}})):
         with pytest.raises(dptrain.ConfigError, match=words):
             load_model("yolo26n.yaml", 3, **options)
+
+
+LAST = "model.23.cv3.{}.2.{}"
+ONE_TO_ONE = "model.23.one2one_cv3.{}.2.{}"
+
+
+def _last_layers(*branches: str) -> list[str]:
+    return [b.format(level, kind) for b in branches for level in range(3) for kind in ("weight", "bias")]
+
+
+@pytest.mark.parametrize(
+    ("names", "head", "branches"),
+    [
+        (["ball", "bat"], "auto", (LAST, ONE_TO_ONE)),
+        (["cat", "bat"], "auto", (LAST, ONE_TO_ONE)),  # one that the start knows is in the same layers
+        (["ball", "bat"], "one_to_many", (LAST,)),
+        (["ball", "bat"], "one_to_one", (ONE_TO_ONE,)),
+    ],
+)
+def test_new_classes_are_the_layers_that_the_checkpoint_did_not_fill(
+    names: list[str], head: str, branches: tuple[str, ...], start: Path, tmp_path: Path
+) -> None:
+    model = load_model(start, names=dict(enumerate(names)), head=head, trainable="new_classes")
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert sorted(trained) == sorted(_last_layers(*branches))
+    assert set_trainable(model, ["new_classes", "model.0.*"])[0].startswith("model.0.")
+    again = load_model(save_weights(model, tmp_path / "last.pt"), names=dict(enumerate(names)))
+    with pytest.raises(dptrain.ConfigError, match="the start has weights for every class of the data"):
+        set_trainable(again, "new_classes")
+
+
+@pytest.mark.parametrize("names", [NAMES, ["owl", "cat"], ["CAT", "dog", "bat"]])
+def test_a_start_that_fills_every_layer_has_no_new_classes(names: list[str], start: Path) -> None:
+    """Also with classes in another order, and with as many others: their rows stay what they were."""
+    with pytest.raises(dptrain.ConfigError, match="the start has weights for every class of the data") as caught:
+        load_model(start, names=dict(enumerate(names)), trainable="new_classes")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_random_start_has_no_new_classes() -> None:
+    with pytest.raises(dptrain.ConfigError, match="every layer of a random start is new"):
+        load_model("yolo26n.yaml", 2, trainable="new_classes")

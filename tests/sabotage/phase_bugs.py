@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .edits import bug
+from .edits import bug, bugs
 
 PHASES = "tests/training/test_phases.py::"
 _TRAINER = "dptrain.training.trainer:PrivateTrainer."
@@ -30,6 +30,23 @@ PHASE_BUGS = (
         _TRAINER + "_enter",
         "self._refuse_changed()", "pass",
         PHASES + "test_what_trains_changes_at_a_boundary_and_nowhere_else",
+    ),
+    bugs(
+        "steps of the second phase not counted",
+        "The plan, and so the accountant, has the steps of the first phase; the loop takes those of all of them.",
+        [
+            ("dptrain.settings.phases:settle_phases", "total = sum(steps)", "total = steps[0]"),
+            ("dptrain.training.phases:parameters_of", "if planned != steps:", "if False:"),
+            (
+                _TRAINER + "run",
+                "until = self.plan.steps if until is None else until\n    if until > self.plan.steps:",
+                "until = self._ends[-1] if until is None else until\n    if False:",
+            ),
+            (_TRAINER + "_take_step", "if self.step >= self.plan.steps:", "if False:"),
+        ],
+        PHASES + "test_phases_that_do_not_fit_plan_and_module_are_refused",
+        "tests/settings/test_phases.py::test_phases_are_typed_sections_and_their_steps_are_the_plans",
+        "tests/run/test_phases.py::test_a_run_in_phases_is_the_event_of_as_many_steps",
     ),
     bug(
         "phases not compared",
