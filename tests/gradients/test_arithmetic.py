@@ -187,6 +187,6 @@ def test_apples_gpus_are_refused_before_anything_is_reserved(monkeypatch: pytest
 
     with pytest.raises(ConfigError, match=r"device=mps: .*double precision.*; use device=cpu"):
         refuse_single_precision("mps")
-    monkeypatch.setattr(trainer, "trainable_parameters", lambda _: {"w": SimpleNamespace(device=torch.device("mps"))})
+    monkeypatch.setattr(trainer, "parameters_of", lambda *_: {"w": SimpleNamespace(device=torch.device("mps"))})
     with pytest.raises(ConfigError, match="device=mps"):
         make(plan())
