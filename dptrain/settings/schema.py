@@ -367,7 +367,7 @@ def config_error(error: OmegaConfBaseException, schema: type = TrainConfig) -> C
     first_line = _without_objects(str(error).strip().splitlines()[0])
     field_name, _, is_item = key.partition("[")
     expected = {name: _type_in_words(str(item.type)) for name, item in keys(schema)}.get(field_name)
-    if isinstance(error, ValidationError) and expected:
+    if isinstance(error, ValidationError | TypeError) and expected:  # OmegaConf's ConfigTypeError is one
         value = re.search(r"[Vv]alue '(.*)'(?: of type| is not| for field)|value: (.*)$", first_line)
         shown = f"={value.group(1) or value.group(2)}" if value else ""
         shown = "=null" if "None" in first_line or "Optional" in first_line else shown

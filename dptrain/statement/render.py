@@ -295,6 +295,8 @@ def _listed(facts: Mapping[str, Any]) -> str:
 def _words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        return "; ".join(map(_listed, value))
     return " ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else str(value)
 
 

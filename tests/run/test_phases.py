@@ -70,7 +70,9 @@ def test_a_run_in_phases_names_them_and_is_one_event(
     assert rate > 0 and written["model"]["phases"] == [{**TWO[0], "lr": rate}, TWO[1]]
     assert "trainable" not in written["model"] and written["mechanism"]["planned_steps"] == 4
     assert check_statement(result.output_dir).statement["guarantee"]["epsilon"] == PLAN.epsilon()
-    assert "new_classes" in (result.output_dir / "statement.md").read_text().replace("\\", "")
+    page = (result.output_dir / "statement.md").read_text().replace("\\", "")
+    assert "phases trainable new_classes, steps 2, lr " in page
+    assert "; trainable neck_and_head norm_and_bias, steps 2, lr 0.001" in page
     with (result.output_dir / "results.csv").open() as stream:
         assert [(row["step"], row["phase"]) for row in csv.DictReader(stream)] == [("0", "1"), ("2", "1"), ("4", "2")]
     run = MlflowClient(tracking["uri"]).get_run((result.output_dir / "mlflow_run").read_text())

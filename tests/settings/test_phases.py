@@ -141,3 +141,5 @@ def test_the_command_line_takes_phases(
     capsys.readouterr()
     assert main([*common, "phases=[{trainable:head,step:60}]"]) == 2
     assert "phases: unknown key step; did you mean steps?" in capsys.readouterr().err
+    assert main([*common, "phases={trainable:head,steps:60}"]) == 2
+    assert "phases is not a list such as [{trainable:head,steps:60}" in capsys.readouterr().err
