@@ -35,7 +35,7 @@ def config(tmp_path: Path) -> TrainConfig:
 def test_a_prepared_run_is_final_and_nothing_of_it_is_written(config: TrainConfig, tmp_path: Path) -> None:
     prepared = prepare(config, PLAN)
     assert prepared.plan == prepared.trainer.plan == PLAN and prepared.pays
-    assert config.optimizer.lr is None and prepared.rate_by_rule
+    assert config.optimizer.lr is None and prepared.rate_by_rule == (True,)
     assert prepared.config == dataclasses.replace(config, optimizer=prepared.config.optimizer)
     assert prepared.config.optimizer.lr is not None
     assert len(prepared.pictures) == 3 and prepared.validation is not None
