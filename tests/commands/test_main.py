@@ -188,3 +188,11 @@ def test_weights_that_are_no_model_are_refused_in_one_line(
     (tmp_path / "x.pt").write_text("nothing")
     assert main(["evaluate", "--weights", str(tmp_path / "x.pt"), "--data", f"{run_folder}/pets.yaml"]) == 2
     assert "x.pt" in one_error_line(capsys)
+
+
+def test_python_m_dptrain_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dptrain", "epsilon"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("dptrain: error: ")
