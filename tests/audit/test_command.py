@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,11 @@ def test_a_violation_ends_with_status_4_and_says_so_everywhere(
 
     monkeypatch.setattr(noise, "privatize", halved)
     assert main([*QUICK, "-o", str(tmp_path / "a")]) == 4
-    assert "VIOLATION  the noise is 0." in capsys.readouterr().out
+    assert re.search(r"VIOLATION  (.*; )?the noise is 0\.", capsys.readouterr().out)
     assert main([*QUICK, "-o", str(tmp_path / "b"), "--json"]) == 4
     printed = json.loads(capsys.readouterr().out)
-    assert printed["verdict"] == "violation" and "noise" in printed["faults"][0]
+    assert printed["verdict"] == "violation"
+    assert any("the noise is 0." in fault for fault in printed["faults"])  # epsilon's own fault may stand before it
     found = read_audit(tmp_path / "b")
     assert found is not None and found["verdict"] == "violation"
 
