@@ -20,7 +20,7 @@ def settings() -> str:
     """Return a table a section of every key of ``dptrain train``, with its type, default and help line."""
     from omegaconf import MISSING
 
-    from dptrain.settings.schema import default_of, keys
+    from dptrain.settings.keys import default_of, keys
 
     sections: dict[str, list[str]] = {}
     for key, item in keys():

@@ -27,7 +27,7 @@ def pretrain(arguments: list[str]) -> int:
 
 def _help() -> str:
     from ..run.pretraining.schema import PretrainConfig
-    from ..settings.schema import default_of, keys
+    from ..settings.keys import default_of, keys
 
     lines = [
         "usage: dptrain pretrain [KEY=VALUE ...] [--debug]",

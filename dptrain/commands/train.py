@@ -102,7 +102,8 @@ def _same_generators() -> Iterator[None]:
 
 def _train_help() -> str:
     from ..run.sweep.hydra_app import conf_dir
-    from ..settings.schema import REFUSED_AUGMENTATIONS, default_of, keys
+    from ..settings.keys import default_of, keys
+    from ..settings.schema import REFUSED_AUGMENTATIONS
 
     refused = [f"augment.{name}" for name in REFUSED_AUGMENTATIONS]
     lines = [

@@ -29,8 +29,9 @@ from ..errors import ConfigError, PrivacyError
 from ..privacy import accounting, random_stopping
 from ..privacy.random_stopping import draw_runs
 from ..settings import resolve as settings
+from ..settings.keys import keys, nearest_key
 from ..settings.limits import clipping_of
-from ..settings.schema import TrainConfig, keys, nearest_key
+from ..settings.schema import TrainConfig
 from ..statement.results import MAP, read_rows
 from ..support.files import even_times, write_text
 from ..support.words import shown

@@ -12,6 +12,7 @@ from ..privacy.random_stopping import MOST_MEAN_RUNS, STOPPINGS
 from ..privacy.ranges import check_clip_norm, check_noise_multiplier
 from ..privacy.units import UNITS
 from ..support.devices import refuse_single_precision
+from .keys import nearest_key, value_at
 from .schema import (
     AUTO,
     BY_VAL,
@@ -30,8 +31,6 @@ from .schema import (
     SealConfig,
     TrainConfig,
     TuningConfig,
-    nearest_key,
-    value_at,
 )
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError
+from .keys import value_at
 from .phases import in_phases
-from .schema import PRESETS, TrainConfig, value_at
+from .schema import PRESETS, TrainConfig
 
 # Declared images up to which a recipe is meant, and what it settles.
 _RECIPES: dict[str, tuple[float, dict[str, Any]]] = {

@@ -22,15 +22,14 @@ from ..errors import ConfigError
 from ..support.devices import parse_device
 from ..support.environment import experiment_name, ledger_address, tracking_address
 from ..support.files import flatten
+from .keys import config_error, value_at
 from .limits import LARGEST, check_seal, check_together, check_tuning, check_values, clipping_of
 from .phases import check_names, settle_phases
 from .presets import apply_preset
 from .schema import (
     AUTO,
     CHECKPOINTS_PER_RUN,
-    DEFAULT_EXPECTED_BATCH_SIZE,
     DEFAULT_IMAGES_PER_GROUP,
-    DEFAULT_STEPS,
     EVALUATIONS_PER_RUN,
     REFUSED_AUGMENTATIONS,
     AugmentConfig,
@@ -47,9 +46,8 @@ from .schema import (
     TrackingConfig,
     TrainConfig,
     TuningConfig,
-    config_error,
-    value_at,
 )
+from .to_plan import make_plan
 
 if TYPE_CHECKING:
     from ..privacy.plan import PrivacyPlan
@@ -182,89 +180,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def make_plan(config: TrainConfig) -> PrivacyPlan:
-    """Turn a resolved configuration into the frozen plan; any two of {epsilon, noise_multiplier, steps} find the third.
-
-    With only epsilon or only noise_multiplier, ``steps`` is :data:`DEFAULT_STEPS`. No value is ever taken from the
-    images: sample rate, batch size and delta come from the settings or from the *declared* dataset size.
-
-    Warns, on the logger ``dptrain.settings.resolve``, of a delta that is not below 1/n and of a seed.
-
-    Raises:
-        ConfigError: Too few or too many of the three are given, a public constant is missing, or the target
-            cannot be met.
-    """
-    from ..privacy.plan import PrivacyPlan
-
-    privacy, steps = config.privacy, config.steps
-    if privacy.epsilon is None and privacy.noise_multiplier is None:
-        raise ConfigError("no guarantee is set: give privacy.epsilon=8 (the target) or privacy.noise_multiplier=1.0")
-    if privacy.epsilon is not None and privacy.noise_multiplier is not None and steps is not None:
-        raise ConfigError(
-            f"privacy.epsilon={privacy.epsilon}, privacy.noise_multiplier={privacy.noise_multiplier} and steps={steps} "
-            "are one too many: any two determine the third, so leave one out"
-        )
-    batch_size, sample_rate, delta = _public_constants(privacy)
-    _warn(config, delta)
-    settled = steps if steps is not None else DEFAULT_STEPS
-    if steps is None and (privacy.epsilon is None or privacy.noise_multiplier is None):
-        logger.info("steps is not set: %d steps", settled)
-    common: dict[str, Any] = {
-        "sample_rate": sample_rate,
-        "clip_norm": privacy.clip_norm,
-        "delta": delta,
-        "expected_batch_size": batch_size,
-        "unit": privacy.unit,
-        "clipping": clipping_of(privacy),
-    }
-    if privacy.epsilon is None:
-        assert privacy.noise_multiplier is not None
-        return PrivacyPlan(noise_multiplier=privacy.noise_multiplier, steps=settled, **common)
-    if privacy.noise_multiplier is None:
-        return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=settled, **common)
-    return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
-
-
-def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:
-    """Expected batch size, sample rate and delta from what is declared; each default is said in a line."""
-    size, batch_size, sample_rate, delta = (
-        privacy.dataset_size,
-        privacy.expected_batch_size,
-        privacy.sample_rate,
-        privacy.delta,
-    )
-    declare = f"declare the number of training {privacy.unit}s you are willing to make public, privacy.dataset_size=..."
-    if sample_rate is None:
-        if size is None:
-            raise ConfigError(
-                f"privacy.sample_rate is not set, and the files are not counted for it (their number is private): "
-                f"{declare}, or give privacy.sample_rate=..."
-            )
-        if batch_size is None:
-            batch_size = min(DEFAULT_EXPECTED_BATCH_SIZE, size)
-            logger.info("privacy.expected_batch_size is not set: %d", batch_size)
-        sample_rate = batch_size / size
-        if sample_rate > 1:
-            raise ConfigError(
-                f"privacy.expected_batch_size={batch_size} is more than privacy.dataset_size={size}: "
-                "the sample rate would be over 1; give a smaller batch"
-            )
-        logger.info("privacy.sample_rate is %d/%d = %.6g", batch_size, size, sample_rate)
-    elif batch_size is None:
-        if size is None:
-            raise ConfigError(
-                f"privacy.expected_batch_size is not set: give it (such as {DEFAULT_EXPECTED_BATCH_SIZE}), or {declare}"
-            )
-        batch_size = max(1, round(sample_rate * size))
-        logger.info("privacy.expected_batch_size is %.6g x %d = %d", sample_rate, size, batch_size)
-    if delta is None:
-        if size is None:
-            raise ConfigError(f"privacy.delta is not set: give privacy.delta=1e-5 (no silent default), or {declare}")
-        delta = float(size) ** -1.1
-        logger.info("privacy.delta is dataset_size**-1.1 = %.3g", delta)
-    return batch_size, sample_rate, delta
-
-
 def _check_units(config: TrainConfig) -> None:
     """What is one unit, and whether its examples differ."""
     privacy = config.privacy
@@ -292,20 +207,6 @@ def _check_units(config: TrainConfig) -> None:
             f"augment.multiplicity={augment.multiplicity} without an augmentation averages equal gradients, and costs "
             f"{augment.multiplicity} times as much: turn one on, such as augment.fliplr=0.5, or leave it out"
         )
-
-
-def _warn(config: TrainConfig, delta: float) -> None:
-    size = config.privacy.dataset_size
-    if size is not None and delta >= 1 / size:
-        logger.warning(
-            "privacy.delta=%g is not below 1/dataset_size=%.3g, and so permits releasing whole units: "
-            "leave it out for %.3g",
-            delta,
-            1 / size,
-            size**-1.1,
-        )
-    if config.seed is not None:
-        logger.warning("seed=%d: noise that can be predicted protects nobody; the guarantee is void", config.seed)
 
 
 def _physical_batch_size(value: Any) -> str | int:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dptrain.settings.schema import keys
+from dptrain.settings.keys import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 

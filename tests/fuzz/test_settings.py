@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dptrain import PrivacyPlan
+from dptrain.settings.keys import keys
 from dptrain.settings.resolve import from_kwargs, make_plan, resolve
-from dptrain.settings.schema import keys
 
 from .harness import answer, cases, check_message, contents
 from .test_folders import command

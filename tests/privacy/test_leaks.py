@@ -28,7 +28,7 @@ from dptrain.detection.data import DetectionDataset
 from dptrain.detection.loss import PerImageLoss
 from dptrain.privacy.clip_rules import FlatClip
 from dptrain.privacy.sampling import PoissonSampler
-from dptrain.settings.schema import keys
+from dptrain.settings.keys import keys
 from dptrain.statement.facts import SPENT
 from dptrain.training.checkpoint import CHECKPOINT_KEYS
 

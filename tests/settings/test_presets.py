@@ -9,8 +9,9 @@ import pytest
 
 from dptrain import ConfigError
 from dptrain.settings import resolve as settings
+from dptrain.settings.keys import keys
 from dptrain.settings.presets import _RECIPES
-from dptrain.settings.schema import PRESETS, TrainConfig, keys
+from dptrain.settings.schema import PRESETS, TrainConfig
 
 
 def resolved(**options: Any) -> TrainConfig:

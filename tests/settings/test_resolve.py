@@ -14,7 +14,8 @@ from dptrain import Clipping
 from dptrain.errors import ConfigError
 from dptrain.privacy.plan import PrivacyPlan
 from dptrain.settings import resolve as settings
-from dptrain.settings.schema import REFUSED_AUGMENTATIONS, TrainConfig, keys
+from dptrain.settings.keys import keys
+from dptrain.settings.schema import REFUSED_AUGMENTATIONS, TrainConfig
 
 BASE: dict[str, Any] = {"model": "yolo26n.yaml", "data": "pets.yaml"}
 

@@ -11,9 +11,10 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ...errors import ConfigError
+from ...settings.keys import config_error, keys, nearest_key, value_at
 from ...settings.limits import Ranges, check_choice, check_ranges
 from ...settings.resolve import default_output_dir
-from ...settings.schema import DEFAULT_LEDGER, config_error, keys, nearest_key, value_at
+from ...settings.schema import DEFAULT_LEDGER
 from ...support.devices import parse_device
 
 NORMS = ("auto", "group", "batch")

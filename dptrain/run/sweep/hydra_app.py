@@ -27,8 +27,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ...errors import ConfigError
+from ...settings.keys import config_error, keys, nearest_key
 from ...settings.resolve import from_omegaconf
-from ...settings.schema import TrainConfig, config_error, keys, nearest_key
+from ...settings.schema import TrainConfig
 from .hydra_flags import hydra_flags
 from .launch import SweepBroken, SweepCallback, SweepRefused, run_job
 

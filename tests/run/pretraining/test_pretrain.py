@@ -16,7 +16,8 @@ from dptrain.commands.main import main
 from dptrain.run.pretraining.run import PretrainResult, pretrain
 from dptrain.run.pretraining.schema import PretrainConfig, from_arguments, resolve
 from dptrain.run.public_start import declared_start
-from dptrain.settings.schema import TrainConfig, keys
+from dptrain.settings.keys import keys
+from dptrain.settings.schema import TrainConfig
 
 from ...conftest import SMALL, MakeDataset, dataset_maker, run_options
 
