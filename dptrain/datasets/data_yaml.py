@@ -16,6 +16,7 @@ from .contents import read_data
 #: Suffixes by which a file is taken for a data.yaml; in small letters.
 YAML_SUFFIXES = (".yaml", ".yml")
 MOST_CLASSES = 100_000
+_MOST_KEYPOINTS = 100_000
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
@@ -107,6 +108,24 @@ def class_names(file: Path, data: Mapping[Any, Any]) -> dict[int, str]:
     if count is not None and classes != len(found):
         raise DataError(f"{file}: nc: {count} but names has {len(found)} classes; make them agree or leave nc out")
     return found
+
+
+def keypoint_shape(file: Path, data: Mapping[Any, Any]) -> tuple[int, int] | None:
+    """Return how many keypoints follow each box, and how many numbers each has (2, or 3 with its visibility).
+
+    Raises:
+        DataError: ``kpt_shape`` is something else.
+    """
+    shape = data.get("kpt_shape")
+    if shape is None:
+        return None
+    found = tuple(map(_whole, shape)) if isinstance(shape, (list, tuple)) else ()
+    if len(found) != 2 or not found[0] or not 0 < found[0] <= _MOST_KEYPOINTS or found[1] not in (2, 3):
+        raise DataError(
+            f"{file}: kpt_shape: {shown(shape)} is not [number of keypoints, 2 or 3 (x, y and perhaps visibility)]; "
+            "correct it, or leave it out if the labels have no keypoints"
+        )
+    return found[0], found[1]
 
 
 def _whole(value: Any) -> int | None:

@@ -1,9 +1,15 @@
-"""Label files in Ultralytics' text format: one object a line, ``class x y w h`` or ``class x1 y1 x2 y2 x3 y3 ...``."""
+"""Label files in Ultralytics' text format: one object a line, ``class x y w h`` or ``class x1 y1 x2 y2 x3 y3 ...``.
+
+A row's width says what it is, so one file may hold both; Ultralytics leaves such an image out. Rows of a pose dataset
+have keypoints after the box, which a detector does not read; how many, only ``kpt_shape`` of the data.yaml can tell,
+since a polygon may be as long.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +18,7 @@ from ..errors import DataError
 from ..support.files import MOST_TEXT
 from .contents import read_data
 
-__all__ = ["ANY_CLASS", "TOLERANCE", "label_path", "plain_labels", "read_labels"]
+__all__ = ["ANY_CLASS", "TOLERANCE", "label_path", "label_rows", "plain_labels", "read_labels"]
 
 #: For :func:`read_labels` where it does not matter which classes exist.
 ANY_CLASS = 2**31
@@ -21,7 +27,7 @@ ANY_CLASS = 2**31
 TOLERANCE = 0.01
 
 
-def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
+def read_labels(path: Path, num_classes: int, keypoints: int = 0) -> np.ndarray | None:
     """Read and check one label file.
 
     Polygons become their bounding boxes, and a repeated line counts once, as in Ultralytics.
@@ -29,6 +35,7 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
     Args:
         path: The ``.txt`` file.
         num_classes: Classes are the whole numbers from 0 to ``num_classes - 1``.
+        keypoints: Columns of keypoints that may follow a box (``DataConfig.keypoints``); 0 where there are none.
 
     Returns:
         float32 array of shape (m, 5): class, then the box's centre, width and height in parts of the image. ``None``
@@ -39,10 +46,10 @@ def read_labels(path: Path, num_classes: int) -> np.ndarray | None:
             or a box outside the image; it names file, line, value and fix.
     """
     text = _text(path)
-    return None if text is None else _rows(path, text, num_classes)
+    return None if text is None else _rows(path, text, num_classes, keypoints)
 
 
-def plain_labels(path: Path) -> str:
+def plain_labels(path: Path, keypoints: int = 0) -> str:
     """Return the lines of a label file, which are numbers once they were checked; of any class.
 
     Raises:
@@ -51,9 +58,26 @@ def plain_labels(path: Path) -> str:
     text = _text(path)
     if text is None:
         raise DataError(f"{path}: cannot read the label file (it is not there); check path and permission")
-    _rows(path, text, ANY_CLASS)
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return "".join(f"{line}\n" for line in lines if line)
+    _rows(path, text, ANY_CLASS, keypoints)
+    return "".join(f"{' '.join(words)}\n" for words in map(str.split, text.splitlines()) if words)
+
+
+def label_rows(path: Path) -> set[bytes]:
+    """Return what each line of a label file says, whatever it means: numbers in one spelling, other words as they are.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    return {_key(words) for words in map(str.split, (_text(path) or "").splitlines()) if words}
+
+
+def _key(words: Sequence[str]) -> bytes:
+    """The same for lines that say the same."""
+    try:
+        with np.errstate(over="ignore"):
+            return (np.array(list(map(float, words)), np.float32) + np.float32(0)).tobytes()  # -0 is 0
+    except ValueError:
+        return " ".join(words).encode()
 
 
 def _text(path: Path) -> str | None:
@@ -70,31 +94,36 @@ def _text(path: Path) -> str | None:
         raise DataError(f"{path}: cannot read the label file ({error.strerror}); check path and permission") from None
 
 
-def _rows(path: Path, text: str, num_classes: int) -> np.ndarray:
+def _rows(path: Path, text: str, num_classes: int, keypoints: int) -> np.ndarray:
     rows: list[list[float]] = []
     seen: set[bytes] = set()
-    kind = 0  # 5 for boxes, 7 for polygons; a file holds one kind
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words:
             continue
-        place = f"{path}:{number}"
-        values = [_number(word, place) for word in words]
-        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-            raise DataError(
-                f"{place}: {len(values)} columns, but a box has 5 (class x y w h) and a polygon 7, 9, 11, ... (class, "
-                "then x y pairs); correct the line"
-            )
-        if kind and kind != min(len(values), 7):
-            raise DataError(f"{place}: boxes (5 columns) and polygons (more) are mixed in one file; use one kind")
-        kind = min(len(values), 7)
-        with np.errstate(over="ignore"):
-            key = (np.array(values, np.float32) + np.float32(0)).tobytes()  # -0 is 0
-        if key in seen:
-            continue
-        seen.add(key)
-        rows.append([_class(values[0], words[0], num_classes, place), *_box(values[1:], place)])
+        row = _row(words, num_classes, keypoints, f"{path}:{number}")
+        # Rows that differ in their keypoints alone are one box.
+        key = _key(words[:5] if keypoints else words)
+        if key not in seen:
+            seen.add(key)
+            rows.append(row)
     return np.array(rows, np.float32).reshape(-1, 5) + np.float32(0)
+
+
+def _row(words: Sequence[str], num_classes: int, keypoints: int, place: str) -> list[float]:
+    values = [_number(word, place) for word in words]
+    width = len(values)
+    if keypoints and width not in (5, 5 + keypoints):
+        raise DataError(
+            f"{place}: {width} columns, but with kpt_shape in data.yaml a row has 5 (class x y w h) or {5 + keypoints} "
+            "(with its keypoints); correct the line, or kpt_shape"
+        )
+    if not keypoints and width != 5 and (width < 7 or width % 2 == 0):
+        raise DataError(
+            f"{place}: {width} columns, but a box has 5 (class x y w h) and a polygon 7, 9, 11, ... (class, "
+            "then x y pairs); correct the line, or add kpt_shape to data.yaml if these are keypoints"
+        )
+    return [_class(values[0], words[0], num_classes, place), *_box(values[1:5] if keypoints else values[1:], place)]
 
 
 def _number(word: str, place: str) -> float:

@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..sealing.archive import is_sealed_dataset, open_dataset
 from ..support.files import MOST_TEXT
 from .contents import read_data
-from .data_yaml import class_names, read_yaml, shown
+from .data_yaml import class_names, keypoint_shape, read_yaml, shown
 from .labels import label_path
 
 SPLITS = ("train", "val", "test")
@@ -34,6 +34,7 @@ class DataConfig:
         test: Image files of the test split; empty where it is not declared or not there.
         file: The ``data.yaml`` itself.
         missing: Why a split has no files, by split.
+        kpt_shape: Of a pose dataset: keypoints of each object, and numbers of each keypoint. A detector reads none.
     """
 
     path: Path
@@ -43,6 +44,17 @@ class DataConfig:
     test: tuple[Path, ...] = ()
     file: Path = Path("data.yaml")
     missing: dict[str, str] = field(default_factory=dict)
+    kpt_shape: tuple[int, int] | None = None
+
+    @property
+    def keypoints(self) -> int:
+        """How many columns of keypoints may follow a box in a label file."""
+        return self.kpt_shape[0] * self.kpt_shape[1] if self.kpt_shape else 0
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a copy's data.yaml must say of the labels, beside its splits."""
+        return {"names": self.names, **({"kpt_shape": list(self.kpt_shape)} if self.kpt_shape else {})}
 
     @property
     def num_classes(self) -> int:
@@ -93,7 +105,7 @@ def load_data(path: str | Path) -> DataConfig:
         return _load_sealed(file)
     data = read_yaml(file)
     root = _root(file, data)
-    names = class_names(file, data)
+    names, keypoints = class_names(file, data), keypoint_shape(file, data)
     files: dict[str, tuple[Path, ...]] = {}
     missing: dict[str, str] = {}
     for split in SPLITS:
@@ -108,17 +120,19 @@ def load_data(path: str | Path) -> DataConfig:
             missing[split] = str(error)
     if not files.get("train"):
         raise DataError(missing["train"])
-    return DataConfig(root, names, file=file, missing=missing, **files)
+    return DataConfig(root, names, file=file, missing=missing, kpt_shape=keypoints, **files)
 
 
 def _load_sealed(file: Path) -> DataConfig:
     splits = open_dataset(file)
     inside = file.expanduser().absolute() / "data.yaml"
+    data = read_yaml(inside)
     missing = {split: f"{file}: the sealed dataset has no {split} split" for split in SPLITS if split not in splits}
     if "train" in missing:
         raise DataError(missing["train"])
     found = {split: splits.get(split, ()) for split in SPLITS}
-    return DataConfig(inside.parent, class_names(inside, read_yaml(inside)), file=inside, missing=missing, **found)
+    names, keypoints = class_names(inside, data), keypoint_shape(inside, data)
+    return DataConfig(inside.parent, names, file=inside, missing=missing, kpt_shape=keypoints, **found)
 
 
 def public_images(place: str | Path) -> list[Path]:

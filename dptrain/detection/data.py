@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class DetectionDataset(Dataset):
         self.imgsz = imgsz
         self.augmentation = augmentation if augmentation is not None and augmentation.active else None
         self.image_files = data.files(split)
-        labels = list(in_threads(lambda image: read_labels(label_path(image), data.num_classes), self.image_files))
+        labels = list(in_threads(self._read_labels, self.image_files))
         if all(rows is None for rows in labels):
             raise DataError(
                 f"{data.file}: none of the {split} images has a label file (looked for "
@@ -68,6 +69,9 @@ class DetectionDataset(Dataset):
         self._starts = np.concatenate([[0], np.cumsum([len(rows) for rows in filled])])
         # Of every file, the bytes that were checked: no other ones are trained on.
         self._contents = np.frombuffer(b"".join(in_threads(check_image, self.image_files)), "V32") if verify else None
+
+    def _read_labels(self, image: Path) -> np.ndarray | None:
+        return read_labels(label_path(image), self.data.num_classes, self.data.keypoints)
 
     def __len__(self) -> int:
         return len(self.image_files)

@@ -220,8 +220,7 @@ def group_of(key: bytes, group: str) -> bytes:
 
 
 def label_hash(key: bytes, file: Path) -> bytes:
-    """Return the keyed hash of a picture's boxes; the order of the lines and their spelling make no difference."""
-    from ..datasets.labels import ANY_CLASS, label_path, read_labels
+    """Return the keyed hash of a picture's labels; the order of the lines and their spelling make no difference."""
+    from ..datasets.labels import label_path, label_rows
 
-    rows = read_labels(label_path(file), ANY_CLASS)  # hashed as they are; which classes exist is the dataset's business
-    return mac(key, "labels", *([] if rows is None else sorted(row.tobytes() for row in rows)))
+    return mac(key, "labels", *sorted(label_rows(label_path(file))))  # what they mean is the dataset's business

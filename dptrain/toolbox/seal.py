@@ -194,7 +194,7 @@ def _members(place: Path, kind: str) -> Iterator[Member]:
 def dataset_members(data: DataConfig) -> Iterator[Member]:
     """What a sealed dataset holds: a data.yaml of its own, then images and labels in the order that training has."""
     splits = {split: getattr(data, split) for split in ("train", "val", "test") if getattr(data, split)}
-    declared = {**{split: f"images/{split}" for split in splits}, "names": data.names}
+    declared = {**{split: f"images/{split}" for split in splits}, **data.meaning}
     yield DATA_YAML, yaml.safe_dump(declared, sort_keys=False).encode()
     for split, images in splits.items():
         for number, image in enumerate(images):

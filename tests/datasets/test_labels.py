@@ -67,18 +67,15 @@ def test_no_file_is_background(tmp_path):
         ("0 .5 .5 1e-46 .1", ["w=1e-46", "no area"]),  # nothing is left of it in single precision
         ("1e39 .5 .5 .1 .1", ["class '1e39'"]),
         ("0 .1 .1 .2 .2 .3 1.2", ["1.2", "outside"]),
-        ("0 .1 .1 .2 .2 .3 .3\n0 .5 .5 .1 .1", ["x.txt:4", "mixed"]),
     ],
 )
 def test_a_bad_line_is_named(line, parts, tmp_path):
     label = tmp_path / "x.txt"
-    first = "1 .2 .2 .1 .1 .3 .1" if "mixed" in parts or len(line.split("\n")[0].split()) > 6 else "1 .2 .2 .1 .1"
-    label.write_text(f"{first}\n\n{line}\n")
+    label.write_text(f"1 .2 .2 .1 .1\n\n{line}\n")
     with pytest.raises(DataError) as caught:
         read_labels(label, 2)
     message = str(caught.value)
-    assert "\n" not in message and f"{label}:" in message
-    assert f"{label}:3" in message or "x.txt:4" in parts
+    assert "\n" not in message and f"{label}:3" in message
     for part in parts:
         assert part in message
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...datasets.labels import label_path, read_labels
+from ...datasets.sources import DataConfig
 from ...errors import DataError
 from .findings import Finding
 
@@ -15,13 +16,13 @@ _TWICE = 0.9  # overlap from which two boxes of one class are one object
 _LEAST_PIXELS = 3.0
 
 
-def read_all(images: Sequence[Path], num_classes: int) -> tuple[list[np.ndarray | None], list[Finding]]:
+def read_all(images: Sequence[Path], data: DataConfig) -> tuple[list[np.ndarray | None], list[Finding]]:
     """Return the boxes of each image, None where there are none to read, and an error for each file that is wrong."""
     rows: list[np.ndarray | None] = []
     found = []
     for image in images:
         try:
-            rows.append(read_labels(label_path(image), num_classes))
+            rows.append(read_labels(label_path(image), data.num_classes, data.keypoints))
         except DataError as error:
             rows.append(None)
             found.append(Finding("label error", str(error), (image,)))

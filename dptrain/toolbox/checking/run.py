@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binom
 
 from ...datasets.images import read_image
-from ...datasets.sources import IMAGE_SUFFIXES, SPLITS, folder_images, load_data
+from ...datasets.sources import IMAGE_SUFFIXES, SPLITS, DataConfig, folder_images, load_data
 from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
 from ...support.words import counted
@@ -60,10 +60,11 @@ def check(
         DataError: The data.yaml itself cannot be used.
         ConfigError: The weights have none of the forbidden classes.
     """
-    splits, names = _listed(data)
+    splits, listed = _listed(data)
+    names = {} if listed is None else listed.names
     images = [image for split in splits.values() for image in split]
     of_split = [split for split, files in splits.items() for _ in files]
-    labels, found = read_all(images, len(names)) if names else ([None] * len(images), [])
+    labels, found = ([None] * len(images), []) if listed is None else read_all(images, listed)
     wrong = {image for finding in found for image in finding.images}
     bare = Counter(s for s, i, rows in zip(of_split, images, labels, strict=True) if rows is None and i not in wrong)
     summaries = list(summarize(images))
@@ -91,18 +92,18 @@ def check(
     return CheckReport(Path(data), sizes, dict(bare) if names else {}, boxes, tuple(found), skipped)
 
 
-def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], dict[int, str]]:
-    """The images of each split, and the class names; a folder has no names, and is one split, :data:`FOLDER`."""
+def _listed(data: str | Path) -> tuple[dict[str, tuple[Path, ...]], DataConfig | None]:
+    """The images of each split, and the data.yaml; a folder has none, and is one split, :data:`FOLDER`."""
     place = Path(data).expanduser()
     if not place.is_dir():
         if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
             raise DataError(f"{data} is an image: give the folder that it is in, or a data.yaml")
         listed = load_data(data)
-        return {split: getattr(listed, split) for split in SPLITS if getattr(listed, split)}, listed.names
+        return {split: getattr(listed, split) for split in SPLITS if getattr(listed, split)}, listed
     for name in ("data.yaml", "dataset.yaml"):
         if (place / name).is_file():
             raise ConfigError(f"{data} is the folder of a dataset: check {place / name}, which names its splits")
-    return {FOLDER: tuple(folder_images(place))}, {}
+    return {FOLDER: tuple(folder_images(place))}, None
 
 
 def _duplicates(summaries: Sequence[ImageSummary]) -> list[list[int]]:

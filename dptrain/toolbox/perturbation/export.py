@@ -86,7 +86,7 @@ def export_perturbed(
                 labels = sum(pool.map(job.copy, tasks))
             finally:
                 pool.shutdown(cancel_futures=True)
-        text = {split: f"images/{split}" for split in copies} | {"names": config.names}
+        text = {split: f"images/{split}" for split in copies} | config.meaning
         (work / "data.yaml").write_text(yaml.safe_dump(text, sort_keys=False, allow_unicode=True), encoding="utf-8")
         size = read_image(work / tasks[0][1]).shape
         work.chmod(0o777 & ~_umask())
@@ -137,7 +137,7 @@ class _Job:
         pixels = read_image(image, strict=True)
         self._write(target, perturb(pixels, self.kind, self.level, self.seed, picture_name(self.config, image)), pixels)
         source, label = label_path(image), label_path(target)
-        if read_labels(source, self.config.num_classes) is None:
+        if read_labels(source, self.config.num_classes, self.config.keypoints) is None:
             return False
         label.parent.mkdir(parents=True, exist_ok=True)
         label.write_bytes(read_file(source))  # of a sealed dataset, too

@@ -77,7 +77,7 @@ class Dataset:
             else:
                 entries[split] = f"{split}.txt"
                 files[output / f"{split}.txt"] = "".join(f"./{below.as_posix()}\n" for below in own)
-        text = yaml.safe_dump({**entries, "names": self.config.names}, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump({**entries, **self.config.meaning}, sort_keys=False, allow_unicode=True)
         return {**files, output / "data.yaml": text}
 
 

@@ -233,7 +233,8 @@ class _Redaction:
         refuse_suffix(job)
         image = read_image(Path(job.source), strict=True)
         prepared = None if self.finder is None else self.finder.prepare(image)
-        return _Picture(job, entry, image, prepared, None if job.labels is None else plain_labels(job.labels[0]))
+        labels = None if job.labels is None else plain_labels(job.labels[0], job.keypoints)
+        return _Picture(job, entry, image, prepared, labels)
 
     def _batch(self, pictures: list[_Picture], writer: BackgroundWriter) -> None:
         found = self._find([picture.prepared for picture in pictures], [picture.image for picture in pictures])

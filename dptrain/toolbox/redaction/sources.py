@@ -28,6 +28,7 @@ class RedactionJob:
         name: For the report: the path below the source folder.
         kind: ``image``, ``video``, ``stream`` or ``other``.
         labels: Of an image in a dataset: its label file, and where the copy goes.
+        keypoints: Columns of keypoints in it (``DataConfig.keypoints``).
     """
 
     source: Path | str
@@ -35,6 +36,7 @@ class RedactionJob:
     name: str
     kind: str
     labels: tuple[Path, Path] | None = None
+    keypoints: int = 0
 
 
 def find_jobs(
@@ -129,8 +131,9 @@ def _in_folder(folder: Path, output: Path | None) -> list[RedactionJob]:
 
 def _with_labels(jobs: list[RedactionJob], folder: Path, output: Path, dataset: Dataset | None) -> list[RedactionJob]:
     """The jobs of a folder, of which label files and a data.yaml that go along are none of their own."""
+    keypoints = 0 if dataset is None else dataset.config.keypoints
     found = [
-        replace(job, labels=labels_of(Path(job.source), folder, job.output, output, dataset))
+        replace(job, labels=labels_of(Path(job.source), folder, job.output, output, dataset), keypoints=keypoints)
         if job.kind == "image"
         else job
         for job in jobs
@@ -166,7 +169,7 @@ def _listed(dataset: Dataset, output: Path | None) -> list[RedactionJob]:
     for image in dataset.images:
         below = dataset.below(image)
         labels = labels_of(image, dataset.root, output / below, output, dataset)
-        jobs.append(RedactionJob(image, output / below, below.as_posix(), "image", labels))
+        jobs.append(RedactionJob(image, output / below, below.as_posix(), "image", labels, dataset.config.keypoints))
     return jobs
 
 

@@ -194,10 +194,11 @@ class _Scrub:
         self.names, self.keep_names, self.keep_icc = names, keep_names, keep_icc
         self.dicom, self.window, self.keep_burned_in = dicom, window, keep_burned_in
         self.mapped: list[tuple[str, str, str]] = []
-        self.labels = 0
+        self.labels = self.keypoints = 0
 
     def write(self, source: Source, root: Path) -> tuple[ScrubbedFile, ...]:
         """Write every image under its new name, in the order of the new names: that of the files tells nothing."""
+        self.keypoints = 0 if source.data is None else source.data.keypoints
         places = {item: self._place(item) for item in source.items}
         if len(set(places.values())) < len(places):
             raise ConfigError("two images would have the same new name: scrub them apart, or without keep_names")
@@ -258,7 +259,7 @@ class _Scrub:
 
     def _carry(self, labels: Path, file: Path) -> None:
         """Write the boxes, which are numbers once they were checked, and nothing that stands beside them."""
-        _write(file, plain_labels(labels).encode())
+        _write(file, plain_labels(labels, self.keypoints).encode())
         self.labels += 1
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import yaml
 
 from ...datasets.data_yaml import YAML_SUFFIXES
 from ...datasets.labels import label_path
-from ...datasets.sources import SPLITS, load_data
+from ...datasets.sources import SPLITS, DataConfig, load_data
 from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
 from ...support.files import read_file
@@ -42,18 +42,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """The images of a source in path order, what stays behind, and the class names of a dataset."""
+    """The images of a source in path order, what stays behind, and a dataset whose data.yaml goes along."""
 
     items: tuple[Item, ...]
     left_out: tuple[str, ...] = ()
-    names: dict[int, str] = field(default_factory=dict)
+    data: DataConfig | None = None
 
     def data_yaml(self) -> str | None:
         """The data.yaml of the output, None where the source is no dataset."""
-        if not self.names:
+        if self.data is None:
             return None
         splits = dict.fromkeys(item.folder.parts[1] for item in self.items)
-        return yaml.safe_dump({**{split: f"images/{split}" for split in splits}, "names": self.names}, sort_keys=False)
+        return yaml.safe_dump({**{split: f"images/{split}" for split in splits}, **self.data.meaning}, sort_keys=False)
 
 
 def find(place: str | Path) -> Source:
@@ -123,7 +123,7 @@ def _dataset(file: Path) -> Source:
             inside = image.is_relative_to(data.path)
             name = (image.relative_to(data.path) if inside else image).as_posix()
             items.append(Item(image, name, PurePath("images", split), _labels(image)))
-    return Source(tuple(items), names=data.names)
+    return Source(tuple(items), data=data)
 
 
 def _labels(image: Path) -> Path | None:

@@ -1,0 +1,103 @@
+"""Folders as people have them: what is read is what Ultralytics reads, or one line says what is wrong and the fix.
+
+Each folder is made here, after what labelling tools and exports write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dptrain.datasets.sources import load_data
+from dptrain.detection.data import DetectionDataset
+from dptrain.errors import DataError
+
+from .stock import ordered, stock_boxes
+
+MakeFolder = Callable[..., Path]
+YAML = "train: images\nval: images\nnames: [cat, dog]\n"
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Write a data.yaml, and images and labels beside it; return the data.yaml."""
+
+    def make(labels: dict[str, str | bytes | None], yaml: str = YAML) -> Path:
+        rng = np.random.default_rng(len(labels))
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        for name, text in labels.items():
+            cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), rng.integers(0, 255, (40, 60, 3), np.uint8))
+            if text is not None:
+                content = text if isinstance(text, bytes) else text.encode()
+                (tmp_path / "labels" / f"{name}.txt").write_bytes(content)
+        file = tmp_path / "data.yaml"
+        file.write_text(yaml)
+        return file
+
+    return make
+
+
+def our_boxes(file: Path, split: str = "train") -> dict[str, np.ndarray]:
+    dataset = DetectionDataset(load_data(file), split, 64)
+    return {path.name: ordered(dataset.labels(number)) for number, path in enumerate(dataset.image_files)}
+
+
+def agree(file: Path) -> dict[str, np.ndarray]:
+    """Compare what is read with what Ultralytics reads; return it."""
+    ours, theirs = our_boxes(file), stock_boxes(file)
+    assert ours.keys() == theirs.keys()
+    for name, rows in ours.items():
+        np.testing.assert_allclose(rows, theirs[name], atol=1e-6)
+    return ours
+
+
+def refusal(file: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        our_boxes(file)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+POSE = "0 0.5 0.5 0.2 0.2 0.45 0.45 1 0.55 0.55 1\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ("[2, 3]", POSE + "1 0.3 0.3 0.2 0.2 0 0 0 0.25 0.3 2\n"),
+        ("[2, 3]", POSE + POSE.replace("0.45 1", "0.46 2")),  # one box twice, with other keypoints
+        ("[2, 3]", POSE + "1 0.3 0.3 0.2 0.2\n"),  # a box without keypoints
+        ("[2, 2]", "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 1.5\n"),  # a keypoint outside the image
+        ("[1, 2]", "0 0.5 0.5 0.2 0.2 0.45 0.45\n"),
+    ],
+)
+def test_of_keypoint_labels_the_box_is_read_and_no_polygon(make_folder, shape, rows):
+    file = make_folder({"a": rows, "b": None}, f"{YAML}kpt_shape: {shape}\n")
+    read = agree(file)
+    assert np.isclose(read["a.png"], [0, 0.5, 0.5, 0.2, 0.2], atol=1e-6).all(1).any()
+
+
+@pytest.mark.parametrize("shape", ["3", "[2]", "[2, 4]", "[0, 3]", "[two, 3]", "[-2, 3]", "{2: 3}"])
+def test_a_keypoint_shape_that_is_none_is_refused(make_folder, shape):
+    message = refusal(make_folder({"a": POSE}, f"{YAML}kpt_shape: {shape}\n"))
+    assert "kpt_shape" in message and "data.yaml" in message
+
+
+def test_a_row_that_does_not_fit_the_keypoint_shape_is_no_polygon(make_folder):
+    message = refusal(make_folder({"a": POSE}, f"{YAML}kpt_shape: [4, 3]\n"))
+    assert "a.txt:1" in message and "11 columns" in message and "5 (class x y w h) or 17" in message
+
+
+def test_each_row_says_by_its_width_whether_it_is_a_box_or_a_polygon(make_folder):
+    rows = ["0 0.5 0.5 0.2 0.2", "1 0.3 0.3 0.1 0.2", "0 0.1 0.1 0.4 0.2 0.3 0.6", "1 0 0 1 0 1 1 0 1"]
+    mixed = make_folder({"a": "\n".join(rows)})
+    read = our_boxes(mixed)["a.png"]
+    assert stock_boxes(make_folder({"a": "\n".join(rows), "b": None})).keys() == {"b.png"}  # it leaves the image out
+    boxes = agree(make_folder({"a": "\n".join(rows[:2])}))["a.png"]
+    polygons = agree(make_folder({"a": "\n".join(rows[2:])}))["a.png"]
+    np.testing.assert_allclose(read, ordered(np.concatenate([boxes, polygons])), atol=1e-6)
