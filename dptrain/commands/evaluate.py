@@ -6,9 +6,11 @@ import argparse
 import logging
 from pathlib import Path
 
+from ..datasets.labels import LABELS, STRICT
 from ..errors import ConfigError
 from ..support.devices import parse_device, usable_device
 from ..support.files import to_json
+from ..support.words import counted
 from .options import Commands, check_imgsz
 
 
@@ -16,6 +18,7 @@ def register(commands: Commands) -> None:
     """Add the command."""
     evaluate = commands.add_parser("evaluate", help="Ultralytics' metrics of some weights on a split")
     add_evaluation(evaluate)
+    evaluate.add_argument("--labels", default=STRICT, choices=LABELS, help="whether a bad label row stops it")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(command=_evaluate)
 
@@ -53,10 +56,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ..detection.data import DetectionDataset, load_data
     from ..detection.evaluate import evaluate
 
-    data = load_data(options.data)
+    data = load_data(options.data, options.labels)
     model = load_model(options.weights)
     device = usable_device(device, "--device")
     dataset = DetectionDataset(data, options.split, imgsz)
+    if dataset.dropped:
+        many = counted(len(dataset.dropped), "row")
+        logging.getLogger(__name__).warning("--labels=%s: %s left out: %s", data.labels, many, dataset.dropped[0])
     metrics = evaluate(model.to(device), dataset, batch_size=options.batch_size, device=device, workers=options.workers)
     if options.json:
         report = {"metrics": metrics.values, "per_class": metrics.per_class, "images": len(dataset), "imgsz": imgsz}

@@ -18,8 +18,20 @@ from ..errors import DataError
 from ..support.files import MOST_TEXT
 from .contents import read_data
 
-__all__ = ["ANY_CLASS", "TOLERANCE", "label_path", "label_rows", "plain_labels", "read_labels"]
+__all__ = [
+    "ANY_CLASS",
+    "DROP_BAD_ROWS",
+    "LABELS",
+    "STRICT",
+    "TOLERANCE",
+    "label_path",
+    "label_rows",
+    "plain_labels",
+    "read_labels",
+]
 
+#: What is done about a bad row: the file is refused, or the row is left out, by a rule for this file alone.
+STRICT, DROP_BAD_ROWS = LABELS = ("strict", "drop_bad_rows")
 #: For :func:`read_labels` where it does not matter which classes exist.
 ANY_CLASS = 2**31
 #: How far an edge may lie outside the image, in parts of its side. Ultralytics allows coordinates the same 1 %: tools
@@ -27,7 +39,9 @@ ANY_CLASS = 2**31
 TOLERANCE = 0.01
 
 
-def read_labels(path: Path, num_classes: int, keypoints: int = 0) -> np.ndarray | None:
+def read_labels(
+    path: Path, num_classes: int, keypoints: int = 0, dropped: list[str] | None = None
+) -> np.ndarray | None:
     """Read and check one label file.
 
     Polygons become their bounding boxes, and a repeated line counts once, as in Ultralytics.
@@ -36,6 +50,7 @@ def read_labels(path: Path, num_classes: int, keypoints: int = 0) -> np.ndarray 
         path: The ``.txt`` file.
         num_classes: Classes are the whole numbers from 0 to ``num_classes - 1``.
         keypoints: Columns of keypoints that may follow a box (``DataConfig.keypoints``); 0 where there are none.
+        dropped: Where given, a bad row is left out, and the line about it, which may be private, is added here.
 
     Returns:
         float32 array of shape (m, 5): class, then the box's centre, width and height in parts of the image. ``None``
@@ -46,7 +61,7 @@ def read_labels(path: Path, num_classes: int, keypoints: int = 0) -> np.ndarray 
             or a box outside the image; it names file, line, value and fix.
     """
     text = _text(path)
-    return None if text is None else _rows(path, text, num_classes, keypoints)
+    return None if text is None else _rows(path, text, num_classes, keypoints, dropped)
 
 
 def plain_labels(path: Path, keypoints: int = 0) -> str:
@@ -94,14 +109,20 @@ def _text(path: Path) -> str | None:
         raise DataError(f"{path}: cannot read the label file ({error.strerror}); check path and permission") from None
 
 
-def _rows(path: Path, text: str, num_classes: int, keypoints: int) -> np.ndarray:
+def _rows(path: Path, text: str, num_classes: int, keypoints: int, dropped: list[str] | None = None) -> np.ndarray:
     rows: list[list[float]] = []
     seen: set[bytes] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words:
             continue
-        row = _row(words, num_classes, keypoints, f"{path}:{number}")
+        try:
+            row = _row(words, num_classes, keypoints, f"{path}:{number}")
+        except DataError as error:
+            if dropped is None:
+                raise
+            dropped.append(str(error))
+            continue
         # Rows that differ in their keypoints alone are one box.
         key = _key(words[:5] if keypoints else words)
         if key not in seen:

@@ -13,7 +13,7 @@ from ..sealing.archive import is_sealed_dataset, open_dataset
 from ..support.files import MOST_TEXT
 from .contents import read_data
 from .data_yaml import class_names, keypoint_shape, read_yaml, shown
-from .labels import label_path
+from .labels import STRICT, label_path
 
 SPLITS = ("train", "val", "test")
 #: Suffixes that count as images inside a folder or a list, as in Ultralytics.
@@ -35,6 +35,7 @@ class DataConfig:
         file: The ``data.yaml`` itself.
         missing: Why a split has no files, by split.
         kpt_shape: Of a pose dataset: keypoints of each object, and numbers of each keypoint. A detector reads none.
+        labels: What is done about a bad row in a label file, one of ``datasets.labels.LABELS``.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class DataConfig:
     file: Path = Path("data.yaml")
     missing: dict[str, str] = field(default_factory=dict)
     kpt_shape: tuple[int, int] | None = None
+    labels: str = STRICT
 
     @property
     def keypoints(self) -> int:
@@ -82,7 +84,7 @@ class DataConfig:
         return found
 
 
-def load_data(path: str | Path) -> DataConfig:
+def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
     """Read a ``data.yaml`` and list the images of its splits.
 
     Entries are folders (searched to any depth), ``.txt`` lists of image files, or a list of either. As in Ultralytics,
@@ -91,6 +93,7 @@ def load_data(path: str | Path) -> DataConfig:
 
     Args:
         path: The ``data.yaml``, or a sealed dataset, which is read from memory.
+        labels: What is done about a bad row in a label file, when labels are read.
 
     Returns:
         The splits' image files; ``test`` may be empty, and ``val`` where none is declared.
@@ -102,7 +105,7 @@ def load_data(path: str | Path) -> DataConfig:
     """
     file = Path(path)
     if is_sealed_dataset(file):
-        return _load_sealed(file)
+        return _load_sealed(file, labels)
     data = read_yaml(file)
     root = _root(file, data)
     names, keypoints = class_names(file, data), keypoint_shape(file, data)
@@ -120,10 +123,10 @@ def load_data(path: str | Path) -> DataConfig:
             missing[split] = str(error)
     if not files.get("train"):
         raise DataError(missing["train"])
-    return DataConfig(root, names, file=file, missing=missing, kpt_shape=keypoints, **files)
+    return DataConfig(root, names, file=file, missing=missing, kpt_shape=keypoints, labels=labels, **files)
 
 
-def _load_sealed(file: Path) -> DataConfig:
+def _load_sealed(file: Path, labels: str) -> DataConfig:
     splits = open_dataset(file)
     inside = file.expanduser().absolute() / "data.yaml"
     data = read_yaml(inside)
@@ -132,7 +135,7 @@ def _load_sealed(file: Path) -> DataConfig:
         raise DataError(missing["train"])
     found = {split: splits.get(split, ()) for split in SPLITS}
     names, keypoints = class_names(inside, data), keypoint_shape(inside, data)
-    return DataConfig(inside.parent, names, file=inside, missing=missing, kpt_shape=keypoints, **found)
+    return DataConfig(inside.parent, names, file=inside, missing=missing, kpt_shape=keypoints, labels=labels, **found)
 
 
 def public_images(place: str | Path) -> list[Path]:

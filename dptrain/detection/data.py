@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..datasets.images import Letterbox, check_image, read_image
-from ..datasets.labels import label_path, read_labels
+from ..datasets.labels import STRICT, label_path, read_labels
 from ..datasets.sources import DataConfig, load_data
 from ..errors import DataError
 from ..support.threads import in_threads
@@ -57,7 +57,10 @@ class DetectionDataset(Dataset):
         self.imgsz = imgsz
         self.augmentation = augmentation if augmentation is not None and augmentation.active else None
         self.image_files = data.files(split)
-        labels = list(in_threads(self._read_labels, self.image_files))
+        read = list(in_threads(self._read_labels, self.image_files))
+        labels = [rows for rows, _ in read]
+        #: A line about each row that was left out (``labels=drop_bad_rows``). Private for a training split.
+        self.dropped = tuple(line for _, lines in read for line in lines)
         if all(rows is None for rows in labels):
             raise DataError(
                 f"{data.file}: none of the {split} images has a label file (looked for "
@@ -70,8 +73,10 @@ class DetectionDataset(Dataset):
         # Of every file, the bytes that were checked: no other ones are trained on.
         self._contents = np.frombuffer(b"".join(in_threads(check_image, self.image_files)), "V32") if verify else None
 
-    def _read_labels(self, image: Path) -> np.ndarray | None:
-        return read_labels(label_path(image), self.data.num_classes, self.data.keypoints)
+    def _read_labels(self, image: Path) -> tuple[np.ndarray | None, list[str]]:
+        dropped: list[str] = []
+        data, collected = self.data, None if self.data.labels == STRICT else dropped
+        return read_labels(label_path(image), data.num_classes, data.keypoints, collected), dropped
 
     def __len__(self) -> int:
         return len(self.image_files)

@@ -35,7 +35,7 @@ def public_part(file: str, private: DataConfig) -> DataConfig:
         ConfigError: Its classes are not those of the private images.
         DataError: The file cannot be read.
     """
-    public = load_data(file)
+    public = load_data(file, private.labels)
     if public.names != private.names:
         raise ConfigError(f"privacy.clip_scales={file} has other names of classes than {private.file}: make them one")
     return replace(public, train=spread(public.train))

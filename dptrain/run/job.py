@@ -23,6 +23,7 @@ from ..support.words import shown
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from .facts import training_facts, validation_words
 from .folder import CHECKPOINT
+from .notes import tell_owner
 from .phases import facts_of, in_words, number_of
 from .prepare import Prepared
 from .progress import Progress
@@ -106,6 +107,8 @@ class Run:
     def _execute(self) -> TrainResult:
         with ExitStack() as stack:
             stack.enter_context(self.folder.opened(config_text(self.config), self.prepared.settings()))
+            if self.prepared.pays:  # the number of a tuning's runs is secret
+                tell_owner(self.output, self.prepared.notes())
             stack.enter_context(self._charged())
             tracker = stack.enter_context(self._tracker())
             self._restore()

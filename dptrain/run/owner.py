@@ -33,6 +33,7 @@ What is here depends on the private images and on the ledger. It can tell, witho
 the training split.
 
   budget.json           which charge of the ledger is this run's, and the token to resume it
+  dataset.txt           what was noticed of the images and labels
   dataset_budget.json   what the dataset has spent, the ledger's own name for it, and what the ledger noticed
 """
 

@@ -38,6 +38,7 @@ from .charge import RunCharge
 from .declared_public import DeclaredPublic
 from .facts import runs_behind
 from .folder import RunFolder
+from .notes import dropped_rows
 from .optimizers import make_optimizer
 from .outputs import OutputFiles
 from .phases import phases_of, rate_of
@@ -75,6 +76,7 @@ class Prepared:
         start_runs: The private runs behind the start.
         pictures: What it draws from: the identity of the picture in every image file.
         groups: The group of every image, where groups are protected.
+        dataset: The training split.
         validation: What it is evaluated on; None without evaluation.
         scaled_by: The public images that the layers' scales were measured on; None without scales.
         rate_by_rule: Whether nobody gave a learning rate: of the run, or of its phases.
@@ -95,6 +97,7 @@ class Prepared:
     start_runs: Sequence[StartRun]
     pictures: Mapping[Path, bytes]
     groups: Sequence[str] | None
+    dataset: DetectionDataset
     validation: DetectionDataset | None
     scaled_by: ScaledBy | None
     rate_by_rule: tuple[bool, ...]
@@ -107,6 +110,10 @@ class Prepared:
     def pays(self) -> bool:
         """Whether the run pays for itself; else the tuning has paid, and the ledger is not told of its steps."""
         return self.tuning is None
+
+    def notes(self) -> list[str]:
+        """Return what the data's owner is told of the images and labels; nobody else is."""
+        return dropped_rows([self.dataset, self.validation])
 
     def settings(self) -> dict[str, Any]:
         """Return what must not change when the run is resumed, all of it public."""
@@ -142,7 +149,7 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
     folder, outputs = RunFolder(Path(config.output_dir), config.resume), OutputFiles(config.seal)
     folder.check()
     device = torch.device(usable_device(config.device))
-    data = load_data(config.data)
+    data = load_data(config.data, config.labels)
     with _seeded(config.seed):
         model = model_of(config, data).to(device)
     settled = with_rate(config, plan, model)
@@ -189,6 +196,7 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         start_runs=start_runs,
         pictures=pictures,
         groups=groups,
+        dataset=dataset,
         validation=validation,
         scaled_by=scaled_by,
         rate_by_rule=tuple(phase.lr is None for phase in config.phases) or (config.optimizer.lr is None,),

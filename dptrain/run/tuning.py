@@ -37,6 +37,7 @@ from ..support.files import even_times, write_text
 from ..support.words import shown
 from .charge import RunCharge
 from .folder import RunFolder
+from .notes import tell_owner
 from .progress import make_console
 from .tracking import NoTracker, Tracker
 
@@ -123,7 +124,7 @@ def tune(config: TrainConfig) -> TrainResult:
     output = Path(config.output_dir)
     _refuse(config, output)
     with _silence():
-        data_name, pictures, groups = _try_candidates(tuning, output)
+        data_name, pictures, groups, notes = _try_candidates(tuning, output)
         behind = each_once(
             run for candidate in tuning.candidates for run in runs_behind(Path(candidate.model), candidate.start_runs)
         )
@@ -169,6 +170,7 @@ def tune(config: TrainConfig) -> TrainResult:
             output.rmdir()
     revealed = replace(winner, output_dir=config.output_dir, tracking=config.tracking)
     write_text(output / "config.yaml", config_text(revealed))
+    tell_owner(output, notes)
     # Only now, so that the run in MLflow does not tell by its duration how many runs there were.
     tracker = (
         open_tracker(revealed, tuning.plan, output, data_name, True, facts) if config.tracking.enabled else NoTracker()
@@ -262,8 +264,11 @@ def _refuse(config: TrainConfig, output: Path) -> None:
     RunFolder(output, False).check()
 
 
-def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, bytes], Sequence[str] | None]:
-    """Find out before the first run whether every candidate could start; returns the data's name, pictures, groups."""
+def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, bytes], Sequence[str] | None, list[str]]:
+    """Find out before the first run whether every candidate could start.
+
+    Returns the data's name, pictures and groups, and what their owner is told.
+    """
     from ..detection.data import load_data
     from .build import model_of
     from .prepare import PaidByTuning, prepare
@@ -275,7 +280,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, by
     for candidate in tuning.candidates[1:]:
         model_of(candidate, data)
     prepared = prepare(_private(first, output / _PARTIAL / "run"), tuning.plan, PaidByTuning({}, None, ()))
-    return prepared.data_name, prepared.pictures, prepared.groups
+    return prepared.data_name, prepared.pictures, prepared.groups, prepared.notes()
 
 
 def _announce(tuning: Tuning, console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.labels import LABELS
 from ..errors import ConfigError
 from ..privacy.clipping import CLIPPINGS, Clipping
 from ..privacy.outside_clip import is_outside_name
@@ -47,6 +48,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "tuning.method": TUNINGS,
     "engine": ENGINES,
     "validation": VALIDATIONS,
+    "labels": LABELS,
     "optimizer.name": OPTIMIZERS,
     "privacy.clipping": (*CLIPPINGS, AUTO),
     "schedule.name": SCHEDULES,

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from ..datasets.groups import GroupsConfig
+from ..datasets.labels import LABELS, STRICT
 from ..privacy.clipping import CLIPPINGS
 from ..privacy.random_stopping import STOPPINGS
 from ..support.environment import EXPERIMENT, LEDGER, STORE
@@ -254,6 +255,10 @@ class TrainConfig:
 
     model: str = _key(MISSING, "yolo26n.yaml (from scratch), a .pt checkpoint trained on public data, or a preset")
     data: str = _key(MISSING, "an Ultralytics data.yaml, a sealed dataset (.seal), or a preset")
+    labels: str = _key(
+        STRICT,
+        f"one of {', '.join(LABELS)}: a bad row in a label file stops the run, or is left out and told the owner",
+    )
     imgsz: int = _key(640, "side of the letterboxed square image in pixels, a multiple of 32")
     device: str = _key("auto", "auto, cpu, cuda, cuda:1")
     steps: int | None = _key(None, f"number of steps; default found from epsilon and noise, or {DEFAULT_STEPS}")

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dptrain.datasets.labels import DROP_BAD_ROWS, STRICT
 from dptrain.datasets.sources import load_data
 from dptrain.detection.data import DetectionDataset
 from dptrain.errors import DataError
@@ -42,8 +43,8 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
-def our_boxes(file: Path, split: str = "train") -> dict[str, np.ndarray]:
-    dataset = DetectionDataset(load_data(file), split, 64)
+def our_boxes(file: Path, split: str = "train", labels: str = STRICT) -> dict[str, np.ndarray]:
+    dataset = DetectionDataset(load_data(file, labels), split, 64)
     return {path.name: ordered(dataset.labels(number)) for number, path in enumerate(dataset.image_files)}
 
 
@@ -101,3 +102,33 @@ def test_each_row_says_by_its_width_whether_it_is_a_box_or_a_polygon(make_folder
     boxes = agree(make_folder({"a": "\n".join(rows[:2])}))["a.png"]
     polygons = agree(make_folder({"a": "\n".join(rows[2:])}))["a.png"]
     np.testing.assert_allclose(read, ordered(np.concatenate([boxes, polygons])), atol=1e-6)
+
+
+BAD_ROWS = {
+    "0 0.5 0.5 0.2 0": "has no area",
+    "0 0.5 0.5 0.2": "4 columns",
+    "cat 0.5 0.5 0.2 0.2": "'cat' is not a number",
+    "0 nan 0.5 0.2 0.2": "not a finite number",
+    "7 0.5 0.5 0.2 0.2": "class '7'",
+    "0 0.95 0.5 0.2 0.2": "outside the image",
+    "0 320 240 20 20": "outside the image",
+}
+
+
+@pytest.mark.parametrize(("row", "what"), BAD_ROWS.items())
+def test_a_bad_row_is_left_out_by_a_rule_for_its_file_alone(make_folder, row, what):
+    good = {"a": "0 0.5 0.5 0.2 0.1\n1 0.3 0.3 0.1 0.1\n", "b": "1 0.2 0.2 0.1 0.1\n", "c": None}
+    wanted = agree(make_folder(good))
+    bad = make_folder({**good, "b": f"{good['b']}{row}\n", "c": f"{row}\n"})
+    assert what in refusal(bad) and "b.txt:2" in refusal(bad)
+    dataset = DetectionDataset(load_data(bad, DROP_BAD_ROWS), "train", 64)
+    for number, image in enumerate(dataset.image_files):
+        np.testing.assert_array_equal(ordered(dataset.labels(number)), wanted[image.name])
+    assert len(dataset.dropped) == 2 and all(what in line for line in dataset.dropped)
+    assert "b.txt:2" in dataset.dropped[0] and "c.txt:1" in dataset.dropped[1]
+
+
+def test_a_label_file_that_cannot_be_read_is_refused_although_bad_rows_are_left_out(make_folder):
+    file = make_folder({"a": b"\xff\xfe0 0.5 0.5 0.2 0.1\n", "b": "0 0.5 0.5 0.2 0.1\n"})
+    with pytest.raises(DataError, match="not UTF-8"):
+        our_boxes(file, labels=DROP_BAD_ROWS)
