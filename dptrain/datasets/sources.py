@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..support.files import MOST_TEXT
 from .contents import read_data
 from .data_yaml import class_names, keypoint_shape, read_yaml, shown
 from .labels import STRICT, label_path
+from .roots import root_of
 
 SPLITS = ("train", "val", "test")
 #: Suffixes that count as images inside a folder or a list, as in Ultralytics.
@@ -89,7 +90,8 @@ def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
 
     Entries are folders (searched to any depth), ``.txt`` lists of image files, or a list of either. As in Ultralytics,
     a list's line that begins with ``./`` starts from the list's own folder and any other relative line from the
-    current folder. A relative ``path`` starts from the folder of the ``data.yaml``. ``download`` is never followed.
+    current folder. Where a relative ``path`` starts, :func:`dptrain.datasets.roots.root_of` says. ``download`` is never
+    followed.
 
     Args:
         path: The ``data.yaml``, or a sealed dataset, which is read from memory.
@@ -107,7 +109,7 @@ def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
     if is_sealed_dataset(file):
         return _load_sealed(file, labels)
     data = read_yaml(file)
-    root = _root(file, data)
+    root = root_of(file, data)
     names, keypoints = class_names(file, data), keypoint_shape(file, data)
     files: dict[str, tuple[Path, ...]] = {}
     missing: dict[str, str] = {}
@@ -166,23 +168,6 @@ def folder_images(folder: Path) -> list[Path]:
     if not images:
         raise DataError(f"{folder}: holds no images; suffixes that count: {' '.join(sorted(IMAGE_SUFFIXES))}")
     return images
-
-
-def _root(file: Path, data: Mapping[Any, Any]) -> Path:
-    entry = data.get("path") or "."
-    if not isinstance(entry, str):
-        raise DataError(f"{file}: path: {shown(entry)} is not a folder name")
-    try:
-        root = (file.parent / Path(entry).expanduser()).resolve()
-        there = root.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{file}: path: {entry} cannot be looked up ({_reason(error)}); correct it") from None
-    if not there:
-        raise DataError(
-            f"{file}: path: {entry} is not a folder (looked for {root}); write it absolute or from "
-            "data.yaml's own folder"
-        )
-    return root
 
 
 def _reason(error: Exception) -> str:

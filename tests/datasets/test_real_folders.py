@@ -5,6 +5,7 @@ Each folder is made here, after what labelling tools and exports write.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from dptrain.datasets.labels import DROP_BAD_ROWS, STRICT
+from dptrain.datasets.roots import datasets_folder
 from dptrain.datasets.sources import load_data
 from dptrain.detection.data import DetectionDataset
 from dptrain.errors import DataError
@@ -132,3 +134,65 @@ def test_a_label_file_that_cannot_be_read_is_refused_although_bad_rows_are_left_
     file = make_folder({"a": b"\xff\xfe0 0.5 0.5 0.2 0.1\n", "b": "0 0.5 0.5 0.2 0.1\n"})
     with pytest.raises(DataError, match="not UTF-8"):
         our_boxes(file, labels=DROP_BAD_ROWS)
+
+
+def test_a_relative_path_is_the_folder_that_ultralytics_reads(make_folder, tmp_path, monkeypatch):
+    """From the current folder, then its datasets folder; beside the data.yaml only where it would find nothing."""
+    monkeypatch.setattr("ultralytics.data.utils.DATASETS_DIR", tmp_path / "theirs")
+    monkeypatch.setattr("dptrain.datasets.roots.datasets_folder", lambda: tmp_path / "theirs")
+    yaml = f"path: pets\n{YAML}"
+    file = make_folder({"a": "0 0.5 0.5 0.2 0.2\n"}, yaml)
+    places = {"here": tmp_path / "here/pets", "theirs": tmp_path / "theirs/pets", "beside": tmp_path / "pets"}
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in ("images", "labels"):
+        (tmp_path / folder).rename(tmp_path / f"{folder}.away")
+    message = refusal(file)
+    assert str(places["theirs"]) in message and str(places["beside"]) in message and "path: pets" in message
+
+    def put(place: Path) -> None:
+        for folder in ("images", "labels"):
+            shutil.copytree(tmp_path / f"{folder}.away", place / folder)
+
+    for place in ("here", "beside"):
+        places[place].mkdir()
+    message = refusal(file)
+    assert str(places["here"]) in message and str(places["beside"]) in message and "no split" in message
+    places["here"].rmdir()
+    put(places["beside"])
+    assert load_data(file).path == places["beside"]  # Ultralytics finds nothing
+    places["here"].mkdir()
+    assert load_data(file).path == places["beside"]
+    put(places["theirs"])
+    places["here"].rmdir()
+    message = refusal(file)
+    assert str(places["theirs"]) in message and str(places["beside"]) in message and "absolute" in message
+    shutil.rmtree(places["beside"])
+    agree(file)
+    assert load_data(file).path == places["theirs"]
+    put(places["here"])
+    agree(file)
+    assert load_data(file).path == places["here"]
+    put(places["beside"])
+    assert str(places["here"]) in refusal(file) and str(places["beside"]) in refusal(file)
+    file.write_text(yaml.replace("pets", str(places["beside"])))
+    agree(file)
+    assert load_data(file).path == places["beside"]
+
+
+def test_a_path_does_not_matter_to_splits_that_are_absolute(make_folder, tmp_path, monkeypatch):
+    images = tmp_path / "images"
+    file = make_folder({"a": "0 0.5 0.5 0.2 0.2\n"}, f"path: .\ntrain: {images}\nval: {images}\nnames: [cat]\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    agree(file)
+
+
+def test_the_datasets_folder_is_that_of_ultralytics_settings(tmp_path, monkeypatch):
+    from ultralytics.utils import DATASETS_DIR, USER_CONFIG_DIR
+
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(USER_CONFIG_DIR.parent))
+    assert datasets_folder() == DATASETS_DIR
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert datasets_folder() == tmp_path / "datasets"
