@@ -11,10 +11,15 @@ import numpy as np
 
 from ..support.threads import bar, in_threads
 from .images import read_image
+from .near import small_copy
 
 
-def pictures_in(files: Iterable[Path]) -> dict[Path, bytes]:
+def pictures_in(files: Iterable[Path], small: list[np.ndarray] | None = None) -> dict[Path, bytes]:
     """Decode image files, each once and strictly, and return the identity of the picture in each.
+
+    Args:
+        files: The files.
+        small: Where given, the small copy of each is added (:func:`dptrain.datasets.near.small_copy`).
 
     Raises:
         DataError: About the first file, in their order, that cannot be read or is damaged.
@@ -22,8 +27,11 @@ def pictures_in(files: Iterable[Path]) -> dict[Path, bytes]:
     files = list(files)
     found: dict[Path, bytes] = {}
     with bar("images read", len(files)) as progress:
-        for file, picture in zip(files, in_threads(picture_in, files), strict=True):
+        look = _picture_and_copy if small is not None else lambda file: (picture_in(file), None)
+        for file, (picture, copy) in zip(files, in_threads(look, files), strict=True):
             found[file] = picture
+            if small is not None and copy is not None:
+                small.append(copy)
             progress(len(found), len(files))
     return found
 
@@ -35,6 +43,11 @@ def picture_in(file: Path) -> bytes:
         DataError: The file cannot be read, or is damaged.
     """
     return identity(read_image(file, strict=True))
+
+
+def _picture_and_copy(file: Path) -> tuple[bytes, np.ndarray]:
+    image = read_image(file, strict=True)
+    return identity(image), small_copy(image)
 
 
 def identity(image: np.ndarray) -> bytes:

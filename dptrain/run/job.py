@@ -108,7 +108,7 @@ class Run:
         with ExitStack() as stack:
             stack.enter_context(self.folder.opened(config_text(self.config), self.prepared.settings()))
             if self.prepared.pays:  # the number of a tuning's runs is secret
-                tell_owner(self.output, self.prepared.notes())
+                tell_owner(self.output, self.prepared.notes)
             stack.enter_context(self._charged())
             tracker = stack.enter_context(self._tracker())
             self._restore()

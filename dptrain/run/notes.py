@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from ..datasets.labels import DROP_BAD_ROWS
+from ..datasets.near import pairs_nearby
+from ..datasets.series import find_series
 from ..detection.data import DetectionDataset
 from ..support.files import write_text
 from ..support.words import counted
@@ -24,6 +27,28 @@ def dropped_rows(datasets: Sequence[DetectionDataset | None]) -> list[str]:
             many = counted(len(dataset.dropped), "row")
             notes += [f"labels={DROP_BAD_ROWS}: {many} of the {dataset.split} labels left out:", *dataset.dropped]
     return notes
+
+
+def same_source(pictures: Mapping[Path, bytes], small: Sequence[np.ndarray]) -> list[str]:
+    """Say of what the train images are copies, tiles or frames, by their names and by pictures that look alike.
+
+    Args:
+        pictures: The identity of the picture in every image file.
+        small: Of every one, in the same order, the small copy that is compared.
+    """
+    files, known = list(pictures), list(pictures.values())
+    alike = [(one, other) for one, other in pairs_nearby(np.array(small)) if known[one] != known[other]]
+    if (series := find_series(files, alike)) is not None:
+        return [f"train: {series}"]
+    if not alike:
+        return []
+    one, other = alike[0]
+    many = len({number for pair in alike for number in pair})
+    return [
+        f"train: {many} images look nearly the same as another one, such as {files[one].name} and {files[other].name}: "
+        "where they are of one photo or person, epsilon for an image is not theirs; dptrain check --json lists them, "
+        "and privacy.unit=group privacy.groups.csv=TABLE protects groups"
+    ]
 
 
 def tell_owner(folder: Path, notes: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..datasets.data_yaml import data_name
@@ -38,7 +39,7 @@ from .charge import RunCharge
 from .declared_public import DeclaredPublic
 from .facts import runs_behind
 from .folder import RunFolder
-from .notes import dropped_rows
+from .notes import dropped_rows, same_source
 from .optimizers import make_optimizer
 from .outputs import OutputFiles
 from .phases import phases_of, rate_of
@@ -76,7 +77,6 @@ class Prepared:
         start_runs: The private runs behind the start.
         pictures: What it draws from: the identity of the picture in every image file.
         groups: The group of every image, where groups are protected.
-        dataset: The training split.
         validation: What it is evaluated on; None without evaluation.
         scaled_by: The public images that the layers' scales were measured on; None without scales.
         rate_by_rule: Whether nobody gave a learning rate: of the run, or of its phases.
@@ -84,6 +84,7 @@ class Prepared:
         trainer: Takes the steps; each is counted in the folder's journal before its noise is drawn.
         charge: What the run spends: its own, or that of the tuning.
         tuning: The ``tuning`` section of the statement; None for a run that pays for itself.
+        notes: What the data's owner is told of the images and labels, and nobody else.
     """
 
     config: TrainConfig
@@ -97,7 +98,6 @@ class Prepared:
     start_runs: Sequence[StartRun]
     pictures: Mapping[Path, bytes]
     groups: Sequence[str] | None
-    dataset: DetectionDataset
     validation: DetectionDataset | None
     scaled_by: ScaledBy | None
     rate_by_rule: tuple[bool, ...]
@@ -105,15 +105,12 @@ class Prepared:
     trainer: PrivateTrainer
     charge: RunCharge
     tuning: Mapping[str, Any] | None
+    notes: Sequence[str]
 
     @property
     def pays(self) -> bool:
         """Whether the run pays for itself; else the tuning has paid, and the ledger is not told of its steps."""
         return self.tuning is None
-
-    def notes(self) -> list[str]:
-        """Return what the data's owner is told of the images and labels; nobody else is."""
-        return dropped_rows([self.dataset, self.validation])
 
     def settings(self) -> dict[str, Any]:
         """Return what must not change when the run is resumed, all of it public."""
@@ -160,7 +157,8 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
     evaluates = config.validation == "public" and bool(data.val)
     groups, val_groups = _groups(config, plan.unit, data, evaluates)
     dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
-    pictures = pictures_in(dataset.image_files)  # each decoded once, by which it is also checked
+    small: list[np.ndarray] = []
+    pictures = pictures_in(dataset.image_files, small)  # each decoded once, by which it is also checked
     if not config.privacy.copies_are_one:
         refuse_repeats(pictures, groups)
     validation = DetectionDataset(data, "val", config.imgsz, verify=False) if evaluates else None
@@ -196,7 +194,6 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         start_runs=start_runs,
         pictures=pictures,
         groups=groups,
-        dataset=dataset,
         validation=validation,
         scaled_by=scaled_by,
         rate_by_rule=tuple(phase.lr is None for phase in config.phases) or (config.optimizer.lr is None,),
@@ -204,6 +201,7 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         trainer=trainer,
         charge=charge,
         tuning=None if paid is None else paid.facts,
+        notes=[*(same_source(pictures, small) if groups is None else ()), *dropped_rows([dataset, validation])],
     )
 
 

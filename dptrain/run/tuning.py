@@ -264,7 +264,9 @@ def _refuse(config: TrainConfig, output: Path) -> None:
     RunFolder(output, False).check()
 
 
-def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, bytes], Sequence[str] | None, list[str]]:
+def _try_candidates(
+    tuning: Tuning, output: Path
+) -> tuple[str, Mapping[Path, bytes], Sequence[str] | None, Sequence[str]]:
     """Find out before the first run whether every candidate could start.
 
     Returns the data's name, pictures and groups, and what their owner is told.
@@ -280,7 +282,7 @@ def _try_candidates(tuning: Tuning, output: Path) -> tuple[str, Mapping[Path, by
     for candidate in tuning.candidates[1:]:
         model_of(candidate, data)
     prepared = prepare(_private(first, output / _PARTIAL / "run"), tuning.plan, PaidByTuning({}, None, ()))
-    return prepared.data_name, prepared.pictures, prepared.groups, prepared.notes()
+    return prepared.data_name, prepared.pictures, prepared.groups, prepared.notes
 
 
 def _announce(tuning: Tuning, console: Console) -> None:

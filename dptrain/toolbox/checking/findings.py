@@ -17,6 +17,7 @@ KINDS = {
     "broken image": "training would stop at it before its first step",
     "train and val": "the metrics of a training image would be released without noise, and flatter the model",
     "duplicates": "one photo is then several units, and the guarantee is for one unit",
+    "same source": "copies, tiles or frames of one photo, scan or patient: epsilon for an image says little of it",
     "forbidden object": "a person or a face in an image that should have none",
     "same patch": "a trigger that someone planted, or a watermark that the model would learn instead of the object",
     "label error": "training would stop at it, or learn from a box that is none",

@@ -12,11 +12,12 @@ import numpy as np
 from scipy.stats import binom
 
 from ...datasets.images import read_image
+from ...datasets.near import equal, groups, pairs
+from ...datasets.series import find_series
 from ...datasets.sources import IMAGE_SUFFIXES, SPLITS, DataConfig, folder_images, load_data
 from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
 from ...support.words import counted
-from .duplicates import equal, groups, pairs
 from .findings import FOLDER, KINDS, CheckReport, Finding
 from .labels import doubtful, orphans, read_all
 from .patches import Patch, common_patches
@@ -76,6 +77,7 @@ def check(
         found += orphans(images)
     alike = _duplicates(summaries)
     found += _duplicate_findings(alike, summaries, of_split)
+    found += _series_findings(splits, alike, summaries)
     found += _metadata(summaries)
     found += _patches(summaries, labels, alike, names)
     boxes = _boxes(splits, labels, names) if names else {}
@@ -133,6 +135,17 @@ def _duplicate_findings(
                 )
             )
     return found
+
+
+def _series_findings(
+    splits: dict[str, tuple[Path, ...]], alike: Sequence[Sequence[int]], summaries: Sequence[ImageSummary]
+) -> list[Finding]:
+    """Of the images that are trained on: whether several are of one thing."""
+    images = splits["train" if "train" in splits else FOLDER]
+    numbers = {image: number for number, image in enumerate(images)}
+    inside = [[numbers[summaries[item].image] for item in group if summaries[item].image in numbers] for group in alike]
+    series = find_series(images, [(group[0], other) for group in inside for other in group[1:]])
+    return [] if series is None else [Finding("same source", str(series), series.example)]
 
 
 def _how_alike(pictures: Sequence[bytes | None]) -> str:

@@ -14,12 +14,12 @@ import numpy as np
 
 from ...datasets.identity import identity
 from ...datasets.images import read_image
+from ...datasets.near import SIDE
 from ...errors import DataError
 from ...support.files import read_file
 from ..scrubbing.clean import clean, suffix_of
 from ..scrubbing.cleaned import Damaged
 
-SIDE = 32  # of the small copy that pictures are compared by
 _WINDOW, _PATTERN = 10, 15.0  # pixels, and grey levels
 _CORNERS = 64
 _LONGEST = 1024

@@ -319,9 +319,19 @@ def test_nothing_of_it_can_reach_mlflow_or_a_statement() -> None:
         assert "checking" not in " ".join(imported.findall(file.read_text()))
 
 
+def test_tiles_of_one_scan_are_told_with_the_key_that_groups_them(pets: Path, capsys) -> None:
+    for folder in ("images", "labels"):
+        for number, path in enumerate(sorted((pets.parent / folder / "train").iterdir())):
+            path.rename(path.with_name(f"scan{number // 4}_{number % 4 // 2 * 512}_{number % 2 * 512}{path.suffix}"))
+    report = check(pets)
+    assert report.counts()["same source"] == 1
+    assert main(["check", str(pets)]) == 3
+    assert "privacy.groups.regex=" in capsys.readouterr().out
+
+
 def test_of_thousands_of_images_every_pair_of_copies_is_found_and_no_other() -> None:
     """The comparison itself, without decoding; over several blocks of rows."""
-    from dptrain.toolbox.checking.duplicates import groups, pairs
+    from dptrain.datasets.near import groups, pairs
 
     rng = np.random.default_rng(0)
     count = 5_000

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from .summaries import SIDE
-
+SIDE = 32  # of the small copy that pictures are compared by
+_BLOCK = 4000  # of neighbours in path order, among which all pairs are compared before a run
 _BITS = 8  # of the lowest frequencies each way
 _FAR = 10  # bits of 63 that near-duplicates may differ in
 _ALIKE = 0.97  # correlation of the small copies
@@ -41,7 +41,7 @@ def pairs(small: np.ndarray) -> Iterator[tuple[int, int]]:
     All pairs are compared, as one matrix product: 20,000 images are 50 billion operations, some seconds of a core.
 
     Args:
-        small: uint8 (n, SIDE, SIDE) from :class:`~dptrain.toolbox.checking.summaries.ImageSummary`.
+        small: uint8 (n, SIDE, SIDE) from :func:`small_copy`.
     """
     if not len(small):
         return
@@ -57,6 +57,18 @@ def pairs(small: np.ndarray) -> Iterator[tuple[int, int]]:
             first, second = first[first < second], second[first < second]
             alike = np.einsum("ij,ij->i", copies[first], flat[second]) >= _ALIKE
             yield from zip(first[alike].tolist(), second[alike].tolist(), strict=True)
+
+
+def small_copy(image: np.ndarray) -> np.ndarray:
+    """Return what pictures are compared by, uint8 (SIDE, SIDE), of BGR pixels (height, width, 3)."""
+    return cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+
+def pairs_nearby(small: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the :func:`pairs` among neighbours: of n images this takes n steps, where all pairs are n * n."""
+    for start in range(0, len(small), _BLOCK):
+        for one, other in pairs(small[start : start + _BLOCK]):
+            yield start + one, start + other
 
 
 def equal(pictures: Sequence[bytes | None]) -> Iterator[tuple[int, int]]:
