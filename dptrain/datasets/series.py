@@ -18,6 +18,7 @@ _SUFFIX, _ROBOFLOW = r"\.\w+$", r"(?:(?:_[A-Za-z]+)?\.rf\.\w+)?\.\w+$"
 _COPIES, _FRAMES = "^(.+?)", r"^(.+?)(?:[_-]+|(?<=\D))\d*"
 _TILES = r"^(.+?)(?:[_-]+[A-Za-z]{0,3}\d+[_-]+[A-Za-z]{0,3}\d+)?"
 _PLACE = re.compile(rf"^(.+?)[_-]+[A-Za-z]{{0,3}}(\d+)[_-]+[A-Za-z]{{0,3}}(\d+){_ROBOFLOW}")
+_YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d$")
 _LEAST_STEP = 16  # pixels between tiles
 _MOST = 0.8  # of the pairs that look alike, for a key that is to explain them
 _FEW, _SEVERAL = 0.02, 0.2  # of the images look like another one: enough for names, and for folders to tell
@@ -104,7 +105,7 @@ def _tiled(names: Sequence[str]) -> bool:
     """Whether two numbers at the end of most names are places in a grid: multiples of a step, or of a rectangle."""
     places: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for name in names:
-        if (match := _PLACE.match(name)) is not None:
+        if (match := _PLACE.match(name)) is not None and not _YEAR.search(match[1]):  # a date is no place
             places[match[1]].add((int(match[2]), int(match[3])))
     if 2 * sum(map(len, places.values())) <= len(names):
         return False
