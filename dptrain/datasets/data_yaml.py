@@ -51,7 +51,7 @@ def read_yaml(file: Path) -> Mapping[Any, Any]:
         raise DataError(f"{file}: is a folder; give the data.yaml inside it") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file}: cannot be read as text ({reason})") from None
+        raise DataError(f"{file}: cannot be read as text ({reason}); save it as UTF-8") from None
     try:
         data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -74,6 +74,11 @@ def class_names(file: Path, data: Mapping[Any, Any]) -> dict[int, str]:
         DataError: A name or a number is not one, is there twice, or ``nc`` does not match.
     """
     names, count = data.get("names"), data.get("nc")
+    other = next((key for key in ("classes", "class_names") if data.get(key) is not None), None)
+    if names is None and other is not None:
+        raise DataError(
+            f"{file}: {other}: {shown(data[other])} is not read, the class names are called names: rename it"
+        )
     if count is not None and ((number := _whole(count)) is None or number < 1):
         raise DataError(f"{file}: nc: {shown(count)} is not a whole number above 0; correct it or leave it out")
     classes = _whole(count) or 0
@@ -126,6 +131,37 @@ def keypoint_shape(file: Path, data: Mapping[Any, Any]) -> tuple[int, int] | Non
             "correct it, or leave it out if the labels have no keypoints"
         )
     return found[0], found[1]
+
+
+def channel_count(file: Path, data: Mapping[Any, Any]) -> int:
+    """Return how many channels a detector for these images has in Ultralytics: 3 where nothing is said.
+
+    Raises:
+        DataError: ``channels`` is not a number of them.
+    """
+    count = data.get("channels")
+    if count is None:
+        return 3
+    if (number := _whole(count)) is None or number < 1:
+        raise DataError(
+            f"{file}: channels: {shown(count)} is not a whole number above 0; leave it out for colour images"
+        )
+    return number
+
+
+def refuse_unread_val(file: Path, data: Mapping[Any, Any]) -> None:
+    """Refuse a validation split under a name that nobody reads: the run would go without it.
+
+    Raises:
+        DataError: There is one, and no ``val``.
+    """
+    if data.get("val") is None and data.get("validation") is None and data.get("valid") is not None:
+        raise DataError(f"{file}: valid: {shown(data['valid'])} is not read, the split is called val: rename it")
+
+
+def windows_hint(path: str) -> str:
+    """Return what to add where a path is not there and is spelled as on Windows."""
+    return "; it is a Windows path: write it with / in place of \\" if "\\" in path else ""
 
 
 def _whole(value: Any) -> int | None:

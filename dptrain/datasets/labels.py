@@ -132,7 +132,8 @@ def _rows(path: Path, text: str, num_classes: int, keypoints: int, dropped: list
 
 
 def _row(words: Sequence[str], num_classes: int, keypoints: int, place: str) -> list[float]:
-    values = [_number(word, place) for word in words]
+    values = [_number(word, place, "write class x y w h") for word in words[1:]]
+    values.insert(0, _number(words[0], place, "a class is the number that it has in data.yaml"))
     width = len(values)
     if keypoints and width not in (5, 5 + keypoints):
         raise DataError(
@@ -147,11 +148,12 @@ def _row(words: Sequence[str], num_classes: int, keypoints: int, place: str) -> 
     return [_class(values[0], words[0], num_classes, place), *_box(values[1:5] if keypoints else values[1:], place)]
 
 
-def _number(word: str, place: str) -> float:
+def _number(word: str, place: str, fix: str) -> float:
     try:
         value = float(word)
     except ValueError:
-        raise DataError(f"{place}: '{word}' is not a number; write class x y w h") from None
+        fix = "separate numbers with spaces, and write 0.5" if "," in word else fix
+        raise DataError(f"{place}: '{word}' is not a number; {fix}") from None
     if not math.isfinite(value):
         raise DataError(f"{place}: '{word}' is not a finite number; correct the line or delete it")
     return value

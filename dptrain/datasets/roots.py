@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .data_yaml import shown
+from .data_yaml import shown, windows_hint
 
 
 def root_of(file: Path, data: Mapping[Any, Any]) -> Path:
@@ -27,6 +27,8 @@ def root_of(file: Path, data: Mapping[Any, Any]) -> Path:
         raise DataError(f"{file}: path: {shown(entry)} is not a folder name")
     try:
         return _root(file, data, entry)
+    except DataError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{file}: path: {entry} cannot be looked up ({reason}); correct it") from None
@@ -56,7 +58,7 @@ def _root(file: Path, data: Mapping[Any, Any], entry: str) -> Path:
         looked = " and ".join(map(str, dict.fromkeys(places)))
         raise DataError(
             f"{file}: path: {entry} is not a folder (looked for {looked}); write it absolute, or leave it out to start "
-            "from data.yaml's own folder"
+            f"from data.yaml's own folder{windows_hint(entry)}"
         )
     if len(found) > 1 and not any(found.values()):
         raise DataError(

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import DataError
 from ..sealing.archive import is_sealed_dataset, open_dataset
 from ..support.files import MOST_TEXT
 from .contents import read_data
-from .data_yaml import class_names, keypoint_shape, read_yaml, shown
+from .data_yaml import (
+    channel_count,
+    class_names,
+    keypoint_shape,
+    read_yaml,
+    refuse_unread_val,
+    shown,
+    windows_hint,
+)
 from .labels import STRICT, label_path
 from .roots import root_of
 
@@ -37,6 +46,7 @@ class DataConfig:
         missing: Why a split has no files, by split.
         kpt_shape: Of a pose dataset: keypoints of each object, and numbers of each keypoint. A detector reads none.
         labels: What is done about a bad row in a label file, one of ``datasets.labels.LABELS``.
+        channels: Of a detector for these images in Ultralytics.
     """
 
     path: Path
@@ -48,6 +58,7 @@ class DataConfig:
     missing: dict[str, str] = field(default_factory=dict)
     kpt_shape: tuple[int, int] | None = None
     labels: str = STRICT
+    channels: int = 3
 
     @property
     def keypoints(self) -> int:
@@ -56,8 +67,9 @@ class DataConfig:
 
     @property
     def meaning(self) -> dict[str, Any]:
-        """What a copy's data.yaml must say of the labels, beside its splits."""
-        return {"names": self.names, **({"kpt_shape": list(self.kpt_shape)} if self.kpt_shape else {})}
+        """What a copy's data.yaml must say of images and labels, beside its splits."""
+        keypoints = {} if self.kpt_shape is None else {"kpt_shape": list(self.kpt_shape)}
+        return {"names": self.names, **keypoints, **({} if self.channels == 3 else {"channels": self.channels})}
 
     @property
     def num_classes(self) -> int:
@@ -110,7 +122,8 @@ def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
         return _load_sealed(file, labels)
     data = read_yaml(file)
     root = root_of(file, data)
-    names, keypoints = class_names(file, data), keypoint_shape(file, data)
+    meaning = _meaning(file, data, labels)
+    refuse_unread_val(file, data)
     files: dict[str, tuple[Path, ...]] = {}
     missing: dict[str, str] = {}
     for split in SPLITS:
@@ -125,7 +138,17 @@ def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
             missing[split] = str(error)
     if not files.get("train"):
         raise DataError(missing["train"])
-    return DataConfig(root, names, file=file, missing=missing, kpt_shape=keypoints, labels=labels, **files)
+    return DataConfig(root, file=file, missing=missing, **(meaning | files))
+
+
+def _meaning(file: Path, data: Mapping[Any, Any], labels: str) -> dict[str, Any]:
+    """What a data.yaml says of its images and labels, as keywords of :class:`DataConfig`."""
+    return {
+        "names": class_names(file, data),
+        "kpt_shape": keypoint_shape(file, data),
+        "channels": channel_count(file, data),
+        "labels": labels,
+    }
 
 
 def _load_sealed(file: Path, labels: str) -> DataConfig:
@@ -136,8 +159,7 @@ def _load_sealed(file: Path, labels: str) -> DataConfig:
     if "train" in missing:
         raise DataError(missing["train"])
     found = {split: splits.get(split, ()) for split in SPLITS}
-    names, keypoints = class_names(inside, data), keypoint_shape(inside, data)
-    return DataConfig(inside.parent, names, file=inside, missing=missing, kpt_shape=keypoints, labels=labels, **found)
+    return DataConfig(inside.parent, file=inside, missing=missing, **(_meaning(inside, data, labels) | found))
 
 
 def public_images(place: str | Path) -> list[Path]:
@@ -210,7 +232,7 @@ def _images_of(file: Path, split: str, root: Path, item: str) -> list[Path]:
         return _images_listed(place)
     raise DataError(
         f"{file}: {split}: {item} does not exist (looked for {root / item}); correct it or 'path:', nothing is "
-        "downloaded"
+        f"downloaded{windows_hint(item)}"
     )
 
 
@@ -251,12 +273,19 @@ def _images_listed(file: Path) -> list[Path]:
         except (OSError, ValueError) as error:
             raise DataError(f"{file}:{number}: '{line}' cannot be looked up ({_reason(error)}); correct it") from None
         if not there:
-            raise DataError(
-                f"{file}:{number}: no such image '{line}' (looked for {image}); begin it with ./ to start from the "
-                "list's folder"
-            )
+            raise DataError(f"{file}:{number}: no such image '{line}' (looked for {image}); {_here(file.parent, line)}")
         images.append(image)
     return images
+
+
+def _here(folder: Path, line: str) -> str:
+    """How to write a line of a list that was made elsewhere: as what of it is there, from the list's own folder."""
+    parts = PurePosixPath(re.sub(r"\\+", "/", line)).parts
+    for start in range(len(parts)):
+        end = "/".join(parts[start:])
+        if (folder / end).is_file():
+            return f"write ./{end}, which is there, and so in the other lines"
+    return f"begin it with ./ to start from the list's folder{windows_hint(line)}"
 
 
 def _each_once(file: Path, split: str, images: Iterable[Path]) -> tuple[Path, ...]:

@@ -52,6 +52,11 @@ class DetectionDataset(Dataset):
     ) -> None:
         if imgsz < 1:
             raise DataError(f"imgsz={imgsz} is not a number of pixels above 0")
+        if data.channels != 3:
+            raise DataError(
+                f"{data.file}: channels: {data.channels} asks for a detector of other channels than 3, and none is "
+                "trained here; remove the line: a grey channel is then repeated, and channels after the third dropped"
+            )
         self.data = data
         self.split = split
         self.imgsz = imgsz
@@ -59,6 +64,8 @@ class DetectionDataset(Dataset):
         self.image_files = data.files(split)
         read = list(in_threads(self._read_labels, self.image_files))
         labels = [rows for rows, _ in read]
+        #: How many images have no label file, and are background. Private for a training split.
+        self.unlabelled = sum(rows is None for rows in labels)
         #: A line about each row that was left out (``labels=drop_bad_rows``). Private for a training split.
         self.dropped = tuple(line for _, lines in read for line in lines)
         if all(rows is None for rows in labels):

@@ -19,10 +19,13 @@ from .owner import owner_folder
 DATASET = "dataset.txt"
 
 
-def dropped_rows(datasets: Sequence[DetectionDataset | None]) -> list[str]:
-    """Say how many rows ``labels=drop_bad_rows`` left out of each split, and which; nothing without any."""
+def labels_read(datasets: Sequence[DetectionDataset | None]) -> list[str]:
+    """Say how many images of each split have no labels, and which rows ``labels=drop_bad_rows`` left out."""
     notes = []
     for dataset in datasets:
+        if dataset is not None and dataset.unlabelled:
+            many = counted(len(dataset), f"{dataset.split} image")
+            notes.append(f"{dataset.unlabelled} of {many} without a label file: background")
         if dataset is not None and dataset.dropped:
             many = counted(len(dataset.dropped), "row")
             notes += [f"labels={DROP_BAD_ROWS}: {many} of the {dataset.split} labels left out:", *dataset.dropped]

@@ -39,7 +39,7 @@ from .charge import RunCharge
 from .declared_public import DeclaredPublic
 from .facts import runs_behind
 from .folder import RunFolder
-from .notes import dropped_rows, same_source
+from .notes import labels_read, same_source
 from .optimizers import make_optimizer
 from .outputs import OutputFiles
 from .phases import phases_of, rate_of
@@ -201,7 +201,7 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         trainer=trainer,
         charge=charge,
         tuning=None if paid is None else paid.facts,
-        notes=[*(same_source(pictures, small) if groups is None else ()), *dropped_rows([dataset, validation])],
+        notes=[*(same_source(pictures, small) if groups is None else ()), *labels_read([dataset, validation])],
     )
 
 

@@ -33,6 +33,29 @@ def test_colour_files_read_as_ultralytics_reads_them(suffix, tmp_path):
     assert np.abs(image.astype(int) - COLOUR[..., ::-1]).mean() < 12  # BGR
 
 
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("animated.webp", "RGB", {"save_all": True, "lossless": True}), ("alpha.webp", "RGBA", {}),
+        ("pages.tif", "RGB", {"save_all": True}), ("packed.tiff", "RGB", {"save_all": True, "compression": "tiff_lzw"}),
+        ("grey_pages.tif", "L", {"save_all": True}), ("print.jpg", "CMYK", {}), ("print.tif", "CMYK", {}),
+        ("scan.tif", "1", {}), ("scan.png", "1", {}), ("grey_alpha.png", "LA", {}), ("x.jp2", "RGB", {}),
+        ("x.mpo", "RGB", {"save_all": True}),
+    ],
+)  # fmt: skip
+def test_of_pages_and_modes_ultralytics_and_we_read_the_same(name, mode, options, tmp_path):
+    more = {"append_images": [Image.fromarray(255 - COLOUR).convert(mode)]} if "save_all" in options else {}
+    Image.fromarray(COLOUR).convert(mode).save(tmp_path / name, **options, **more)
+    theirs = imread(tmp_path / name)
+    np.testing.assert_array_equal(read_image(tmp_path / name, strict=True), theirs)
+
+
+def test_an_iphone_picture_is_one_line(tmp_path):
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    with pytest.raises(DataError, match=r"x\.heic: HEIC .* convert them to JPEG or PNG"):
+        read_image(tmp_path / "x.heic", strict=True)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bit_grey_alpha_palette(suffix, tmp_path):
     path = tmp_path / f"x{suffix}"

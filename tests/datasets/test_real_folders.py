@@ -13,15 +13,20 @@ import cv2
 import numpy as np
 import pytest
 
+import dptrain
 from dptrain.datasets.labels import DROP_BAD_ROWS, STRICT
 from dptrain.datasets.roots import datasets_folder
 from dptrain.datasets.sources import load_data
 from dptrain.detection.data import DetectionDataset
 from dptrain.errors import DataError
+from dptrain.run.notes import labels_read
+from dptrain.toolbox.checking import check
 
+from ..conftest import run_options
 from .stock import ordered, stock_boxes
 
 MakeFolder = Callable[..., Path]
+PRIVACY = {"noise_multiplier": 1.0, "sample_rate": 0.5, "expected_batch_size": 2, "dataset_size": 6, "delta": 1e-3}
 YAML = "train: images\nval: images\nnames: [cat, dog]\n"
 
 
@@ -196,3 +201,131 @@ def test_the_datasets_folder_is_that_of_ultralytics_settings(tmp_path, monkeypat
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert datasets_folder() == tmp_path / "datasets"
+
+
+BOX = "0 0.5 0.5 0.2 0.2\n"
+LISTED = YAML.replace("train: images", "train: train.txt")
+
+SAME = {
+    "a byte-order mark and Windows line ends": (b"\xef\xbb\xbf0 .5 .5 .2 .2\r\n1 .3 .3 .1 .1\r\n", None),
+    "line ends of an old Mac": (b"0 .5 .5 .2 .2\r1 .3 .3 .1 .1\r", None),
+    "classes written as 0.0": ("0.0 .5 .5 .2 .2\n", None),
+    "a list with a byte-order mark and Windows line ends": (BOX, b"\xef\xbb\xbf./images/a.png\r\n./images/b.png\r\n"),
+    "a list with an empty last line": (BOX, b"./images/a.png\n\n./images/b.png\n\n"),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_text_that_tools_write_differently_reads_the_same(make_folder, case):
+    rows, listed = SAME[case]
+    file = make_folder({"a": rows, "b": "1 .2 .2 .1 .1"}, YAML if listed is None else LISTED)
+    if listed is not None:
+        (file.parent / "train.txt").write_bytes(listed)
+    assert agree(file).keys() == {"a.png", "b.png"}
+
+
+def test_a_data_yaml_with_a_byte_order_mark_and_windows_line_ends(make_folder):
+    file = make_folder({"a": BOX})
+    file.write_bytes(b"\xef\xbb\xbf" + YAML.replace("\n", "\r\n").encode())
+    agree(file)
+
+
+def test_links_to_images_and_labels_that_are_elsewhere(make_folder, tmp_path):
+    file = make_folder({"a": "1 .3 .3 .1 .1", "b": BOX})
+    for number, place in enumerate((tmp_path / "images/a.png", tmp_path / "labels/a.txt")):
+        place.rename(tmp_path / f"far{number}")
+        place.symlink_to(tmp_path / f"far{number}")
+    assert agree(file)["a.png"][0, 0] == 1
+
+
+def test_a_linked_folder_of_images_has_its_labels_beside_the_real_one(make_folder, tmp_path):
+    file = make_folder({"a": BOX})
+    (tmp_path / "images").rename(tmp_path / "photos")
+    (tmp_path / "images").symlink_to(tmp_path / "photos")
+    assert str(tmp_path / "photos/a.txt") in refusal(file)  # Ultralytics takes all for background
+    assert not len(stock_boxes(file)["a.png"])
+
+
+def test_images_without_labels_are_background_and_labels_without_images_nothing(make_folder):
+    file = make_folder({"a": BOX, "b": None, "c": None})
+    (file.parent / "labels/gone.txt").write_text(BOX)
+    read = agree(file)
+    assert read.keys() == {"a.png", "b.png", "c.png"} and not len(read["b.png"])
+    assert labels_read([DetectionDataset(load_data(file), "train", 64)]) == [
+        "2 of 3 train images without a label file: background"
+    ]
+    assert any("gone.txt" in finding.text for finding in check(file).findings)
+
+
+REFUSED = {
+    "channels: 1": (f"{YAML}channels: 1\n", ["channels: 1", "remove the line"]),
+    "channels: 4": (f"{YAML}channels: 4\n", ["channels: 4", "remove the line"]),
+    "channels: rgb": (f"{YAML}channels: rgb\n", ["channels: 'rgb'", "whole number"]),
+    "valid for val": (YAML.replace("val", "valid"), ["valid: 'images'", "called val"]),
+    "classes for names": (YAML.replace("names", "classes"), ["classes: ['cat', 'dog']", "called names"]),
+    "classes beside nc": (f"{YAML.replace('names', 'classes')}nc: 2\n", ["classes", "called names"]),
+    "a Windows path": (f"path: C:\\Users\\me\\my pets\n{YAML}", ["path: C:\\Users\\me\\my pets", "Windows path"]),
+    "a Windows split": (YAML.replace("images", ".\\images", 1), ["train: .\\images", "Windows path"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_data_yaml_that_means_something_else_is_one_line(make_folder, case):
+    text, parts = REFUSED[case]
+    message = refusal(make_folder({"a": BOX}, text))
+    assert all(part in message for part in ["data.yaml", *parts]), message
+    assert message.count("data.yaml: ") == 1
+
+
+def test_other_keys_of_a_data_yaml_say_nothing(make_folder):
+    more = "valid: gone\nclasses: [x]\nroboflow: {license: MIT}\nchannels: 3\nflip_idx: [0]\n"
+    agree(make_folder({"a": BOX}, YAML + more))
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("/content/my pets/images/a.png", ["write ./images/a.png"]),
+        ("C:\\Users\\me\\my pets\\images\\a.png", ["write ./images/a.png"]),
+        ("C:\\\\Users\\\\me\\\\images\\\\a.png", ["write ./images/a.png"]),
+        (".\\images\\a.png", ["write ./images/a.png"]),
+        ("\\\\nas\\pets\\x.png", ["begin it with ./", "Windows path"]),
+        ("/content/pets/x.png", ["begin it with ./"]),
+    ],
+)
+def test_a_list_made_on_another_machine_is_one_line_with_what_to_write(make_folder, line, parts):
+    file = make_folder({"a": BOX}, LISTED)
+    (file.parent / "train.txt").write_text(f"./images/a.png\n{line}\r\n")
+    message = refusal(file)
+    assert all(part in message for part in ["train.txt:2", f"'{line}'", *parts]), message
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ("cat 0.5 0.5 0.2 0.2", ["'cat'", "number that it has in data.yaml"]),
+        ("0a 0.5 0.5 0.2 0.2", ["'0a'", "number that it has in data.yaml"]),
+        ("0 0.5 0.5 0.2 0.2px", ["'0.2px'", "class x y w h"]),
+        ("0,0.5,0.5,0.2,0.2", ["'0,0.5,0.5,0.2,0.2'", "spaces"]),
+        ("0 0,5 0,5 0,2 0,2", ["'0,5'", "0.5"]),
+        ("0 .5 .5 .2 .2 # a cat", ["'#'", "not a number"]),
+        ("0 .5 .5 .2 .2 .93", ["6 columns"]),
+        ("0 .5 .5 .2 .2".encode("utf-16"), ["not UTF-8"]),
+    ],
+)
+def test_a_label_line_of_another_format_is_one_line(make_folder, row, parts):
+    message = refusal(make_folder({"a": BOX, "b": row}))
+    assert all(part in message for part in ["b.txt", *parts]), message
+
+
+@pytest.mark.parametrize("other", ["val", "test"])
+def test_one_image_in_two_splits(make_folder, tmp_path, other):
+    file = make_folder({"a": BOX, "b": BOX}, f"train: images\n{other}: held\nnames: [cat, dog]\n")
+    (tmp_path / "held").mkdir()
+    shutil.copy(tmp_path / "images/a.png", tmp_path / "held/z.png")
+    (tmp_path / "held/z.txt").write_text(BOX)
+    assert check(file).counts()["train and val"] == 1
+    if other == "val":
+        with pytest.raises(DataError, match=r"z\.png"):
+            dptrain.train(data=file, **run_options(tmp_path, privacy=PRIVACY, steps=1, budget={"url": None}))
+        assert not (tmp_path / "out").exists()
