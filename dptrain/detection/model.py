@@ -11,7 +11,7 @@ from typing import IO
 import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.modules import Conv, Detect
+from ultralytics.nn.modules import Conv, Detect, RepConv, RepVGGDW
 from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_load
 from ultralytics.utils import LOGGER
 
@@ -39,7 +39,7 @@ def load_model(
     new_classes: str = "random",
     similar: Mapping[str, str] | None = None,
 ) -> DetectionModel:
-    """Load a YOLOv8, YOLO11 or YOLO26 detector whose layers treat every image on its own.
+    """Load a detector, such as YOLOv8, YOLO11 or YOLO26, whose layers treat every image on its own.
 
     Args:
         model: A model description (``yolo26n.yaml``) or a checkpoint file (``.pt``, or ``.pt.age``, which is opened in
@@ -210,12 +210,17 @@ def _check_head(detector: DetectionModel, name: str) -> None:
     if type(head) is not Detect:
         raise ModelError(
             f"{name!r} has the head {type(head).__name__}, and its loss is not supported: "
-            "dptrain trains the detection models of the v8, 11 and 26 families"
+            "dptrain trains detectors with Ultralytics' head Detect: v3 to v9, 11, 12 and 26"
         )
 
 
 def _replace_norms(detector: DetectionModel, norm: str) -> None:
     for name, module in list(detector.named_modules()):
+        if norm == "group" and isinstance(module, RepVGGDW) and hasattr(module, "conv1"):
+            raise ModelError(
+                f"norm=group: {name} (RepVGGDW) has branches that Ultralytics merges, which only batch norms allow: it "
+                "could not open the weights; start from a checkpoint with norm=frozen_bn"
+            )
         if norm == "group" and isinstance(module, Conv):
             if isinstance(getattr(module, "bn", None), _BATCH_NORMS):
                 # Stock Ultralytics fuses every Conv that has a `bn`. One without it, whose forward is `forward_fuse`,
@@ -248,6 +253,11 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
                 setattr(module, name, child.to_batch_norm())
             elif isinstance(child, LowRankConv2d):
                 setattr(module, name, child.folded())
+        if isinstance(module, RepConv) and not any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
+            # Stock Ultralytics merges its two branches, which group norms do not allow. With a `conv` they count as
+            # merged, and what is then run is `forward_fuse`.
+            module.conv = nn.Identity()
+            module.forward_fuse = module.forward
     if isinstance(stock.model[-1], OneToOneDetect):
         stock.model[-1].__class__ = Detect
     for leftover in ("criterion", "pt_path", "class_weights", "trained_whole", "unfilled_layers"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickletools
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from ultralytics import YOLO
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 from ultralytics.utils.nms import non_max_suppression
@@ -311,6 +313,43 @@ def test_frozen_norms_need_statistics() -> None:
 
 
 # --- weights that stock Ultralytics opens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "safe_load"),
+    [
+        ("yolov3-tiny", True), ("yolov5n", True), ("yolov6n", True), ("yolov8n-ghost", True), ("yolov8n-p2", True),
+        ("yolov8n-p6", True), ("yolov9t", True), ("yolov9t", False), ("yolo12n", True), ("yolo26n-p2", True),
+    ],
+)  # fmt: skip
+def test_stock_ultralytics_opens_and_fuses_other_families(
+    family: str, safe_load: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ultralytics' restricted loader, too, which is also ours."""
+    torch.manual_seed(0)
+    model, x = load_model(f"{family}.yaml", 2), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).eval()(x)[0]
+    file = save_weights(model, tmp_path / "w.pt")
+    monkeypatch.setattr("ultralytics.nn.tasks.SAFE_LOAD", safe_load)
+    stock = YOLO(file)
+    stock.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False, device="cpu")
+    with torch.no_grad():
+        found = YOLO(file).model.float().eval().fuse(verbose=False)(x)[0]
+        again = load_model(file, 2).eval()(x)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-3)
+    torch.testing.assert_close(again, wanted, rtol=1e-4, atol=2e-3)
+    save_weights(load_model(file, 2), tmp_path / "again.pt")
+    assert len(YOLO(tmp_path / "again.pt").predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)) == 1
+
+
+def test_branches_that_only_batch_norms_allow_to_merge_are_refused_at_load(tmp_path: Path) -> None:
+    file = tmp_path / "large_kernels.yaml"
+    layers = ["[-1, 1, Conv, [16, 3, 2]]", "[-1, 1, Conv, [16, 3, 2]]", "[-1, 1, C2fCIB, [16, True, True]]"]
+    file.write_text(f"nc: 2\nbackbone: [{', '.join(layers)}]\nhead: [[[2], 1, Detect, [nc]]]\n")
+    with pytest.raises(dptrain.ModelError, match=r"norm=group: model\.2\.\S+ \(RepVGGDW\)"):
+        load_model(file)
+
 
 ELSEWHERE = """
 import json, sys
