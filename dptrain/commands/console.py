@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from ..errors import DptrainError
 EXIT_FAILED = 1  # something that dptrain did not foresee
 EXIT_REFUSED = 2  # a setting, a file or a guarantee that does not hold
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141  # as of a process that SIGPIPE ends: dptrain ... | head
 
 
 def fail(message: str, status: int, debug: bool) -> int:
@@ -29,6 +32,25 @@ def described(error: Exception) -> str:
     if not isinstance(error, (DptrainError, OSError)):
         line = f"{type(error).__name__}: {line} (--debug shows where)"
     return "; ".join((line, *getattr(error, "__notes__", ())))
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone."""
+    try:
+        place = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(place, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def reader_gone(error: BrokenPipeError) -> int:
+    """End without a word about the pipe, but with what was noted of a run; return the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more when it ends
+    for note in getattr(error, "__notes__", ()):
+        print(f"dptrain: {note}", file=sys.stderr)
+    return EXIT_UNREAD
 
 
 class _ConsoleHandler(logging.StreamHandler):

@@ -8,8 +8,17 @@ from collections.abc import Sequence
 
 from ..errors import ConfigError, DptrainError
 from . import audit, budget, calibrate, check, evaluate, perturb, plan, pretrain, redact, scrub, seal, statement, train
-from .console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_REFUSED, described, fail, messages
-from .options import Parser
+from .console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    described,
+    fail,
+    messages,
+    nobody_reads,
+    reader_gone,
+)
+from .options import Parser, flag_hint
 
 # In the order of --help.
 _COMMANDS = (
@@ -22,20 +31,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    with messages():
+    try:
         try:
-            if arguments[:1] == ["train"]:
-                return train.train(arguments[1:], debug)
-            if arguments[:1] == ["pretrain"]:
-                return pretrain.pretrain(arguments[1:])
-            if arguments[:1] == ["report"]:
-                raise ConfigError("dptrain report is now dptrain statement")
-            options = _parser().parse_args(arguments)
-            return int(options.command(options))
-        except KeyboardInterrupt as error:
-            return fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), EXIT_INTERRUPTED, debug)
-        except Exception as error:
-            return fail(described(error), EXIT_REFUSED if isinstance(error, DptrainError) else EXIT_FAILED, debug)
+            with messages():
+                return _run(arguments, debug)
+        finally:
+            sys.stdout.flush()  # here, where it can still be caught that nobody reads it
+    except BrokenPipeError as error:
+        return reader_gone(error)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    parser = None
+    try:
+        if arguments[:1] == ["train"]:
+            return train.train(arguments[1:], debug)
+        if arguments[:1] == ["pretrain"]:
+            return pretrain.pretrain(arguments[1:])
+        if arguments[:1] == ["report"]:
+            raise ConfigError("dptrain report is now dptrain statement")
+        parser = _parser()
+        options = parser.parse_args(arguments)
+        return int(options.command(options))
+    except KeyboardInterrupt as error:
+        return fail("; ".join(("interrupted", *getattr(error, "__notes__", ()))), EXIT_INTERRUPTED, debug)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise
+        hint = flag_hint(parser, arguments) if parser is not None and isinstance(error, DptrainError) else ""
+        return fail(described(error) + hint, EXIT_REFUSED if isinstance(error, DptrainError) else EXIT_FAILED, debug)
 
 
 def _parser() -> argparse.ArgumentParser:

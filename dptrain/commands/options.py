@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..errors import ConfigError
@@ -24,6 +26,28 @@ class Parser(argparse.ArgumentParser):
             if option in message.split():
                 raise ConfigError(f"{option} was removed: {instead}")
         raise ConfigError(f"{message} ({self.prog} --help)")
+
+
+def flag_hint(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
+    """Return what to add to an error where ``weights=x`` was typed for a command that takes ``--weights x``."""
+    for word in arguments:
+        commands = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = next(commands, {}).get(word, parser)
+    for word in arguments:
+        key, equals, value = word.partition("=")
+        if not equals or re.fullmatch(r"[a-z][\w.]*", key) is None:
+            continue
+        name = key.rpartition(".")[2].replace("_", "-")
+        for action in parser._actions:
+            if f"--{name}" in action.option_strings:
+                written = f"--{name}" if action.nargs == 0 else f"--{name} {value}"
+            elif not action.option_strings and action.dest == name:
+                written = value
+            else:
+                continue
+            return f"; {parser.prog} takes flags: write {written} in place of {word}"
+        return f"; {parser.prog} takes flags, not {key}=... ({parser.prog} --help)"
+    return ""
 
 
 def check_imgsz(imgsz: int) -> None:

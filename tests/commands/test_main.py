@@ -21,6 +21,45 @@ def one_error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0].removeprefix("dptrain: error: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (
+            "evaluate weights=x.pt data=d.yaml",
+            "dptrain evaluate takes flags: write --weights x.pt in place of weights=x.pt",
+        ),
+        ("evaluate --weights x.pt --data no.yaml imgsz=64", "write --imgsz 64 in place of imgsz=64"),
+        ("plan privacy.dataset_size=4000", "write --dataset-size 4000 in place of privacy.dataset_size=4000"),
+        ("calibrate json=true", "write --json in place of json=true"),
+        ("check data=pets.yaml", "dptrain check takes flags: write pets.yaml in place of data=pets.yaml"),
+        ("perturb export kind=blur", "dptrain perturb export takes flags: write --kind blur in place of kind=blur"),
+        ("audit no_such=1", "dptrain audit takes flags, not no_such=... (dptrain audit --help)"),
+        ("train --model x.pt", "unknown option --model: settings are written key=value, model=..."),
+        ("train --epsilon 8", "unknown option --epsilon: settings are written key=value, privacy.epsilon=..."),
+    ],
+)
+def test_settings_typed_as_for_another_command_get_a_hint(
+    arguments: str, hint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    assert one_error_line(capsys).endswith(hint)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "train --help", "plan --help", "budget --help"])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: str) -> None:
+    """As ``dptrain --help | head``: nothing on stderr, and the status of a process that SIGPIPE ended.
+
+    Or 0: argparse lets a help text that nobody reads pass.
+    """
+    done = subprocess.run(
+        f"{{ {sys.executable} -m dptrain {arguments}; echo $? >&2; }} | true",
+        shell=True, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stderr.strip() in ("0", "141")
+    assert "train" not in arguments or done.stderr.strip() == "141"
+
+
 def test_calibrate_prints_the_least_noise_for_the_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("calibrate --epsilon 8 --delta 1e-5 --sample-rate 0.02 --steps 1500 --json".split()) == 0
     values = json.loads(capsys.readouterr().out)

@@ -166,6 +166,13 @@ def run_hydra(
     return SweepCallback.take()
 
 
+def _as_key(flag: str) -> str:
+    """How a flag of other commands is written here, empty where there is no such key."""
+    key = flag.lstrip("-").replace("-", "_")
+    found = next((name for name, _ in keys() if key in (name, name.rpartition(".")[2])), None)
+    return "" if found is None else f": settings are written key=value, {found}=..."
+
+
 def _flags_first(arguments: list[str]) -> list[str]:
     """Flags, then overrides with their values quoted: Hydra's parser takes overrides in one stretch only."""
     parser, known = hydra_flags()
@@ -180,7 +187,7 @@ def _flags_first(arguments: list[str]) -> list[str]:
         name, equals, _ = argument.partition("=")
         action = known.get(name)
         if action is None:
-            raise ConfigError(f"unknown option {name}{nearest_key(name, list(known))}")
+            raise ConfigError(f"unknown option {name}{_as_key(name) or nearest_key(name, list(known))}")
         if "--experimental-rerun" in action.option_strings:
             raise ConfigError(f"option {name} is refused: it unpickles a file, which can run any code")
         flags.append(argument)
