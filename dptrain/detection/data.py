@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..datasets.images import Letterbox, check_image, read_image
-from ..datasets.labels import STRICT, label_path, read_labels
+from ..datasets.labels import DROP_BAD_ROWS, STRICT, label_path, read_labels
 from ..datasets.sources import DataConfig, load_data
 from ..errors import DataError
 from ..support.threads import in_threads
@@ -82,8 +83,19 @@ class DetectionDataset(Dataset):
 
     def _read_labels(self, image: Path) -> tuple[np.ndarray | None, list[str]]:
         dropped: list[str] = []
-        data, collected = self.data, None if self.data.labels == STRICT else dropped
-        return read_labels(label_path(image), data.num_classes, data.keypoints, collected), dropped
+        data, strict = self.data, self.data.labels == STRICT
+
+        def read(collected: list[str] | None) -> np.ndarray | None:
+            return read_labels(label_path(image), data.num_classes, data.keypoints, collected)
+
+        try:
+            return read(None if strict else dropped), dropped
+        except DataError as error:
+            if strict:
+                with suppress(DataError):  # a bad row, and not a bad file
+                    read(dropped)
+                    error.add_note(f"labels={DROP_BAD_ROWS} leaves out bad lines")
+            raise
 
     def __len__(self) -> int:
         return len(self.image_files)

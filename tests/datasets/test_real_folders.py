@@ -5,6 +5,7 @@ Each folder is made here, after what labelling tools and exports write.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import dptrain
-from dptrain.datasets.labels import DROP_BAD_ROWS, STRICT
+from dptrain.datasets.labels import DROP_BAD_ROWS, LABELS, STRICT
 from dptrain.datasets.roots import datasets_folder
 from dptrain.datasets.sources import load_data
 from dptrain.detection.data import DetectionDataset
@@ -127,7 +128,9 @@ def test_a_bad_row_is_left_out_by_a_rule_for_its_file_alone(make_folder, row, wh
     good = {"a": "0 0.5 0.5 0.2 0.1\n1 0.3 0.3 0.1 0.1\n", "b": "1 0.2 0.2 0.1 0.1\n", "c": None}
     wanted = agree(make_folder(good))
     bad = make_folder({**good, "b": f"{good['b']}{row}\n", "c": f"{row}\n"})
-    assert what in refusal(bad) and "b.txt:2" in refusal(bad)
+    with pytest.raises(DataError, match=re.escape("b.txt:2")) as caught:
+        our_boxes(bad)
+    assert what in str(caught.value) and caught.value.__notes__ == ["labels=drop_bad_rows leaves out bad lines"]
     dataset = DetectionDataset(load_data(bad, DROP_BAD_ROWS), "train", 64)
     for number, image in enumerate(dataset.image_files):
         np.testing.assert_array_equal(ordered(dataset.labels(number)), wanted[image.name])
@@ -137,8 +140,10 @@ def test_a_bad_row_is_left_out_by_a_rule_for_its_file_alone(make_folder, row, wh
 
 def test_a_label_file_that_cannot_be_read_is_refused_although_bad_rows_are_left_out(make_folder):
     file = make_folder({"a": b"\xff\xfe0 0.5 0.5 0.2 0.1\n", "b": "0 0.5 0.5 0.2 0.1\n"})
-    with pytest.raises(DataError, match="not UTF-8"):
-        our_boxes(file, labels=DROP_BAD_ROWS)
+    for labels in LABELS:
+        with pytest.raises(DataError, match="not UTF-8") as caught:
+            our_boxes(file, labels=labels)
+        assert not hasattr(caught.value, "__notes__")
 
 
 def test_a_relative_path_is_the_folder_that_ultralytics_reads(make_folder, tmp_path, monkeypatch):

@@ -57,6 +57,13 @@ PUBLISHED_BUGS = (
         ENVIRONMENT + "test_a_plan_for_a_budget_asks_the_ledger_that_trainings_are_charged_in",
     ),
     bug(
+        "the owner's notes in the log",
+        "What is noticed of the images, such as labels that were left out, is written to any stderr, a job's log too.",
+        "dptrain.run.notes:tell_owner",
+        "console.is_terminal and console.file.isatty()", "True",
+        "tests/run/test_owner_notes.py::test_rows_that_are_left_out_are_told_in_the_owners_folder_alone",
+    ),
+    bug(
         "notices of the ledger in the log",
         "What the ledger noticed of the images, such as one image added, is logged as a warning.",
         _SPENDING + "begin",

@@ -6,6 +6,7 @@ from .edits import bug
 
 SILENCE = "tests/privacy/test_silence.py::"
 DESCRIPTION = "tests/detection/test_description.py::"
+FOLDERS = "tests/datasets/test_real_folders.py::"
 REPLACED = "tests/detection/test_replaced_files.py::"
 
 READING_BUGS = (
@@ -45,6 +46,13 @@ READING_BUGS = (
         "_first.setdefault(str(file), found) != found", "False",
         REPLACED + "test_what_the_ledger_hashes_is_what_is_trained_on",
         REPLACED + "test_a_split_looked_at_twice_in_one_run_is_the_same_both_times",
+    ),
+    bug(
+        "keypoints read as a polygon",
+        "Of a pose dataset's rows the box around all numbers is trained on, not the box that they begin with.",
+        "dptrain.datasets.labels:_row",
+        "values[1:5] if keypoints else values[1:]", "values[1:]",
+        FOLDERS + "test_of_keypoint_labels_the_box_is_read_and_no_polygon",
     ),
     bug(
         "activation evaluated",
