@@ -132,6 +132,8 @@ def audit_training(
     plan = plan or default_plan(threat, canaries=canaries)
     if plan.clipping.name != "flat":
         raise ConfigError(f"clipping={plan.clipping.name} cannot be audited: canaries are made for flat clipping")
+    if plan.bands > 1:
+        raise ConfigError(f"bands={plan.bands} cannot be audited: the attacks are on steps of independent noise")
     count = default_canaries(threat, plan.delta) if canaries is None else canaries
     counts = _numbers(guesses, count, max(round(_GUESSED[threat] * count), min(_FEWEST_GUESSES, count // 2)))
     included = NoiseStream(seed, "canaries").uniform(count) < 0.5

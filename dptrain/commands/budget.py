@@ -248,9 +248,9 @@ def _settle(options: argparse.Namespace) -> int:
             raise BudgetError(f"--run={options.run} matches no run of {ledger.address}, or several: see budget history")
         run = str(found.id)
         ledger.settle(run, None, "lost")
-        unseen = 0
+        unseen, bands = 0, 1
     else:
-        from ..run.charge import read_note
+        from ..run.charge import read_note, rounds_of, steps_of
         from ..training.journal import StepJournal
 
         folder = Path(options.folder)
@@ -262,8 +262,10 @@ def _settle(options: argparse.Namespace) -> int:
         try:
             options.url, options.key = options.url or note["ledger"], options.key or note["key"]
             ledger, run = _open(options), str(note["run"])
-            ledger.settle(run, journal.steps, "killed", attempts=note["attempts"])
-            unseen = max(0, _row(ledger, run).charged - journal.steps)
+            bands = int(note["bands"])
+            ledger.settle(run, rounds_of(journal.steps, bands), "killed", attempts=note["attempts"])
+            spent = steps_of(_row(ledger, run).charged, bands, note["steps"])
+            unseen = max(0, spent - journal.steps)
             journal.record(journal.steps + unseen)  # whoever resumes or states the run goes by it
         finally:
             journal.close()
@@ -271,8 +273,10 @@ def _settle(options: argparse.Namespace) -> int:
     if options.json:
         print(to_json({"run": run, "planned": row.planned, "charged": row.charged}))
     else:
-        more = f"; {unseen} of them may have been taken, and the folder cannot show that they were not"
-        print(f"run {run}: {row.charged} of {row.planned} steps are charged{more if unseen else ''}")
+        of = "steps" if bands == 1 else f"rounds of {bands} steps"
+        what = "of them" if bands == 1 else "more steps"
+        more = f"; {unseen} {what} may have been taken, and the folder cannot show that they were not"
+        print(f"run {run}: {row.charged} of {row.planned} {of} are charged{more if unseen else ''}")
     return 0
 
 

@@ -76,6 +76,9 @@ def _plan(options: argparse.Namespace) -> int:
     if grid.runs:
         console.print(_table(grid))
         console.print("signal: q*sqrt(T/2)/sigma, more is better; epochs: how often one image is expected to be used")
+        console.print(
+            "banded: the best privacy.bands with privacy.noise=banded, and the noise then left on sums of gradients"
+        )
     for batch, steps, reason in grid.impossible:
         console.print(f"batch {batch}, {steps} steps: {reason}", soft_wrap=True, markup=False)
     if options.output is not None:
@@ -127,7 +130,7 @@ def _table(grid: PlanGrid) -> Table:
     from rich.table import Table
 
     table = Table()
-    for name in ("batch", "steps", "noise multiplier", "epsilon", "epochs", "signal"):
+    for name in ("batch", "steps", "noise multiplier", "epsilon", "epochs", "signal", "banded"):
         table.add_column(name, justify="right")
     if grid.seconds_per_image is not None:
         table.add_column("time", justify="right")
@@ -138,6 +141,7 @@ def _table(grid: PlanGrid) -> Table:
         before = run.expected_batch_size
         cells = [f"{run.expected_batch_size}", f"{run.steps}", round_up(run.noise_multiplier)]
         cells += [round_up(run.epsilon), f"{run.epochs:.3g}", f"{run.signal:.3f}"]
+        cells.append(f"{run.bands}: {100 * run.banded_noise:.0f}%" if run.bands > 1 else "-")
         if run.seconds is not None:
             cells.append(duration(run.seconds))
         table.add_row(*cells, style="bold" if run is grid.best else None)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import accounting, calibration
+from .bands import best_bands
 from .plan import MOST_UNITS, PrivacyPlan
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ class PlannedRun:
         signal: q sqrt(T / 2) / sigma, which grows with what can be learnt at this budget (De et al. 2022).
         epochs: q T, how often one unit is expected to be used.
         seconds: Expected time of the gradient steps; None where no speed is known.
+        bands: Number of bands with which correlated noise adds up to the least on sums of gradients; 1 where it saves
+            nothing.
+        banded_noise: That least noise, with the bands' own noise multiplier, as a share of independent noise.
     """
 
     expected_batch_size: int
@@ -42,6 +46,8 @@ class PlannedRun:
     signal: float
     epochs: float
     seconds: float | None
+    bands: int
+    banded_noise: float
 
 
 @dataclass(frozen=True)
@@ -148,13 +154,19 @@ def _planned(
     size: int, batch: int, steps: int, target: float | None, delta: float, speed: float | None, budget: Remaining | None
 ) -> PlannedRun:
     rate = batch / size
-    noise, epsilon = 0.0, None
-    if target is not None:
-        noise, epsilon = calibration.calibrate_quickly(target, delta, rate, steps)
-    if budget is not None:
-        needed = _noise_within(budget, rate, steps)
-        if needed > noise:
-            noise, epsilon = needed, None
+
+    def least(rate: float, count: int) -> tuple[float, float | None]:
+        noise, epsilon = 0.0, None
+        if target is not None:
+            noise, epsilon = calibration.calibrate_quickly(target, delta, rate, count)
+        if budget is not None:
+            needed = _noise_within(budget, rate, count)
+            if needed > noise:
+                noise, epsilon = needed, None
+        return noise, epsilon
+
+    noise, epsilon = least(rate, steps)
+    bands, share = best_bands(rate, steps, lambda rate, count: least(rate, count)[0])
     if epsilon is None:
         epsilon = calibration.epsilon_quickly(rate, steps, noise, delta)
     return PlannedRun(
@@ -166,6 +178,8 @@ def _planned(
         signal=PrivacyPlan(rate, steps, noise, 1.0, delta, batch).signal,
         epochs=rate * steps,
         seconds=None if speed is None else speed * batch * steps,
+        bands=bands,
+        banded_noise=share,
     )
 
 

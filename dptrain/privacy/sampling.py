@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +49,63 @@ class PoissonSampler:
         seed = stream.integer()  # before the coins: one unit more must not change how the others are augmented
         return Draw(np.flatnonzero(stream.uniform(self.num_units) < self.sample_rate), seed)
 
+    def terms(self) -> tuple[Any, ...]:
+        """Return what the draws follow, which may not change in a run."""
+        return self.num_units, self.sample_rate
+
     def draws(self, steps: int, start: int = 0) -> Iterator[Draw]:
         """Yield the draws of steps ``start`` to ``steps - 1``, one at a time, when asked."""
         for step in range(start, steps):
             yield self.draw(step)
+
+
+class CyclicPoissonSampler(PoissonSampler):
+    """Includes every unit in every ``bands``-th step only, independently with probability ``sample_rate``.
+
+    Formal guarantee: the units are in ``bands`` parts, and step t draws from part t mod ``bands``, so that two uses of
+    a unit are at least ``bands`` steps apart. A unit's part follows from its identity alone: one unit more or less,
+    wherever it is numbered, moves no other. The parts may be known to anyone; the draws are secret, and as independent
+    as those of :class:`PoissonSampler` (Choquette-Choo et al. 2023, section 4).
+
+    Args:
+        num_units: Number of units.
+        sample_rate: Chance that a unit of its part is in a step; over all steps it is 1 / ``bands`` of that.
+        stream: Where the coins come from.
+        bands: b, the number of parts.
+        identities: One for every unit, in the order of their numbers; a function of the unit and of no other, such as
+            the hash of a picture. Its number is none: it changes with the units before it.
+    """
+
+    def __init__(
+        self, num_units: int, sample_rate: float, stream: NoiseStream, bands: int, identities: Sequence[bytes] | None
+    ) -> None:
+        super().__init__(num_units, sample_rate, stream)
+        if identities is None or len(identities) != num_units:
+            found = "none" if identities is None else str(len(identities))
+            raise ConfigError(
+                f"a plan of {bands} bands needs the identities of the {num_units} units, and there are {found}: the "
+                "part of a unit follows from it"
+            )
+        self.bands = bands
+        self.parts = parts_of(identities, bands)
+
+    def draw(self, step: int) -> Draw:
+        """Draw the units of a step from its part; every call is a fresh draw unless the stream is seeded."""
+        stream = self._stream.at(step)
+        seed = stream.integer()
+        drawn = stream.uniform(self.num_units) < self.sample_rate
+        return Draw(np.flatnonzero(drawn & (self.parts == step % self.bands)), seed)
+
+    def terms(self) -> tuple[Any, ...]:
+        """Return what the draws follow, the parts among them."""
+        return *super().terms(), self.bands, hashlib.sha256(self.parts.tobytes()).hexdigest()
+
+
+def parts_of(identities: Sequence[bytes], bands: int) -> np.ndarray:
+    """Return the part of every unit, shape (k,)."""
+    return np.array([part_of(identity, bands) for identity in identities], dtype=np.int64)
+
+
+def part_of(identity: bytes, bands: int) -> int:
+    """Return the part that a unit of this identity is in: a fixed hash, as likely to be any of them."""
+    return int.from_bytes(hashlib.sha256(b"dptrain part of a unit:" + identity).digest()[:16]) % bands

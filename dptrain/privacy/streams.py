@@ -25,6 +25,8 @@ class NoiseStream:
     Gaussian up to rounding; what protects from attacks on the rounding (Mironov 2012) is :mod:`dptrain.privacy.exact`.
     """
 
+    factor: tuple[float, ...] = (1.0,)  # by which the noise of steps is correlated: by itself alone
+
     def __init__(self, seed: int | None = None, purpose: str = "") -> None:
         self.secure = seed is None
         self._seed, self._purpose = seed, purpose
@@ -37,6 +39,9 @@ class NoiseStream:
         So a seeded test run that is cut and resumed equals an uncut one, while a secure stream never repeats.
         """
         return self if self.secure else NoiseStream(self._seed, f"{self._purpose} {step}")
+
+    def restart(self) -> None:
+        """Begin anew with what correlates steps; here nothing does."""
 
     def words(self, count: int) -> np.ndarray:
         """Return ``count`` random words of 64 bits, shape (count,)."""

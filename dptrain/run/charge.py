@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _NOTE_NAME, _READING = "budget.json", "dataset_budget.json"
 NOTE, READING = f"{OWNER}/{_NOTE_NAME}", f"{OWNER}/{_READING}"
-NOTE_FORMAT = _READING_FORMAT = 1
+NOTE_FORMAT, _READING_FORMAT = 2, 1
 _RETRIES = (0.5, 2.0, 5.0)  # seconds; the ledger itself waits for other writers
 _LEASES = 100  # a run; each is one transaction, and a crash costs the steps of at most one
 
@@ -45,6 +45,9 @@ UNRECORDED = "The spending of the dataset was not recorded (budget.url=null): wh
 @dataclass
 class RunCharge:
     """The charge of one run, or of one tuning; with ``budget.url=null`` it does nothing and says so.
+
+    With correlated noise the ledger counts rounds of ``bands`` steps, each charged whole before its first step. What is
+    resumed goes on at the next round: a copy of the folder may have taken every step of a round that was begun.
 
     Attributes:
         budget: Its settings.
@@ -56,6 +59,8 @@ class RunCharge:
         copies_are_one: Whether the copies of a picture are drawn, and charged, as one image.
         facts: What the statement says of the dataset's budget, all of it declared; ``None`` without a ledger.
         whole: Whether the event counts as taken from the start, all of it, so that nothing asks for :meth:`lease`.
+        bands: Steps that one of the event's repetitions is for.
+        steps: Steps of the run; None where the event has one repetition for each.
     """
 
     budget: BudgetConfig
@@ -68,6 +73,8 @@ class RunCharge:
     copies_are_one: bool = False
     facts: dict[str, Any] | None = None
     whole: bool = False
+    bands: int = 1
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         self._ledger: BudgetLedger | None = None
@@ -124,7 +131,9 @@ class RunCharge:
         earlier = list(known["attempts"]) if known else []
         self._write_note(folder, run, [*earlier, attempt])
         if row is not None:
-            self._charge = self._ledger.resume(run, self._manifest, attempts=earlier, steps=steps, attempt=attempt)
+            self._charge = self._ledger.resume(
+                run, self._manifest, attempts=earlier, steps=self._rounds(steps), attempt=attempt
+            )
         else:
             self._charge = self._ledger.reserve(
                 self.event,
@@ -137,7 +146,7 @@ class RunCharge:
                 required=self.budget.required,
                 run=run,
                 attempt=attempt,
-                leased=None if self.whole else steps,
+                leased=None if self.whole else self._rounds(steps),
             )
         if self.budget.name not in (None, self._charge.dataset):
             raise BudgetError(
@@ -152,7 +161,8 @@ class RunCharge:
     def _write_note(self, folder: Path, run: str, attempts: Sequence[str]) -> None:
         assert self._ledger is not None
         payload = {"format": NOTE_FORMAT, "run": run, "ledger": self._ledger.address, "key": self.budget.key}
-        write_json(owner_folder(folder) / _NOTE_NAME, payload | {"attempts": list(attempts)})
+        payload |= {"attempts": list(attempts), "bands": self.bands, "steps": self.steps}
+        write_json(owner_folder(folder) / _NOTE_NAME, payload)
 
     def _declared(self) -> dict[str, Any]:
         """What may be published: a limit only where the user named the budget, for one that the images chose tells."""
@@ -195,7 +205,11 @@ class RunCharge:
     @property
     def taken(self) -> int:
         """Steps that count as taken after :meth:`begin`, by whatever copy of the folder: the run goes on after them."""
-        return 0 if self._charge is None else self._charge.taken
+        return 0 if self._charge is None else steps_of(self._charge.taken, self.bands, self.steps)
+
+    def _rounds(self, steps: int) -> int:
+        """How many of the event's repetitions are charged for the first steps of the run."""
+        return rounds_of(steps, self.bands)
 
     def lease(self, step: int) -> None:
         """Have the ledger's leave for a step before it is taken; it gives leave for a few at a time.
@@ -206,9 +220,9 @@ class RunCharge:
             SupersededError: The run continued elsewhere.
             BudgetError: The ledger cannot be reached.
         """
-        if self._charge is None or step <= self._charge.leased:
+        if self._charge is None or (wanted := self._rounds(step)) <= self._charge.leased:
             return
-        until = min(self._charge.planned, step - 1 + steps_per_lease(self._charge.planned))
+        until = min(self._charge.planned, wanted - 1 + steps_per_lease(self._charge.planned))
         for wait in (*_RETRIES, None):
             try:
                 self._charge.advance(until)
@@ -234,7 +248,7 @@ class RunCharge:
             return True
         for wait in (*_RETRIES, None):
             try:
-                self._charge.settle(max(steps, self._charge.taken), reason)
+                self._charge.settle(max(self._rounds(steps), self._charge.taken), reason)
                 break
             except SupersededError:
                 self._superseded = True
@@ -255,6 +269,16 @@ class RunCharge:
         return True
 
 
+def rounds_of(steps: int, bands: int) -> int:
+    """Return how many rounds of ``bands`` steps the first ``steps`` steps of a run are in; a begun one counts."""
+    return -(-steps // bands)
+
+
+def steps_of(rounds: int, bands: int, planned: int | None) -> int:
+    """Return how many steps of a run the first ``rounds`` rounds have; the last one may be cut short by the plan."""
+    return rounds * bands if planned is None else min(rounds * bands, planned)
+
+
 def steps_per_lease(planned: int) -> int:
     """Return how many steps a run may take at a time before it asks the ledger: a hundredth of what is planned."""
     return max(1, -(-planned // _LEASES))
@@ -271,12 +295,17 @@ def read_note(folder: Path) -> dict[str, Any]:
     try:
         payload = read_json(note)
         if payload["format"] != NOTE_FORMAT:
-            raise BudgetError(f"{note} is of format {payload['format']!r}, newer than this dptrain: upgrade it")
-        known = {name: payload[name] for name in ("run", "ledger", "key", "attempts")}
+            raise BudgetError(
+                f"{note} is of format {payload['format']!r}, and {NOTE_FORMAT} is expected: use the dptrain that wrote "
+                "it, or settle the run by its identifier, --run (budget history)"
+            )
+        known = {name: payload[name] for name in ("run", "ledger", "key", "attempts", "bands", "steps")}
         if not all(isinstance(text, str) for text in (known["run"], known["ledger"], known["key"] or "")):
             raise ValueError("run, ledger and key are texts")
         if not isinstance(known["attempts"], list) or not all(isinstance(text, str) for text in known["attempts"]):
             raise ValueError("attempts is a list of texts")
+        if type(known["bands"]) is not int or known["bands"] < 1 or not isinstance(known["steps"], int | None):
+            raise ValueError("bands and steps are whole numbers")
         return known
     except FileNotFoundError:
         raise BudgetError(

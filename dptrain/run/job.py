@@ -79,6 +79,12 @@ class Run:
             f"clip norm {plan.clip_norm:g}{rule}, sample rate {plan.sample_rate:.4g}, "
             f"expected batch {plan.expected_batch_size} ({prepared.physical_batch_size} at a time)"
         )
+        if plan.bands > 1:
+            rate, count = plan.accounted()
+            say(
+                f"noise is correlated over {plan.bands} steps; an image is drawn in one of every {plan.bands} steps "
+                f"only, which is accounted as {count} steps at sample rate {rate:.4g}"
+            )
         if self.config.phases:
             say(in_words(self.config, self.trainer, prepared.rate_by_rule))
         elif any(prepared.rate_by_rule):

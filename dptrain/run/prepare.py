@@ -168,7 +168,16 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
     at_once = _physical_batch_size(config, final, model, device, units)
     name = data_name(Path(config.data))
     own = RunCharge(
-        config.budget, final.event(), final.delta, final.unit, pictures, name, groups, config.privacy.copies_are_one
+        config.budget,
+        final.event(),
+        final.delta,
+        final.unit,
+        pictures,
+        name,
+        groups,
+        config.privacy.copies_are_one,
+        bands=final.bands,
+        steps=final.steps,
     )
     charge = own if paid is None or paid.charge is None else paid.charge
 
@@ -179,7 +188,10 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         folder.journal.record(steps)
 
     loader = StepLoader(dataset, at_once, config.workers, device, units)
-    trainer = _trainer(settled, final, model, loader, len(dataset) if units is None else len(units), count)
+    num_units = len(dataset) if units is None else len(units)
+    # Every unit by its own picture, in the order of their numbers; copies that are one unit have one picture.
+    identities = list(dict.fromkeys(pictures.values())) if final.bands > 1 else None
+    trainer = _trainer(settled, final, model, loader, num_units, identities, count)
     if paid is None:
         charge.prepare()
     return Prepared(
@@ -273,6 +285,7 @@ def _trainer(
     model: DetectionModel,
     loader: StepLoader,
     num_units: int,
+    identities: Sequence[bytes] | None,
     on_release: Callable[[int], None],
 ) -> PrivateTrainer:
     loss = PerImageLoss(settings=loss_settings(config))
@@ -292,6 +305,7 @@ def _trainer(
         make_optimizer(replace(config.optimizer, lr=rate(0)), trained.values()),
         loader,
         num_units,
+        identities=identities,
         seed=config.seed,
         engine=config.engine,
         exact=config.noise.exact,

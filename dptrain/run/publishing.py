@@ -35,7 +35,7 @@ def open_tracker(
         "dptrain.dataset": data_name,
         "dptrain.unit": plan.unit,
         "dptrain.accountant": "RDP (dp-accounting)",
-        "dptrain.sampler": "Poisson",
+        "dptrain.sampler": "Poisson" if plan.bands == 1 else "cyclic Poisson",
         "dptrain.valid": str(secure).lower(),
     }
     note = output / "mlflow_run"

@@ -20,6 +20,7 @@ from .schema import (
     ENGINES,
     HEADS,
     NEW_CLASSES,
+    NOISES,
     NORMALISERS,
     NORMS,
     OPTIMIZERS,
@@ -41,6 +42,7 @@ LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, a
 _CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.unit": UNITS,
     "privacy.same_picture": SAME_PICTURE,
+    "privacy.noise": NOISES,
     "norm": NORMS,
     "head": HEADS,
     "new_classes": NEW_CLASSES,
@@ -60,7 +62,7 @@ _RANGES: Ranges = (
     ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
     (
         "privacy.expected_batch_size privacy.dataset_size privacy.images_per_group augment.multiplicity steps "
-        "evaluate_every checkpoint_every",
+        "privacy.bands evaluate_every checkpoint_every",
         lambda v: v >= 1,
         "1 or more",
     ),
@@ -141,6 +143,7 @@ def check_together(config: TrainConfig) -> None:
             f"privacy.clip_scales={BY_VAL} measures on the val split without noise, and validation={config.validation} "
             "does not declare it public: set validation=public, or leave privacy.clip_scales out"
         )
+    _check_noise(config)
     if config.loss.constant is not None and config.loss.normaliser != "constant":
         raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
     if not config.loss.box + config.loss.cls + config.loss.dfl:
@@ -152,6 +155,26 @@ def check_together(config: TrainConfig) -> None:
     if config.steps is not None and config.schedule.warmup_steps > config.steps:
         warmup = config.schedule.warmup_steps
         raise ConfigError(f"schedule.warmup_steps={warmup} is more than steps={config.steps}: give a shorter one")
+
+
+def _check_noise(config: TrainConfig) -> None:
+    """Correlated noise goes with what its accounting was worked out for."""
+    privacy = config.privacy
+    if privacy.noise == "independent":
+        if privacy.bands not in (None, 1):
+            raise ConfigError(
+                f"privacy.bands={privacy.bands} has no effect with privacy.noise=independent: give "
+                "privacy.noise=banded, or leave it out"
+            )
+        return
+    refused = {
+        "privacy.unit=group": privacy.unit == "group",
+        "noise.exact=true": config.noise.exact,
+        f"tuning.method={config.tuning.method}": config.tuning.method != "none",
+    }
+    for name, given in refused.items():
+        if given:
+            raise ConfigError(f"privacy.noise=banded with {name} is not worked out: leave one of them out")
 
 
 def check_seal(seal: SealConfig) -> None:

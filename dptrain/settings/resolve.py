@@ -269,6 +269,7 @@ def _plan_values(plan: PrivacyPlan) -> dict[str, Any]:
         )
     return {
         "steps": values.pop("steps"),
+        "privacy.noise": "banded" if plan.bands > 1 else "independent",
         **{f"privacy.{name}": value for name, value in values.items()},
         "privacy.clipping": rule.pop("name"),
         **{f"privacy.clip_{name}": value for name, value in rule.items()},

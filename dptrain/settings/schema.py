@@ -30,6 +30,7 @@ DEFAULT_EXPERIMENT = f"${{oc.env:MLFLOW_EXPERIMENT_NAME,'{EXPERIMENT}'}}"
 AUTO = "auto"  # of privacy.clipping: scaled by the val split where it is public and has boxes, else flat
 BY_VAL = "val"  # of privacy.clip_scales: the val split that validation=public declares public
 SAME_PICTURE = ("refuse", "one_unit")  # what is done about copies of one picture in the training split
+NOISES = ("independent", "banded")
 NORMS = ("auto", "group", "frozen_bn")
 HEADS = ("auto", "both", "one_to_many", "one_to_one")
 NEW_CLASSES = ("random", "zero", "mean")
@@ -111,6 +112,10 @@ class PrivacyConfig:
     clip_scales: str | None = _key(
         None, "of clipping=scaled: data.yaml of public images to measure the layers' gradients on; val: the val split"
     )
+    noise: str = _key(
+        "independent", f"of the steps, one of {', '.join(NOISES)}; banded: correlated, for many steps of small batches"
+    )
+    bands: int | None = _key(None, "of noise=banded: steps it is correlated over; default the number that saves most")
     preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA, head for that many images")
 
     @property

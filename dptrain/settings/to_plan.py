@@ -50,12 +50,37 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
         "unit": privacy.unit,
         "clipping": clipping_of(privacy),
     }
+    if privacy.noise == "banded":
+        common["bands"] = privacy.bands or _best_bands(privacy, sample_rate, delta, steps)
     if privacy.epsilon is None:
         assert privacy.noise_multiplier is not None
         return PrivacyPlan(noise_multiplier=privacy.noise_multiplier, steps=settled, **common)
     if privacy.noise_multiplier is None:
         return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=settled, **common)
     return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
+
+
+def _best_bands(privacy: PrivacyConfig, sample_rate: float, delta: float, steps: int | None) -> int:
+    """The number of bands with the least noise on sums of gradients; more than 1."""
+    from ..privacy.bands import best_bands
+    from ..privacy.calibration import calibrate_quickly
+
+    epsilon = privacy.epsilon
+    if epsilon is None or privacy.noise_multiplier is not None:
+        raise ConfigError(
+            "privacy.bands is not set, and is found for a given privacy.epsilon and steps only: give privacy.bands=8"
+        )
+    settled = DEFAULT_STEPS if steps is None else steps
+    bands, share = best_bands(
+        sample_rate, settled, lambda rate, count: calibrate_quickly(epsilon, delta, rate, count)[0]
+    )
+    if bands == 1:
+        raise ConfigError(
+            f"privacy.noise=banded saves nothing in {settled} steps at sample rate {sample_rate:.4g}: leave it out, or "
+            "take more steps of smaller batches (dptrain plan shows what they save)"
+        )
+    logger.info("privacy.bands is not set: %d, %.0f %% of the noise of independent steps on sums", bands, 100 * share)
+    return bands
 
 
 def _public_constants(privacy: PrivacyConfig) -> tuple[int, float, float]:

@@ -21,7 +21,7 @@ from ..privacy.plan import PrivacyPlan
 from .plan import plan_section
 from .start_runs import StartRun, start_runs_section, start_runs_words
 
-STATEMENT_FORMAT = 3
+STATEMENT_FORMAT = 4
 _PACKAGES = ("dptrain", "torch", "ultralytics", "dp-accounting", "opacus", "numpy", "cryptography")
 _POINTS_OVER_STEPS = 40
 
@@ -132,8 +132,7 @@ def make_statement(
             "ended_early": claim.ended_early,
         },
         "mechanism": {
-            "name": "DP-SGD (Abadi et al. 2016, algorithm 1)",
-            "sampling": "Poisson",
+            **_mechanism_words(plan.bands),
             **plan_section(plan, "mechanism"),
             "steps": steps,
             "clipping": plan.clipping.words(),
@@ -144,7 +143,7 @@ def make_statement(
             "headline": "RDP",
             "tighter_reading": "PLD",
             "library": f"dp-accounting {package_version('dp-accounting')}",
-            "assumptions": _accounting_assumptions(secure),
+            "assumptions": _accounting_assumptions(plan.bands, secure),
             # JSON has no infinity; an order that is left out says nothing, which is safe.
             "rdp_curve": {str(order): bound for order, bound in claim.curve.items() if math.isfinite(bound)},
             # To the end of the plan; a winner was chosen by its last step, so no part of it costs less than all.
@@ -227,9 +226,9 @@ def claim_of(plan: PrivacyPlan, steps: int, tuning: Mapping[str, Any] | None = N
         return Claim(
             plan.epsilon(steps=planned),
             None if early else plan.epsilon("pld", steps=planned),
-            accounting.attack_accuracy(plan.sample_rate, planned, plan.noise_multiplier, plan.delta),
-            accounting.true_positive_rates(plan.sample_rate, planned, plan.noise_multiplier, plan.delta),
-            accounting.dp_sgd_rdp_curve(plan.sample_rate, planned, plan.noise_multiplier),
+            accounting.attack_accuracy(*plan.accounted(planned), plan.noise_multiplier, plan.delta),
+            accounting.true_positive_rates(*plan.accounted(planned), plan.noise_multiplier, plan.delta),
+            accounting.dp_sgd_rdp_curve(*plan.accounted(planned), plan.noise_multiplier),
             ONE_RUN,
             _ended_early(plan, steps) if early else None,
         )
@@ -262,11 +261,30 @@ def digest(statement: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _accounting_assumptions(secure: bool) -> list[dict[str, Any]]:
+def _mechanism_words(bands: int) -> dict[str, str]:
+    if bands == 1:
+        return {
+            "name": "DP-SGD (Abadi et al. 2016, algorithm 1)",
+            "sampling": "Poisson",
+            "correlation": "none: the noise of every step is independent",
+        }
+    return {
+        "name": "DP-SGD with correlated noise (Choquette-Choo et al. 2023, (Amplified) banded matrix factorization)",
+        "sampling": f"cyclic Poisson: a unit is in one of {bands} parts, and a step draws from one part, at {bands} "
+        "times the sample rate",
+        "correlation": f"banded over {bands} steps, by the first coefficients of (1 - x)^(-1/2) in columns of norm 1",
+    }
+
+
+def _accounting_assumptions(bands: int, secure: bool) -> list[dict[str, Any]]:
     """What the accountant takes for granted, and whether the run did so."""
+    draws = "each step's draw with the sample rate"
+    if bands > 1:
+        draws = f"the draw of one of every {bands} steps with {bands} times the sample rate, and in no other"
     return [
-        {"assumption": "each unit is in each step's draw with the sample rate, independently (Poisson)", "holds": True},
+        {"assumption": f"each unit is in {draws}, independently (Poisson)", "holds": True},
         {"assumption": "each unit moves the sum of a step by at most what the noise is scaled to", "holds": True},
+        *([{"assumption": "no column of the noise's factor is longer than 1", "holds": True}] if bands > 1 else []),
         {"assumption": "Gaussian noise once a step, also where nothing was drawn", "holds": True},
         {"assumption": "every step that was started is counted, also those that a crash lost", "holds": True},
         {"assumption": "noise and draws that nobody can predict", "holds": secure},

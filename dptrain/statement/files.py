@@ -53,7 +53,7 @@ def read_statement(file: Path) -> dict[str, Any]:
     statement = read_json(file, "the statement that the run wrote")
     found = statement.get("format")
     if found != STATEMENT_FORMAT:
-        reason = "it was written by an earlier dptrain" if found in (1, 2) else "this dptrain cannot read it"
+        reason = "it was written by an earlier dptrain" if found in (1, 2, 3) else "this dptrain cannot read it"
         raise ConfigError(
             f"{file}: format={found!r}, and {STATEMENT_FORMAT} is expected: {reason}; use the dptrain that wrote it, "
             "or `dptrain epsilon` on its mechanism section"

@@ -17,6 +17,7 @@ PLACES = {
     "expected_batch_size": "mechanism.expected_batch_size",
     "unit": "guarantee.unit",
     "clipping": "mechanism.clip_rule",
+    "bands": "mechanism.bands",
 }
 
 

@@ -24,6 +24,7 @@ _ALWAYS = (
     "mechanism.name",
     "mechanism.sampling",
     "mechanism.clipping",
+    "mechanism.correlation",
     "accounting.epsilon_over_steps_of",
 )
 

@@ -153,6 +153,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
                 ("Steps", f"{mechanism['steps']} of {mechanism['planned_steps']} planned"),
                 ("Epochs", f"{mechanism['sample_rate'] * mechanism['steps']:.4g} (expected uses of one {unit})"),
                 ("Noise multiplier", f"{mechanism['noise_multiplier']:g}"),
+                ("Correlation of the noise", mechanism["correlation"]),
                 ("Clipping", f"{mechanism['clipping']}, norm {mechanism['clip_norm']:g}"),
                 ("Expected batch size", f"{mechanism['expected_batch_size']} (a public constant)"),
                 ("Random numbers", f"{mechanism['rng_mode']}: {mechanism['noise']}"),

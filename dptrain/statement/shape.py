@@ -50,6 +50,8 @@ class Mechanism(Part):
     clip_rule: dict[str, Any]
     clip_norm: Number
     expected_batch_size: int
+    bands: int
+    correlation: str
     rng_mode: str
     noise: str
 

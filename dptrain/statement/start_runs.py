@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..privacy import accounting, random_stopping
+from ..privacy.bands import MOST_BANDS, rounds
 from ..privacy.ranges import NOISE_MULTIPLIER
 from ..support.words import counted, round_up
 from .fields import Distribution, MeanRuns, Part, Positive, Steps
@@ -35,7 +36,7 @@ class StartRun(Part):
         sha256: Of its statement.
         epsilon, delta, unit: Its guarantee.
         valid: False where it had a seed, so that nothing is promised.
-        sample_rate, steps, noise_multiplier: Of its mechanism; all planned steps, wherever it was stopped.
+        sample_rate, steps, noise_multiplier, bands: Of its mechanism; all planned steps, wherever it was stopped.
         distribution, mean_runs: Of the tuning whose winner it is; ``None`` for a single run.
     """
 
@@ -47,6 +48,7 @@ class StartRun(Part):
     sample_rate: Annotated[Positive, Field(le=1)]
     steps: Annotated[Steps, Field(ge=1)]
     noise_multiplier: Annotated[float, Field(ge=NOISE_MULTIPLIER[0], le=NOISE_MULTIPLIER[1])]
+    bands: Annotated[int, Field(ge=1, le=MOST_BANDS)]
     distribution: Distribution | None
     mean_runs: MeanRuns | None
 
@@ -63,15 +65,17 @@ class StartRun(Part):
             sample_rate=mechanism["sample_rate"],
             steps=mechanism["planned_steps"],
             noise_multiplier=mechanism["noise_multiplier"],
+            bands=mechanism["bands"],
             distribution=tuning.get("distribution"),
             mean_runs=tuning.get("mean_runs"),
         )
 
     def curve(self) -> dict[float, float]:
         """Its Rényi divergence bound by order; of the winner of a tuning, that of the whole tuning."""
+        accounted = rounds(self.sample_rate, self.steps, self.bands)
         if self.distribution is None:
-            return accounting.dp_sgd_rdp_curve(self.sample_rate, self.steps, self.noise_multiplier)
-        event = accounting.dp_sgd_event(self.sample_rate, self.steps, self.noise_multiplier)
+            return accounting.dp_sgd_rdp_curve(*accounted, self.noise_multiplier)
+        event = accounting.dp_sgd_event(*accounted, self.noise_multiplier)
         return accounting.rdp_curve(
             random_stopping.random_stopping_event(event, float(self.mean_runs or 0.0), self.distribution)
         )

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "model": "yolo26n.yaml", "steps": 10, "seed": None, "trainable": ["model.22.*"], "names": ["cat"],
     "privacy": {"epsilon": None, "sample_rate": 0.1, "noise_multiplier": 1.0, "delta": 1e-5, "unit": "image"},
 }  # fmt: skip
-STATEMENT = {"format": 3, "status": "stopped", "guarantee": {"epsilon": 1.0}}
+STATEMENT = {"format": 4, "status": "stopped", "guarantee": {"epsilon": 1.0}}
 EVENT = dp_sgd_event(0.1, 10, 1.0)
 
 

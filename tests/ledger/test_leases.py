@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from dptrain import BudgetError, BudgetLedger
+from dptrain import BudgetError, BudgetLedger, PrivacyPlan
 from dptrain.commands.budget import _settle as settle_command
 from dptrain.errors import PrivacyError, SupersededError
 from dptrain.privacy.accounting import dp_sgd_event
@@ -59,10 +59,11 @@ class Process:
     took: int = 0
 
     @classmethod
-    def start(cls, url: str, folder: Path) -> Process:
+    def start(cls, url: str, folder: Path, bands: int = 1) -> Process:
         resume = (folder / "steps.journal").exists()
         folder.mkdir(exist_ok=True)
-        charge = OfPictures(BudgetConfig(url=url, key=KEY), RUN, DELTA, "image", {}, "pets")
+        event = PrivacyPlan(0.05, STEPS, 1.0, 1.0, DELTA, 8, bands=bands).event()
+        charge = OfPictures(BudgetConfig(url=url, key=KEY), event, DELTA, "image", {}, "pets", bands=bands, steps=STEPS)
         charge.prepare()
         journal = StepJournal(folder / "steps.journal", new=not resume)
         try:
@@ -282,17 +283,41 @@ def test_a_tuning_is_charged_as_a_whole_from_the_start(url: str, tmp_path: Path)
     assert charged(url) == STEPS
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_correlated_steps_are_charged_by_the_round_and_resumed_at_the_next(
+    clean: bool, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the folder cannot take a round's steps once more on the charge of the round."""
+    process = Process.start(url, tmp_path / "run", bands=5)
+    for _ in range(6):
+        process.step()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    process.step()
+    process.end() if clean else process.kill()
+    (row,) = BudgetLedger(url, KEY).history()
+    assert (row.sample_rate, row.noise_multiplier, row.planned) == (0.25, 1.0, 3)
+    assert row.charged == (2 if clean else 3)
+    copy = Process.start(url, tmp_path / "copy", bands=5)
+    assert copy.journal.steps == 10
+    copy.step()
+    assert copy.charge._charge is not None and copy.charge._charge.leased == 3
+    copy.kill()
+    assert settle(url, tmp_path / "copy") == 0 and steps_started(tmp_path / "copy") == STEPS
+    assert charged(url) == 3
+
+
 class Folders(RuleBasedStateMachine):
     """Processes and folders of one run, in any order of what can happen to them."""
 
     base: Path
     template: Path
+    bands = 1
     numbers = itertools.count()
 
     @initialize(per_lease=st.sampled_from([1, 3, 5]), before=st.integers(0, 3), after=st.integers(1, 3))
     def begin(self, per_lease: int, before: int, after: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("dptrain.run.charge._LEASES", STEPS // per_lease)
+        self.patch.setattr("dptrain.run.charge._LEASES", max(1, STEPS // self.bands // per_lease))
         self.home = self.base / f"folders{next(self.numbers)}"
         self.home.mkdir()
         shutil.copy(self.template, self.home / "budget.db")
@@ -310,7 +335,7 @@ class Folders(RuleBasedStateMachine):
 
     def start(self, folder: Path) -> None:
         try:
-            self.alive[folder] = Process.start(self.url, folder)
+            self.alive[folder] = Process.start(self.url, folder, self.bands)
         except BudgetError as error:
             assert "\n" not in str(error)
 
@@ -380,7 +405,12 @@ class Folders(RuleBasedStateMachine):
     def every_step_is_charged_and_stated(self) -> None:
         if not hasattr(self, "home"):
             return
-        assert self.taken <= charged(self.url) <= STEPS, "steps were taken that nobody is charged for"
+        spent = charged(self.url)
+        assert spent <= -(-STEPS // self.bands) and self.taken <= min(STEPS, spent * self.bands), (
+            "steps were taken that nobody is charged for"
+        )
+        # Each step was taken once at most, so that no unit was drawn more often than its rounds are charged.
+        assert max(self.done, default=0) <= spent * self.bands, "a step was taken of a round that is not charged"
         for folder in self.folders:
             assert self.lineage[folder] <= steps_started(folder), "a folder would state fewer steps than led to it"
 
@@ -394,9 +424,10 @@ class Folders(RuleBasedStateMachine):
         shutil.rmtree(self.home)
 
 
-def test_no_order_of_copies_kills_and_resumes_takes_a_step_that_is_not_charged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bands", [1, 5])
+def test_no_order_of_copies_kills_and_resumes_takes_a_step_that_is_not_charged(tmp_path: Path, bands: int) -> None:
     BudgetLedger(f"sqlite:///{tmp_path / 'template.db'}", KEY)._store.engine.dispose()
-    machine = type("Machine", (Folders,), {"base": tmp_path, "template": tmp_path / "template.db"})
+    machine = type("Machine", (Folders,), {"base": tmp_path, "template": tmp_path / "template.db", "bands": bands})
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -122,7 +122,7 @@ def record(neighbours: Neighbours, larger: bool, settings: Settings, models: Pat
         _name_samples(patch, dataset, seen, place, neighbours.kind)
         if place < units - 1:
 
-            def coupled(plan: PrivacyPlan, count: int, coins: Any) -> PoissonSampler:
+            def coupled(plan: PrivacyPlan, count: int, coins: Any, identities: None) -> PoissonSampler:
                 return PoissonSampler(count, plan.sample_rate, Coupled(coins, place))  # type: ignore[arg-type]
 
             patch.setattr(PrivacyPlan, "sampler", coupled)

@@ -121,7 +121,7 @@ def test_one_range_of_the_noise_multiplier(value: float) -> None:
     inside = NOISE_MULTIPLIER[0] <= value <= NOISE_MULTIPLIER[1]
     run = {
         "sha256": "0" * 64, "epsilon": 1.0, "delta": 1e-5, "unit": "image", "valid": True, "sample_rate": 0.1,
-        "steps": 10, "noise_multiplier": value, "distribution": None, "mean_runs": None,
+        "steps": 10, "noise_multiplier": value, "bands": 1, "distribution": None, "mean_runs": None,
     }  # fmt: skip
 
     def refused(call: Callable[[], object]) -> bool:

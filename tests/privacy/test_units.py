@@ -180,9 +180,9 @@ def options(tmp_path: Path, models: Path, **changes: Any) -> dict[str, Any]:
 def test_a_run_of_groups_samples_states_and_charges_groups(models: Path, tmp_path: Path) -> None:
     real = PrivacyPlan.sampler
 
-    def sampler(plan: PrivacyPlan, units: int, stream: Any) -> Any:
+    def sampler(plan: PrivacyPlan, units: int, *parts: Any) -> Any:
         assert units == len(OTHERS), "the coins are not those of the groups"
-        return real(plan, units, stream)
+        return real(plan, units, *parts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PrivacyPlan, "sampler", sampler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .audit_bugs import AUDIT_BUGS
+from .banded_bugs import BANDED_BUGS
 from .claim_bugs import CLAIM_BUGS
 from .edits import Bug
 from .gradient_bugs import GRADIENT_BUGS
@@ -30,6 +31,7 @@ BUGS: dict[str, Bug] = {
         UNIT_BUGS,
         CLAIM_BUGS,
         AUDIT_BUGS,
+        BANDED_BUGS,
         SHAPE_BUGS,
     )
     for bug in bugs

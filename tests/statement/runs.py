@@ -27,7 +27,7 @@ def facts(**changes: Any) -> dict[str, Any]:
 
 def settings(seed: int | None = None) -> dict[str, Any]:
     """``settings.json`` as the run writes it, as far as a statement speaks of it."""
-    names = ("sample_rate", "noise_multiplier", "clip_norm", "expected_batch_size", "delta", "unit")
+    names = ("sample_rate", "noise_multiplier", "clip_norm", "expected_batch_size", "delta", "unit", "bands")
     return {
         "steps": PLAN.steps,
         "seed": seed,

@@ -292,7 +292,7 @@ def test_a_higher_claim_is_kept(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format_", "words"),
-    [(1, "earlier dptrain"), (2, "earlier dptrain"), (4, "cannot read it"), (None, "cannot read")],
+    [(1, "earlier dptrain"), (3, "earlier dptrain"), (5, "cannot read it"), (None, "cannot read")],
 )
 def test_another_format_is_refused_in_a_line(run: Path, format_: int | None, words: str) -> None:
     edit(run / "statement.json", "format", format_)
@@ -316,7 +316,7 @@ def test_an_audit_above_the_claim_voids_the_statement(run: Path) -> None:
         check_statement(run)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 3}', '{"format": 3, "mechanism": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 4}', '{"format": 4, "mechanism": 3}'])
 def test_what_is_no_statement_gives_one_line(run: Path, text: str) -> None:
     (run / "statement.json").write_text(text)
     with pytest.raises((ConfigError, PrivacyError)) as error:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...errors import DptrainError
 from ...privacy import accounting
+from ...privacy.bands import rounds
 from ...settings.schema import TrainConfig
 from ...statement.start_runs import StartRun, composed_epsilon, each_once
 from ...training.journal import steps_started
@@ -40,6 +41,7 @@ class JobCost:
         secure: False where a seed was set, so that nothing is promised.
         unit: What one unit is.
         start_runs: The private runs that its start was made from.
+        bands: Over how many steps the noise is correlated; 1 for independent noise.
     """
 
     steps: int
@@ -50,6 +52,7 @@ class JobCost:
     secure: bool
     unit: str = "image"
     start_runs: tuple[StartRun, ...] = ()
+    bands: int = 1
 
     @property
     def ended_early(self) -> bool:
@@ -63,15 +66,19 @@ class JobCost:
 
     def epsilon(self) -> float:
         """The job's own epsilon (RDP) at its own delta, all planned steps counted."""
-        return accounting.dp_sgd_epsilon(self.sample_rate, self.counted_steps, self.noise_multiplier, self.delta)
+        return accounting.dp_sgd_epsilon(*self.accounted(self.counted_steps), self.noise_multiplier, self.delta)
 
     def epsilon_pld(self) -> float | None:
         """The tighter reading; None for a job that ended early."""
         if self.ended_early:
             return None
         return accounting.dp_sgd_epsilon(
-            self.sample_rate, self.counted_steps, self.noise_multiplier, self.delta, accountant="pld"
+            *self.accounted(self.counted_steps), self.noise_multiplier, self.delta, accountant="pld"
         )
+
+    def accounted(self, steps: int) -> tuple[float, int]:
+        """Return the rate and the number of the Poisson-sampled Gaussians that this number of its steps costs."""
+        return rounds(self.sample_rate, steps, self.bands)
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,7 @@ def read_cost(folder: Path) -> JobCost | None:
         settings["seed"] is None,
         privacy.get("unit", "image"),
         tuple(StartRun.model_validate(run) for run in settings.get("start_runs_found", [])),
+        privacy.get("bands") or 1,
     )
 
 
@@ -152,7 +160,10 @@ def planned_cost(job: SweepJob) -> JobCost | None:
         return None
     finally:
         logging.disable(before)
-    return JobCost(0, plan.steps, plan.sample_rate, plan.noise_multiplier, plan.delta, settings.seed is None, plan.unit)
+    secure = settings.seed is None
+    return JobCost(
+        0, plan.steps, plan.sample_rate, plan.noise_multiplier, plan.delta, secure, plan.unit, (), plan.bands
+    )
 
 
 def compose(costs: Sequence[JobCost]) -> SweepCost | None:
@@ -186,5 +197,5 @@ def compose(costs: Sequence[JobCost]) -> SweepCost | None:
 def _event(costs: Sequence[JobCost]) -> DpEvent:
     """The steps of some jobs, one after the other."""
     return ComposedDpEvent(
-        [accounting.dp_sgd_event(cost.sample_rate, cost.steps, cost.noise_multiplier) for cost in costs if cost.steps]
+        [accounting.dp_sgd_event(*cost.accounted(cost.steps), cost.noise_multiplier) for cost in costs if cost.steps]
     )
