@@ -44,7 +44,10 @@ def read_yaml(file: Path) -> Mapping[Any, Any]:
         DataError: It cannot be read, is not YAML, gives a key twice, or holds something else than keys and values.
     """
     try:
-        text = read_data(file, MOST_TEXT).decode("utf-8-sig")
+        content = read_data(file, MOST_TEXT)
+        if content.startswith(b"PK\x03\x04"):
+            raise DataError(f"{file}: is a ZIP archive; unpack it, and give the data.yaml inside")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{file}: no such data.yaml; nothing is downloaded, so give the path of a local file") from None
     except IsADirectoryError:

@@ -112,6 +112,8 @@ def test_a_bad_data_yaml_is_one_line(make_dataset, text, parts):
 def test_no_such_file_or_a_folder(tmp_path):
     assert "no such data.yaml" in refusal(tmp_path / "none.yaml")
     assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "pets.zip").write_bytes(b"PK\x03\x04\xff")
+    assert "is a ZIP archive; unpack it" in refusal(tmp_path / "pets.zip")
     (tmp_path / "data.yaml").write_bytes(b"\xff\xfe\x00names")
     assert "cannot be read as text" in refusal(tmp_path / "data.yaml")
 

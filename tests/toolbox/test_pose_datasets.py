@@ -54,6 +54,14 @@ def test_a_check_reads_the_boxes_and_not_the_keypoints(pose: Path) -> None:
     report = check(pose)
     assert report.counts()["label error"] == 0
     assert report.boxes["train"] == {"green": 0, "blue": 6}
-    pose.write_text(pose.read_text().replace("[2, 3]", "[two, 3]"))
+    pose.write_text(pose.read_text().replace("kpt_shape: [2, 3]", ""))
+    for label in (pose.parent / "labels").rglob("*.txt"):
+        label.write_text("1 0.5 0.5 0.25 0.125 0.45 0.45 1 0.55 0.55 1\n0 0.2 0.3 0.25 0.125 0.1 0.1 1 0.2 0.2 0\n")
+    texts = [finding.text for finding in check(pose).findings if finding.kind == "label error"]
+    assert sum("look like a box with 2 keypoints" in text and "kpt_shape: [2, 3]" in text for text in texts) == 1
+    for label in (pose.parent / "labels").rglob("*.txt"):  # of an object that is cut off by a corner
+        label.write_text("1 .8 .9 .9 .8 .95 .8 1 .85 .9 1\n0 .1 .1 .2 .3 .3 .2\n")
+    assert not any("keypoint" in finding.text for finding in check(pose).findings)
+    pose.write_text(f"{pose.read_text()}kpt_shape: [two, 3]\n")
     with pytest.raises(DataError, match="kpt_shape"):
         check(pose)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from ...datasets.contents import read_data
 from ...datasets.labels import label_path, read_labels
 from ...datasets.sources import DataConfig
 from ...errors import DataError
+from ...support.files import MOST_TEXT
+from ...support.words import counted
 from .findings import Finding
 
 _TWICE = 0.9  # overlap from which two boxes of one class are one object
@@ -27,6 +32,39 @@ def read_all(images: Sequence[Path], data: DataConfig) -> tuple[list[np.ndarray 
             rows.append(None)
             found.append(Finding("label error", str(error), (image,)))
     return rows, found
+
+
+def unsaid_keypoints(images: Sequence[Path], data: DataConfig) -> list[Finding]:
+    """Say where most polygons of a dataset look like boxes with keypoints, of which its data.yaml says nothing."""
+    if data.keypoints:
+        return []
+    shapes: Counter[int] = Counter()
+    first: dict[int, Path] = {}
+    for image in images:
+        with suppress(OSError, ValueError, DataError):  # told of elsewhere
+            for line in read_data(label_path(image), MOST_TEXT).decode("utf-8-sig").splitlines():
+                values = [float(word) for word in line.split()]
+                if len(values) > 5:
+                    points = _visible_keypoints(values)
+                    shapes[points] += 1
+                    first.setdefault(points, image)
+    points, count = max(shapes.items(), key=lambda item: item[1], default=(0, 0))
+    if not points or 2 * count <= shapes.total():
+        return []
+    text = (
+        f"{data.file}: most label lines look like a box with {counted(points, 'keypoint')}, and are read as polygons: "
+        f"add kpt_shape: [{points}, 3] if that is what they are"
+    )
+    return [Finding("label error", text, (first[points],))]
+
+
+def _visible_keypoints(values: Sequence[float]) -> int:
+    """How many points of x, y and visibility (0, 1 or 2) follow a box within the image; 0 where it is none."""
+    x, y, w, h = values[1:5]
+    points = np.array(values[5:])
+    if len(points) % 3 or min(w, h) <= 0 or min(x - w / 2, y - h / 2) < -0.01 or max(x + w / 2, y + h / 2) > 1.01:
+        return 0
+    return len(points) // 3 if np.isin(points[2::3], (0, 1, 2)).all() else 0
 
 
 def doubtful(image: Path, rows: np.ndarray, size: tuple[int, int], names: dict[int, str]) -> list[Finding]:

@@ -19,7 +19,7 @@ from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
 from ...support.words import counted
 from .findings import FOLDER, KINDS, CheckReport, Finding
-from .labels import doubtful, orphans, read_all
+from .labels import doubtful, orphans, read_all, unsaid_keypoints
 from .patches import Patch, common_patches
 from .summaries import ImageSummary, summarize
 
@@ -73,6 +73,8 @@ def check(
     for summary, rows in zip(summaries, labels, strict=True):
         if summary.error is None and rows is not None and len(rows):
             found += doubtful(summary.image, rows, summary.size, names)
+    if listed is not None:
+        found += unsaid_keypoints(images, listed)
     if names and not is_sealed_dataset(data):
         found += orphans(images)
     alike = _duplicates(summaries)
