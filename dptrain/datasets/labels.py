@@ -132,8 +132,8 @@ def _rows(path: Path, text: str, num_classes: int, keypoints: int, dropped: list
 
 
 def _row(words: Sequence[str], num_classes: int, keypoints: int, place: str) -> list[float]:
-    values = [_number(word, place, "write class x y w h") for word in words[1:]]
-    values.insert(0, _number(words[0], place, "a class is the number that it has in data.yaml"))
+    values = [_number(words[0], place, "a class is the number that it has in data.yaml")]
+    values += [_number(word, place, "write class x y w h") for word in words[1:]]
     width = len(values)
     if keypoints and width not in (5, 5 + keypoints):
         raise DataError(
