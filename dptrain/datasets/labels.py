@@ -176,7 +176,7 @@ def _box(values: list[float], place: str) -> list[float]:
         x1, x2, y1, y2 = min(values[::2]), max(values[::2]), min(values[1::2]), max(values[1::2])
         x, y, w, h = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
     shown = f"box x={x:g} y={y:g} w={w:g} h={h:g}"
-    if np.float32(w) <= 0 or np.float32(h) <= 0:
+    if min(w, h) <= 0 or np.float32(min(w, h, 1.0)) == 0:  # nothing is left of it in single precision
         raise DataError(f"{place}: {shown} has no area; correct the line or delete it")
     if min(x - w / 2, y - h / 2) < -TOLERANCE or max(x + w / 2, y + h / 2) > 1 + TOLERANCE:
         raise DataError(

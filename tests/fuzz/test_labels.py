@@ -101,6 +101,30 @@ def test_any_words_are_sound_rows_or_refused(file: Path, lines: list[list[str]])
     check_rows(file)
 
 
+@cases(SHARE * 0.1, 100)
+@given(
+    lines=st.lists(st.one_of(boxes(), st.lists(_WORDS, max_size=12)).map(lambda words: ["1", *words]), max_size=6),
+    keypoints=st.sampled_from([0, 0, 2, 6]),
+)
+def test_a_file_without_its_bad_lines_reads_the_same(file: Path, lines: list[list[str]], keypoints: int) -> None:
+    """So what is left out depends on the line, and nothing else of a file on it."""
+    file.write_bytes("\n".join(map(" ".join, lines)).encode("utf-8", "surrogatepass"))
+    dropped: list[str] = []
+    found, refused = answer(lambda: read_labels(file, CLASSES, keypoints, dropped), file)
+    if refused is not None:
+        assert "not UTF-8" in refused
+        return
+    bad = {int(line.removeprefix(f"{file}:").partition(":")[0]) for line in dropped}
+    text = file.read_bytes().decode("utf-8-sig").splitlines()
+    file.write_text("\n".join(line for number, line in enumerate(text, start=1) if number not in bad), newline="")
+    again, refused = answer(lambda: read_labels(file, CLASSES, keypoints), file)
+    assert refused is None and len(bad) == len(dropped)
+    np.testing.assert_array_equal(again, found)
+    for number in bad:
+        file.write_text(text[number - 1], newline="")
+        assert answer(lambda: read_labels(file, CLASSES, keypoints), file)[1] is not None
+
+
 @cases(SHARE * 0.2, 150)
 @given(
     content=st.one_of(
