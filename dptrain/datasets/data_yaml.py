@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -164,7 +165,14 @@ def refuse_unread_val(file: Path, data: Mapping[Any, Any]) -> None:
 
 def windows_hint(path: str) -> str:
     """Return what to add where a path is not there and is spelled as on Windows."""
-    return "; it is a Windows path: write it with / in place of \\" if "\\" in path else ""
+    if is_windows(path):
+        return "; it is the path of a Windows machine: write the one that it has here"
+    return "; write / in place of \\" if "\\" in path else ""
+
+
+def is_windows(path: str) -> bool:
+    """Whether a path begins with a drive or a server, as on Windows."""
+    return re.match(r"[A-Za-z]:[\\/]|\\\\", path) is not None
 
 
 def _whole(value: Any) -> int | None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .data_yaml import shown, windows_hint
+from .data_yaml import is_windows, shown
+
+_ABSOLUTE = "write the absolute path that it has here"
 
 
 def root_of(file: Path, data: Mapping[Any, Any]) -> Path:
@@ -55,11 +57,12 @@ def _root(file: Path, data: Mapping[Any, Any], entry: str) -> Path:
         places = [written.resolve() if written.exists() else (datasets_folder() / written).resolve(), beside]
     found = {place: _images(place, data) for place in places if place.is_dir()}
     if not found:
-        looked = " and ".join(map(str, dict.fromkeys(places)))
-        raise DataError(
-            f"{file}: path: {entry} is not a folder (looked for {looked}); write it absolute, or leave it out to start "
-            f"from data.yaml's own folder{windows_hint(entry)}"
-        )
+        where = f" (looked for {' and '.join(map(str, dict.fromkeys(places)))})"
+        if is_windows(entry):
+            where = " here, but one of a Windows machine"
+        is_beside = bool(_images(file.parent.resolve(), data))
+        fix = "leave it out: the splits are there beside the data.yaml" if is_beside else _ABSOLUTE
+        raise DataError(f"{file}: path: {entry} is not a folder{where}; {fix}")
     if len(found) > 1 and not any(found.values()):
         raise DataError(
             f"{file}: path: {entry} is {places[0]}, as Ultralytics reads it from here, or {beside}, and no split of it "

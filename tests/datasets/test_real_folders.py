@@ -269,8 +269,9 @@ REFUSED = {
     "valid for val": (YAML.replace("val", "valid"), ["valid: 'images'", "called val"]),
     "classes for names": (YAML.replace("names", "classes"), ["classes: ['cat', 'dog']", "called names"]),
     "classes beside nc": (f"{YAML.replace('names', 'classes')}nc: 2\n", ["classes", "called names"]),
-    "a Windows path": (f"path: C:\\Users\\me\\my pets\n{YAML}", ["path: C:\\Users\\me\\my pets", "Windows path"]),
-    "a Windows split": (YAML.replace("images", ".\\images", 1), ["train: .\\images", "Windows path"]),
+    "a Windows path": (f"path: C:\\Users\\me\\my pets\n{YAML}", ["path: C:\\Users\\me\\my pets", "Windows machine"]),
+    "a Windows path with slashes": (f"path: C:/my pets\n{YAML}", ["path: C:/my pets", "Windows machine"]),
+    "a Windows split": (YAML.replace("images", ".\\images", 1), ["train: .\\images", "write / in place of \\"]),
 }
 
 
@@ -280,6 +281,14 @@ def test_a_data_yaml_that_means_something_else_is_one_line(make_folder, case):
     message = refusal(make_folder({"a": BOX}, text))
     assert all(part in message for part in ["data.yaml", *parts]), message
     assert message.count("data.yaml: ") == 1
+
+
+@pytest.mark.parametrize("path", ["/content/pets", "C:\\\\pets", "C:/my pets", "../gone"])
+def test_a_path_of_another_machine_is_told_where_the_images_are(make_folder, path):
+    message = refusal(make_folder({"a": BOX}, f"path: {path}\n{YAML}"))
+    assert message.endswith("leave it out: the splits are there beside the data.yaml")
+    message = refusal(make_folder({"a": BOX}, f"path: {path}\n{YAML.replace('images', 'photos')}"))
+    assert message.endswith("write the absolute path that it has here")
 
 
 def test_other_keys_of_a_data_yaml_say_nothing(make_folder):
@@ -294,7 +303,7 @@ def test_other_keys_of_a_data_yaml_say_nothing(make_folder):
         ("C:\\Users\\me\\my pets\\images\\a.png", ["write ./images/a.png"]),
         ("C:\\\\Users\\\\me\\\\images\\\\a.png", ["write ./images/a.png"]),
         (".\\images\\a.png", ["write ./images/a.png"]),
-        ("\\\\nas\\pets\\x.png", ["begin it with ./", "Windows path"]),
+        ("\\\\nas\\pets\\x.png", ["begin it with ./", "Windows machine"]),
         ("/content/pets/x.png", ["begin it with ./"]),
     ],
 )
