@@ -141,9 +141,10 @@ def _row(words: Sequence[str], num_classes: int, keypoints: int, place: str) -> 
             "(with its keypoints); correct the line, or kpt_shape"
         )
     if not keypoints and width != 5 and (width < 7 or width % 2 == 0):
+        pose = ", or add kpt_shape to data.yaml if these are keypoints" if width > 7 else ""
         raise DataError(
             f"{place}: {width} columns, but a box has 5 (class x y w h) and a polygon 7, 9, 11, ... (class, "
-            "then x y pairs); correct the line, or add kpt_shape to data.yaml if these are keypoints"
+            f"then x y pairs); correct the line{pose}"
         )
     return [_class(values[0], words[0], num_classes, place), *_box(values[1:5] if keypoints else values[1:], place)]
 

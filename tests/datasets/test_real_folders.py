@@ -324,6 +324,7 @@ def test_a_list_made_on_another_machine_is_one_line_with_what_to_write(make_fold
         ("0 0,5 0,5 0,2 0,2", ["'0,5'", "0.5"]),
         ("0 .5 .5 .2 .2 # a cat", ["'#'", "not a number"]),
         ("0 .5 .5 .2 .2 .93", ["6 columns"]),
+        ("0 .5 .5 .2 .2 .4 .4 2", ["8 columns", "kpt_shape"]),
         ("0 .5 .5 .2 .2".encode("utf-16"), ["not UTF-8"]),
     ],
 )
