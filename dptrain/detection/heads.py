@@ -73,7 +73,8 @@ def set_classes(
     or the ``mean`` of the old classes. Their bias is that of a rare class. With as many classes as before, ``random``
     lets the rows of classes with other names stay.
 
-    ``detector.unfilled_layers`` then names the new layers that the checkpoint does not fill whole.
+    ``detector.unfilled_layers`` then names the new layers that the checkpoint does not fill whole, and
+    ``detector.lacks_classes`` is whether the data has classes that the checkpoint has not, also where it fills all.
     """
     if new_classes not in NEW_CLASSES:
         raise ConfigError(f"new_classes={new_classes!r} is not one of {', '.join(NEW_CLASSES)}")
@@ -83,6 +84,7 @@ def set_classes(
     wanted = {**{name: name for name in new_names.values()}, **_similar(similar, old_names, new_names)}
     kept = {row: old_names[wanted[name]] for row, name in new_names.items() if wanted[name] in old_names}
     detector.unfilled_layers = ()
+    detector.lacks_classes = len(kept) < len(new_names)
     stays = num_classes == head.nc and all(new == old for new, old in kept.items())
     if num_classes is None or (stays and (new_classes == "random" or len(kept) == num_classes or not names)):
         return

@@ -260,7 +260,7 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
             module.forward_fuse = module.forward
     if isinstance(stock.model[-1], OneToOneDetect):
         stock.model[-1].__class__ = Detect
-    for leftover in ("criterion", "pt_path", "class_weights", "trained_whole", "unfilled_layers"):
+    for leftover in ("criterion", "pt_path", "class_weights", "trained_whole", "unfilled_layers", "lacks_classes"):
         stock.__dict__.pop(leftover, None)
     stock.args = {"task": "detect"}
     for parameter in stock.parameters():

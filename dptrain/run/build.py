@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 
 from ..detection import DetectionModel
@@ -15,7 +15,7 @@ from ..privacy.plan import PrivacyPlan
 from ..sealing.weights import is_weights
 from ..settings.schema import PhaseConfig, TrainConfig
 from .phases import trains_in_any
-from .rates import default_rate
+from .rates import LACKING, NEW_ONLY, SCRATCH, default_rate
 
 
 def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
@@ -52,7 +52,7 @@ def loss_settings(config: TrainConfig) -> LossSettings:
 def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> TrainConfig:
     """Return the settings with the learning rate written out, or that of every phase: by rule, if nobody gave one."""
 
-    def by_rule(steps: int, names: Iterable[str]) -> float:
+    def by_rule(steps: int, names: Collection[str]) -> float:
         parameters = dict(model.named_parameters())
         return default_rate(
             config.optimizer.name,
@@ -60,7 +60,7 @@ def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> 
             # What noise does to the first convolution of an adapter is multiplied by the second, which begins at zero.
             [tuple(parameters[name].shape) for name in names if not name.endswith(".down.weight")],
             norm=norm_of(model),
-            from_scratch=not is_weights(config.model),
+            times=_times(config, model, names),
             momentum=config.optimizer.momentum,
         )
 
@@ -72,8 +72,18 @@ def with_rate(config: TrainConfig, plan: PrivacyPlan, model: DetectionModel) -> 
     return replace(config, optimizer=replace(config.optimizer, lr=rate))
 
 
+def _times(config: TrainConfig, model: DetectionModel, names: Collection[str]) -> float:
+    """How far noise may move a weight, by what the start does not know yet."""
+    if not is_weights(config.model):
+        return SCRATCH
+    if not getattr(model, "lacks_classes", False):
+        return 1.0
+    unfilled = getattr(model, "unfilled_layers", ())
+    return NEW_ONLY if all(name.rpartition(".")[0] in unfilled for name in names) else LACKING
+
+
 def _with_rate(
-    phase: PhaseConfig, model: DetectionModel, by_rule: Callable[[int, Iterable[str]], float]
+    phase: PhaseConfig, model: DetectionModel, by_rule: Callable[[int, Collection[str]], float]
 ) -> PhaseConfig:
     if phase.lr is not None:
         return phase

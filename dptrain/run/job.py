@@ -23,6 +23,7 @@ from ..support.words import shown
 from ..training.checkpoint import load_checkpoint, save_checkpoint
 from .facts import training_facts, validation_words
 from .folder import CHECKPOINT
+from .foretold import foretold
 from .notes import tell_owner
 from .phases import facts_of, in_words, number_of
 from .prepare import Prepared
@@ -89,6 +90,8 @@ class Run:
             say(in_words(self.config, self.trainer, prepared.rate_by_rule))
         elif any(prepared.rate_by_rule):
             say(f"optimizer.lr is not set: {self.config.optimizer.lr:g}, by the rule of docs/training.md")
+        if (warning := foretold(plan, prepared.model)) is not None:
+            say(warning)
         if prepared.validation is not None:
             say("validation=public: the metrics of the val split are released without noise")
             if prepared.scaled_by is not None and prepared.scaled_by.val:

@@ -21,6 +21,8 @@ from ..privacy.plan import PrivacyPlan
 
 SHARE = {"frozen_bn": 0.05, "group": 0.1}  # of its size that noise may move a trained weight
 SCRATCH = 10.0  # times as much where weights are random, and worth nothing yet
+LACKING = 10.0  # where the start lacks classes of the data: at a smaller rate they are never learnt (docs/results.md)
+NEW_ONLY = 70.0  # where nothing trains but the layers that the start did not fill
 _LEAST, _MOST = 1e-6, 1.0
 _BY_SUM = ("sgd", "asgd")  # whose step grows with the gradient
 _OWN_UNITS = {"adadelta": 1.0}  # torch's own rate: its steps have the units of the weights
@@ -32,7 +34,7 @@ def default_rate(
     shapes: Iterable[tuple[int, ...]],
     *,
     norm: str = "group",
-    from_scratch: bool = False,
+    times: float = 1.0,
     momentum: float = 0.0,
 ) -> float:
     """Return the learning rate that a run begins with unless it is given one, to two digits.
@@ -42,7 +44,8 @@ def default_rate(
         plan: Steps, noise, clip norm and expected batch size.
         shapes: Of the trained parameters.
         norm: Of the detector; with frozen batch normalisation nothing normalises what noise does to a layer.
-        from_scratch: The start is random.
+        times: How much further than its share noise may move a weight: 1, :data:`SCRATCH`, :data:`LACKING` or
+            :data:`NEW_ONLY`, by the start.
         momentum: Of plain gradient descent.
     """
     if optimizer in _OWN_UNITS:
@@ -55,7 +58,7 @@ def default_rate(
             logs -= 0.5 * math.log(3.0 * math.prod(shape[1:])) * count
     size = math.exp(logs / max(1, numbers))
     steps = 1.0 + math.log(plan.steps) if optimizer == "adagrad" else float(plan.steps)  # whose steps shrink as 1/t
-    moved = SHARE[norm] * (SCRATCH if from_scratch else 1.0) * size / math.sqrt(steps)
+    moved = SHARE[norm] * times * size / math.sqrt(steps)
     if optimizer in _BY_SUM:
         moved *= (
             (1.0 - momentum)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dptrain import PrivacyPlan
-from dptrain.run.rates import SHARE, default_rate
+from dptrain.run.rates import SCRATCH, SHARE, default_rate
 from dptrain.settings.schema import OPTIMIZERS
 
 CONVOLUTIONS, NORMS = [(64, 32, 3, 3)] * 50, [(64,)] * 100
@@ -35,7 +35,7 @@ def test_norms_take_a_larger_rate_than_filters_and_frozen_statistics_a_smaller_o
     filters, norms = (default_rate("adamw", plan(noise_multiplier=50.0), shapes) for shapes in (CONVOLUTIONS, NORMS))
     assert norms == pytest.approx(filters * math.sqrt(3 * 288), rel=0.1)
     assert default_rate("adamw", plan(), CONVOLUTIONS, norm="frozen_bn") < default_rate("adamw", plan(), CONVOLUTIONS)
-    assert default_rate("adamw", plan(), CONVOLUTIONS, from_scratch=True) > default_rate("adamw", plan(), CONVOLUTIONS)
+    assert default_rate("adamw", plan(), CONVOLUTIONS, times=SCRATCH) > default_rate("adamw", plan(), CONVOLUTIONS)
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "adagrad", "sgd", "asgd"])
