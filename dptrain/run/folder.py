@@ -18,9 +18,9 @@ from .owner import OF_THE_RUN, OWNER, README
 if TYPE_CHECKING:
     from ..datasets.sources import DataConfig
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, SETTINGS = "checkpoint.pt", "settings.json"
 _OF_A_START = (
-    JOURNAL, CHECKPOINT, f"{CHECKPOINT}.age", "settings.json", "config.yaml", "mlflow_run", README, *TABLES,
+    JOURNAL, CHECKPOINT, f"{CHECKPOINT}.age", SETTINGS, "config.yaml", "mlflow_run", README, *TABLES,
 )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ class RunFolder:
             if not self.resume:  # before the journal: whoever resumes is compared with them
                 write_text(self.path / README, OF_THE_RUN)
                 write_text(self.path / "config.yaml", config)
-                write_json(self.path / "settings.json", settings)
+                write_json(self.path / SETTINGS, settings)
             self.journal = StepJournal(self.path / JOURNAL, new=not self.resume)
         except OSError as error:
             if not self.resume and not isinstance(error, FileExistsError):  # another process was quicker: it is its own
@@ -128,7 +128,7 @@ class RunFolder:
 
     def _refuse_changed(self, settings: Mapping[str, Any]) -> None:
         """A resumed run under another plan would be accounted wrongly; under other settings it would be another run."""
-        file = self.path / "settings.json"
+        file = self.path / SETTINGS
         try:
             changed = differences(json.loads(json.dumps(settings)), read_json(file))
         except (OSError, ValueError, AttributeError) as error:

@@ -10,6 +10,7 @@ from ..datasets.contents import files_held
 from ..privacy.plan import PrivacyPlan
 from ..settings import resolve as settings
 from ..settings.schema import TrainConfig
+from .by_time import settle_steps
 from .job import Run, TrainResult
 from .outputs import unlock
 from .prepare import prepare
@@ -51,5 +52,6 @@ def _train(config: TrainConfig) -> TrainResult:
         from .tuning import tune
 
         return tune(config)
+    config = settle_steps(config)
     plan = settings.make_plan(config)
     return Run(prepare(settings.with_plan(config, plan), plan), make_console()).execute()

@@ -92,7 +92,7 @@ def check_values(config: TrainConfig) -> None:
             raise ConfigError(f"{key}={value_at(config, key)} was removed: {removed}")
     for key, choices in _CHOICES.items():
         value = value_at(config, key)
-        if not (key == "privacy.clipping" and is_outside_name(value)):
+        if value is not None and not (key == "privacy.clipping" and is_outside_name(value)):  # None: left open
             check_choice(key, value, choices)
     for name, reason in REFUSED_AUGMENTATIONS.items():
         if getattr(config.augment, name):

@@ -23,9 +23,9 @@ from ..support.devices import parse_device
 from ..support.environment import experiment_name, ledger_address, tracking_address
 from ..support.files import flatten
 from .keys import config_error, value_at
+from .left_open import settle_defaults
 from .limits import LARGEST, check_seal, check_together, check_tuning, check_values, clipping_of
 from .phases import check_names, settle_phases
-from .presets import apply_preset
 from .schema import (
     AUTO,
     CHECKPOINTS_PER_RUN,
@@ -121,7 +121,7 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
 def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
     """Return ``config`` with everything the plan settles written out, so that it makes the same plan again.
 
-    ``privacy.epsilon`` becomes null (steps and noise determine it), and ``evaluate_every`` and
+    ``privacy.epsilon`` and ``time`` become null (steps and noise determine them), and ``evaluate_every`` and
     ``checkpoint_every`` are filled in. ``privacy.clipping=auto`` stays: the run settles it by its val split.
     """
     settled = _typed(config)
@@ -130,7 +130,7 @@ def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
         del values["privacy.clipping"]
     for key, value in values.items():
         _set(settled, key, value)
-    settled.privacy.epsilon = None
+    settled.privacy.epsilon = settled.time = None
     if settled.evaluate_every is None:
         settled.evaluate_every = max(1, plan.steps // EVALUATIONS_PER_RUN)
     if settled.checkpoint_every is None:
@@ -164,8 +164,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.budget.url == "":  # the variable is set and empty
         config.budget.url = ledger_address()
     settle_phases(config)
-    if chosen := apply_preset(config):
-        logger.info("%s", chosen)
+    settle_defaults(config)
     if config.trainable is not None:
         config.trainable = check_names("trainable", config.trainable)
     if config.lora.targets is not None:

@@ -17,7 +17,7 @@ from ..privacy.clipping import CLIPPINGS
 from ..privacy.random_stopping import STOPPINGS
 from ..support.environment import EXPERIMENT, LEDGER, STORE
 
-DEFAULT_STEPS = 1000
+DEFAULT_TIME = "1h"
 DEFAULT_EXPECTED_BATCH_SIZE = 256
 EVALUATIONS_PER_RUN = 10
 CHECKPOINTS_PER_RUN = 50
@@ -35,11 +35,11 @@ NORMS = ("auto", "group", "frozen_bn")
 HEADS = ("auto", "both", "one_to_many", "one_to_one")
 NEW_CLASSES = ("random", "zero", "mean")
 NORMALISERS = ("image", "constant")
-PRESETS = ("auto", "small", "medium", "large")
 ENGINES = ("fused", "opacus", "microbatch")
 # What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
 FREE_TO_CHANGE = (
-    "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume", "output_dir",
+    "time", "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume",
+    "output_dir",
 )  # fmt: skip
 VALIDATIONS = ("public", "off")
 TUNINGS = ("none", "random_stopping")
@@ -63,6 +63,7 @@ REFUSED_AUGMENTATIONS = {
 
 # What earlier versions had, by key or by key=value, and what to use now; docs/results.md has what each one measured.
 REMOVED = {
+    "privacy.preset": "leave steps open, and time=30m (by default 1h) chooses steps, batch and what trains",
     "privacy.precondition": "it gained nothing over privacy.clipping=scaled",
     "privacy.clipping=adaptive": "the clip norm made no difference: use privacy.clipping=automatic, which has none",
     "privacy.clipping=rescaled": "use privacy.clipping=flat, or automatic, whose sensitivity is 1",
@@ -116,7 +117,6 @@ class PrivacyConfig:
         "independent", f"of the steps, one of {', '.join(NOISES)}; banded: correlated, for many steps of small batches"
     )
     bands: int | None = _key(None, "of noise=banded: steps it is correlated over; default the number that saves most")
-    preset: str | None = _key(None, f"one of {', '.join(PRESETS)}: batch, steps, EMA, head for that many images")
 
     @property
     def copies_are_one(self) -> bool:
@@ -148,7 +148,7 @@ class ScheduleConfig:
 class EmaConfig:
     """Exponential moving average of the iterates: post-processing, free of privacy cost."""
 
-    decay: float | None = _key(None, "decay of the average; 0 turns it off; default 0.99, or the preset's")
+    decay: float | None = _key(None, "decay of the average; 0 turns it off; default 0.99")
 
 
 @dataclass
@@ -266,7 +266,10 @@ class TrainConfig:
     )
     imgsz: int = _key(640, "side of the letterboxed square image in pixels, a multiple of 32")
     device: str = _key("auto", "auto, cpu, cuda, cuda:1")
-    steps: int | None = _key(None, f"number of steps; default found from epsilon and noise, or {DEFAULT_STEPS}")
+    steps: int | None = _key(None, "number of noised steps; default found from epsilon and noise, or by time")
+    time: str | None = _key(
+        None, f"how long the run may take, such as 30m; chooses steps, batch and what trains; default {DEFAULT_TIME}"
+    )
     physical_batch_size: Any = _key("auto", "images in memory at once, for speed only; auto: what fits")
     output_dir: str = _key("", "folder of the run; default runs/<date>_<time>")
     seed: int | None = _key(None, "for tests only: predictable noise voids the guarantee")
@@ -280,7 +283,7 @@ class TrainConfig:
     norm: str = _key("auto", f"one of {', '.join(NORMS)}; auto: frozen_bn from a checkpoint, group from scratch")
     head: str | None = _key(
         None,
-        f"branches of yolo26's head that are trained and kept, one of {', '.join(HEADS)}; auto unless a preset says",
+        f"branches of yolo26's head that are trained and kept, one of {', '.join(HEADS)}; auto unless steps is open",
     )
     new_classes: str = _key("random", f"first weights of classes that the start lacks, one of {', '.join(NEW_CLASSES)}")
     similar_classes: dict[str, str] = field(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .limits import clipping_of
-from .schema import DEFAULT_EXPECTED_BATCH_SIZE, DEFAULT_STEPS, PrivacyConfig, TrainConfig
+from .schema import DEFAULT_EXPECTED_BATCH_SIZE, PrivacyConfig, TrainConfig
 
 if TYPE_CHECKING:
     from ..privacy.plan import PrivacyPlan
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 def make_plan(config: TrainConfig) -> PrivacyPlan:
     """Turn a resolved configuration into the frozen plan; any two of {epsilon, noise_multiplier, steps} find the third.
 
-    With only epsilon or only noise_multiplier, ``steps`` is :data:`DEFAULT_STEPS`. No value is ever taken from the
-    images: sample rate, batch size and delta come from the settings or from the *declared* dataset size.
+    No value is ever taken from the images: sample rate, batch size and delta come from the settings or from the
+    *declared* dataset size.
 
     Warns, on the logger ``dptrain.settings.to_plan``, of a delta that is not below 1/n and of a seed.
 
@@ -39,9 +39,8 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
         )
     batch_size, sample_rate, delta = _public_constants(privacy)
     _warn(config, delta)
-    settled = steps if steps is not None else DEFAULT_STEPS
     if steps is None and (privacy.epsilon is None or privacy.noise_multiplier is None):
-        logger.info("steps is not set: %d steps", settled)
+        raise ConfigError("steps is not set: give a number, such as steps=200; a single run can leave it to time=1h")
     common: dict[str, Any] = {
         "sample_rate": sample_rate,
         "clip_norm": privacy.clip_norm,
@@ -53,10 +52,11 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
     if privacy.noise == "banded":
         common["bands"] = privacy.bands or _best_bands(privacy, sample_rate, delta, steps)
     if privacy.epsilon is None:
-        assert privacy.noise_multiplier is not None
-        return PrivacyPlan(noise_multiplier=privacy.noise_multiplier, steps=settled, **common)
+        assert privacy.noise_multiplier is not None and steps is not None
+        return PrivacyPlan(noise_multiplier=privacy.noise_multiplier, steps=steps, **common)
     if privacy.noise_multiplier is None:
-        return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=settled, **common)
+        assert steps is not None
+        return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=steps, **common)
     return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
 
 
@@ -70,13 +70,11 @@ def _best_bands(privacy: PrivacyConfig, sample_rate: float, delta: float, steps:
         raise ConfigError(
             "privacy.bands is not set, and is found for a given privacy.epsilon and steps only: give privacy.bands=8"
         )
-    settled = DEFAULT_STEPS if steps is None else steps
-    bands, share = best_bands(
-        sample_rate, settled, lambda rate, count: calibrate_quickly(epsilon, delta, rate, count)[0]
-    )
+    assert steps is not None
+    bands, share = best_bands(sample_rate, steps, lambda rate, count: calibrate_quickly(epsilon, delta, rate, count)[0])
     if bands == 1:
         raise ConfigError(
-            f"privacy.noise=banded saves nothing in {settled} steps at sample rate {sample_rate:.4g}: leave it out, or "
+            f"privacy.noise=banded saves nothing in {steps} steps at sample rate {sample_rate:.4g}: leave it out, or "
             "take more steps of smaller batches (dptrain plan shows what they save)"
         )
     logger.info("privacy.bands is not set: %d, %.0f %% of the noise of independent steps on sums", bands, 100 * share)

@@ -49,10 +49,9 @@ def test_what_was_resolved_is_resolved_to_the_same_and_may_repeat_the_sum() -> N
     assert again.phases == config.phases and again.steps == 160
 
 
-@pytest.mark.parametrize("preset", ["small", "auto"])
-def test_a_preset_leaves_steps_and_what_trains_to_the_phases(preset: str) -> None:
-    config = resolved(phases=TWO, privacy={"epsilon": 8.0, "dataset_size": 500, "preset": preset})
-    assert config.steps == 160 and config.trainable is None and config.privacy.expected_batch_size == 100
+def test_steps_and_what_trains_are_those_of_the_phases() -> None:
+    config = resolved(phases=TWO, privacy={"epsilon": 8.0, "dataset_size": 500})
+    assert config.steps == 160 and config.trainable is None and config.head == "auto"
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {

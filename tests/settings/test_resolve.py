@@ -279,12 +279,8 @@ def test_epsilon_and_noise_find_the_steps() -> None:
 
 
 @pytest.mark.parametrize("given", [{"epsilon": 2.0}, {"noise_multiplier": 1.0}])
-def test_one_alone_takes_the_default_number_of_steps_and_says_so(
-    given: dict[str, float], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "dptrain")
-    assert settings.make_plan(resolved(privacy={**PUBLIC, **given})).steps == 1000
-    assert "steps is not set: 1000 steps" in caplog.text
+def test_one_alone_makes_no_plan(given: dict[str, float]) -> None:
+    assert "steps is not set: give a number" in plan_refusal(privacy={**PUBLIC, **given})
 
 
 def test_all_three_are_one_too_many() -> None:

@@ -109,6 +109,7 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
         texts = {key.lstrip("+"): values[key].strip("'\"") for key in swept}
         jobs.append(SweepJob(number, texts, comparable(settings)))
     _refuse_units(jobs)
+    _refuse_open_steps(jobs)
     return jobs
 
 
@@ -136,6 +137,18 @@ def _refuse_units(jobs: Sequence[SweepJob]) -> None:
                     f"{key}={value} and {key}={known} in one sweep: what its runs cost together is of one unit; "
                     "make a sweep for each"
                 )
+
+
+def _refuse_open_steps(jobs: Sequence[SweepJob]) -> None:
+    """Two measurements of a machine's speed differ, and so would the plans that they make."""
+    for job in jobs:
+        given = job.settings
+        both = given["privacy.epsilon"] is not None and given["privacy.noise_multiplier"] is not None
+        if given["steps"] is None and not both and not given["phases"]:
+            raise ConfigError(
+                "steps is not set, and a sweep compares runs that do not depend on how busy the machine was: give "
+                "steps and privacy.expected_batch_size; a single run with time=... says what fits"
+            )
 
 
 def refuse_tuning(settings: TrainConfig) -> None:

@@ -17,7 +17,7 @@ from dptrain.run.sweep.hydra_app import is_file_value, quote_values
 from dptrain.settings.schema import TrainConfig
 
 BASE = ["model=m.pt", "data=d.yaml"]
-SWEEP = [*BASE, "tracking=disabled", "-m"]
+SWEEP = [*BASE, "steps=3", "tracking=disabled", "-m"]
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_a_sweep_gives_every_job_a_folder(runs: list[TrainConfig]) -> None:
 
 def test_a_sweep_over_models_takes_files(runs: list[TrainConfig]) -> None:
     models = "model=yolo26n.yaml,'/a b/c.pt',yolov8n.yaml"
-    assert main(["train", "-m", models, "data=d.yaml", "tracking=disabled", "output_dir=s"]) == 0
+    assert main(["train", "-m", models, "data=d.yaml", "tracking=disabled", "steps=3", "output_dir=s"]) == 0
     assert [c.model for c in runs] == ["yolo26n.yaml", "/a b/c.pt", "yolov8n.yaml"]
 
 

@@ -139,7 +139,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     return seen
 
 
-SWEEP = ["train", "model=m.pt", "data=d.yaml", "tracking=disabled", "-m"]
+SWEEP = ["train", "model=m.pt", "data=d.yaml", "tracking=disabled", "steps=3", "-m"]
 THREE = [*SWEEP, "privacy.noise_multiplier=4,5,6", "output_dir=s"]
 
 
