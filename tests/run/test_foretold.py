@@ -29,7 +29,7 @@ def test_a_start_that_lacks_classes_is_told_of_where_the_noise_is_large(tmp_path
     start = write_checkpoint(stock_detector(SMALL.removesuffix(".yaml"), "ab"), tmp_path / "start.pt")
     lacks = load_model(start, 2, names={0: "a", 1: "z"})
     told = [foretold(plan(size), lacks) for size in (4, 10**9)]
-    assert told[0] is not None and told[0].startswith("expect little: ") and "\n" not in told[0]
+    assert told[0] is not None and told[0].startswith("the start lacks classes of the data") and "\n" not in told[0]
     assert told[1] is None
     for knows in (load_model(start, 2, names={0: "b", 1: "a"}), load_model(SMALL, 2, names={0: "a", 1: "z"})):
         assert foretold(plan(4), knows) is None
