@@ -117,11 +117,12 @@ def settle_steps(config: TrainConfig) -> TrainConfig:
     steps, batch = fitted(config.privacy, recipe, speed, _SHARE * seconds_of(given))
     decay = EMA_DECAY if config.ema.decay is None else config.ema.decay
     logger.info(
-        "steps is not set: %d steps fit into time=%s%s at %.3g s an image, with trainable=%s, as %s%s",
+        "steps is not set: %d steps fit into time=%s%s at %.3g s %s, with trainable=%s, as %s%s",
         steps,
         given,
         "" if config.time else ", the default,",
         speed.unit,
+        "an image" if config.privacy.unit == "image" else f"a {config.privacy.unit}",
         config.trainable,
         recipe.start,
         "" if batch is None else f", and privacy.expected_batch_size={batch}",
