@@ -70,7 +70,8 @@ def _root(file: Path, data: Mapping[Any, Any], entry: str) -> Path:
         )
     if len({*map(frozenset, found.values())}) == 1:
         return list(found)[-1]
-    holding = [place for place, images in found.items() if images]
+    anyway = set.intersection(*found.values())  # absolute entries, which no folder decides
+    holding = [place for place, images in found.items() if images - anyway]
     if len(holding) > 1:
         raise DataError(
             f"{file}: path: {entry} is {holding[0]}, as Ultralytics reads it from here, and {holding[1]}, beside the "

@@ -196,6 +196,8 @@ def test_a_path_does_not_matter_to_splits_that_are_absolute(make_folder, tmp_pat
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     agree(file)
+    file.write_text(f"path: .\ntrain: images\nval: {images}\nnames: [cat]\n")
+    assert load_data(file).path == tmp_path, "an absolute val is in no folder's favour"
 
 
 def test_the_datasets_folder_is_that_of_ultralytics_settings(tmp_path, monkeypatch):

@@ -22,7 +22,8 @@ PLAN = PrivacyPlan(0.05, 20, 1.0, 1.5, 1e-4, 50)
 SETTINGS = {
     "steps": PLAN.steps, "seed": None, "trainable": "all", "start_sha256": "ab" * 32,
     "privacy": {"sample_rate": 0.05, "noise_multiplier": 1.0, "clip_norm": 1.5, "expected_batch_size": 50,
-                "delta": 1e-4, "unit": "image", "dataset_size": 1000, "clipping": "flat", "clip_groups": []},
+                "delta": 1e-4, "unit": "image", "dataset_size": 1000, "clipping": "flat", "clip_groups": [],
+                "bands": 1},
 }  # fmt: skip
 ROWS = (
     "step,dp/epsilon,dp/epsilon_pld,dp/epsilon_claimed,dp/delta,metrics/mAP50B,metrics/mAP50-95B\n"
@@ -74,7 +75,7 @@ def check(run: Path, asked: Path, pages: bool = False) -> None:
     cost = PrivacyPlan(
         mechanism["sample_rate"], mechanism["planned_steps"] or 1, mechanism["noise_multiplier"],
         mechanism["clip_norm"],
-        guarantee["delta"], mechanism["expected_batch_size"],
+        guarantee["delta"], mechanism["expected_batch_size"], bands=mechanism["bands"],
     ).epsilon()  # fmt: skip
     assert guarantee["epsilon"] >= cost * (1 - 1e-9)
     if asked.name != "weights":
