@@ -84,7 +84,8 @@ def set_classes(
     wanted = {**{name: name for name in new_names.values()}, **_similar(similar, old_names, new_names)}
     kept = {row: old_names[wanted[name]] for row, name in new_names.items() if wanted[name] in old_names}
     detector.unfilled_layers = ()
-    detector.lacks_classes = len(kept) < len(new_names)
+    known = {_plain(v) for v in dict(detector.names).values()}  # also names that are only numbers, as of digits
+    detector.lacks_classes = not known.issuperset(wanted[name] for name in new_names.values())
     stays = num_classes == head.nc and all(new == old for new, old in kept.items())
     if num_classes is None or (stays and (new_classes == "random" or len(kept) == num_classes or not names)):
         return

@@ -65,6 +65,8 @@ def test_the_kind_of_start_is_that_of_its_classes(tmp_path: Path) -> None:
     assert recipe_of(load_model(start, 2, names={0: "b", 1: "z"})) is LACKS
     assert recipe_of(load_model(start, 3, names={0: "a", 1: "b", 2: "z"})) is LACKS, "as many, but others"
     assert recipe_of(load_model(start, 2, names={0: "b", 1: "z"}, similar={"z": "a"})) is KNOWS
+    digits = write_checkpoint(stock_detector(MODEL, "012"), tmp_path / "digits.pt")
+    assert recipe_of(load_model(digits, 3, names={0: "0", 1: "1", 2: "2"})) is KNOWS, "names that are numbers"
 
 
 def started(tmp_path: Path, make_dataset: MakeDataset, **changes: Any) -> dict[str, Any]:
