@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict
 
 from ...errors import ConfigError
+from ...settings.left_open import steps_are_open
 from ...settings.resolve import from_omegaconf
 from ...settings.schema import TrainConfig
 from ..tracking import PARENT_RUN
@@ -102,14 +103,19 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
     for key in swept:
         if key.partition(".")[0] in _OF_THE_SWEEP:
             raise ConfigError(f"{key} cannot be swept: it belongs to the sweep as a whole; give it one value")
-    jobs = []
+    jobs, open_steps = [], False
     for number, chosen in enumerate(itertools.product(*_choices(overrides).values())):
         values = dict(argument.split("=", 1) for argument in chosen if "=" in argument)
         settings = _settings(loader.load_sweep_config(config, list(chosen)))
+        open_steps = open_steps or steps_are_open(settings)
         texts = {key.lstrip("+"): values[key].strip("'\"") for key in swept}
         jobs.append(SweepJob(number, texts, comparable(settings)))
     _refuse_units(jobs)
-    _refuse_open_steps(jobs)
+    if open_steps:  # two measurements of a machine's speed differ, and so would the plans that they make
+        raise ConfigError(
+            "steps is not set, and a sweep compares runs that do not depend on how busy the machine was: give steps "
+            "and privacy.expected_batch_size; a single run with time=... says what fits"
+        )
     return jobs
 
 
@@ -137,18 +143,6 @@ def _refuse_units(jobs: Sequence[SweepJob]) -> None:
                     f"{key}={value} and {key}={known} in one sweep: what its runs cost together is of one unit; "
                     "make a sweep for each"
                 )
-
-
-def _refuse_open_steps(jobs: Sequence[SweepJob]) -> None:
-    """Two measurements of a machine's speed differ, and so would the plans that they make."""
-    for job in jobs:
-        given = job.settings
-        both = given["privacy.epsilon"] is not None and given["privacy.noise_multiplier"] is not None
-        if given["steps"] is None and not both and not given["phases"]:
-            raise ConfigError(
-                "steps is not set, and a sweep compares runs that do not depend on how busy the machine was: give "
-                "steps and privacy.expected_batch_size; a single run with time=... says what fits"
-            )
 
 
 def refuse_tuning(settings: TrainConfig) -> None:

@@ -234,6 +234,15 @@ def test_a_sweep_gives_every_job_a_folder(runs: list[TrainConfig]) -> None:
     assert [(c.privacy.noise_multiplier, c.output_dir) for c in runs] == [(0.6, "runs/s/0"), (0.8, "runs/s/1")]
 
 
+def test_a_sweep_leaves_no_steps_to_a_clock(runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = [*BASE, "tracking=disabled", "-m", "output_dir=s"]
+    for more in ("privacy.noise_multiplier=1,2", "privacy.noise_multiplier=1,2 time=1h"):
+        assert main(["train", *sweep, *more.split()]) == 2
+        assert "steps is not set, and a sweep compares runs" in capsys.readouterr().err
+    assert not runs
+    assert main(["train", *sweep, "privacy.noise_multiplier=1,2", "privacy.epsilon=2"]) == 0, "these find the steps"
+
+
 def test_a_sweep_over_models_takes_files(runs: list[TrainConfig]) -> None:
     models = "model=yolo26n.yaml,'/a b/c.pt',yolov8n.yaml"
     assert main(["train", "-m", models, "data=d.yaml", "tracking=disabled", "steps=3", "output_dir=s"]) == 0
