@@ -24,9 +24,10 @@ from dptrain.privacy.sampling import Draw
 from dptrain.privacy.streams import NoiseStream
 from dptrain.run.optimizers import make_optimizer
 from dptrain.settings.schema import OptimizerConfig
+from dptrain.training.average import MovingAverage
 from dptrain.training.clipped_sum import ClippedSum
 from dptrain.training.journal import StepJournal
-from dptrain.training.trainer import MovingAverage, PrivateTrainer, learning_rate
+from dptrain.training.trainer import PrivateTrainer, learning_rate
 
 from . import memory
 from .cases import Case

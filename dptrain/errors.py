@@ -54,5 +54,9 @@ class SupersededError(BudgetError):
     """The run went on in another folder or process: this one may take no further step."""
 
 
+class ProcessError(DptrainError, RuntimeError):
+    """Another process of the run ended, failed, or computes something else: the run cannot continue without it."""
+
+
 class SealError(DptrainError, RuntimeError):
     """A sealed file cannot be opened: another key, or not a bit as it was sealed. Nothing of it is used."""

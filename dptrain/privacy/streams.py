@@ -19,7 +19,8 @@ class NoiseStream:
     Formal guarantee: without a seed, the key is 256 bits from the operating system's generator, is kept nowhere else,
     and no part of the keystream is used twice, not even by a forked process; two streams are independent. With a
     ``seed`` the stream repeats itself, which is for tests only and voids the guarantee of anything made with it
-    (``secure`` is then False).
+    (``secure`` is then False). A ``key`` of 256 such bits is given where several processes must make the same numbers:
+    they are as good as that key is secret, and of one use.
 
     Gaussians are made by the Box-Muller transform from 64 random bits each, in double precision. That is a continuous
     Gaussian up to rounding; what protects from attacks on the rounding (Mironov 2012) is :mod:`dptrain.privacy.exact`.
@@ -27,10 +28,10 @@ class NoiseStream:
 
     factor: tuple[float, ...] = (1.0,)  # by which the noise of steps is correlated: by itself alone
 
-    def __init__(self, seed: int | None = None, purpose: str = "") -> None:
+    def __init__(self, seed: int | None = None, purpose: str = "", key: bytes | None = None) -> None:
         self.secure = seed is None
         self._seed, self._purpose = seed, purpose
-        self._keystream = _keystream(os.urandom(32) if seed is None else _test_key(seed, purpose))
+        self._keystream = _keystream((key or os.urandom(32)) if seed is None else _test_key(seed, purpose))
         self._process = os.getpid()
 
     def at(self, step: int) -> NoiseStream:

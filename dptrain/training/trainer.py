@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import astuple, replace
 from itertools import chain
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +29,10 @@ from ..privacy.sampling import Draw
 from ..privacy.streams import NoiseStream
 from ..support.devices import refuse_single_precision
 from ..support.out_of_memory import in_memory
+from .average import MovingAverage, copy_into
 from .clipped_sum import ClippedSum
 from .phases import Phase, last_steps, let_train, parameters_of
+from .processes import Group, shares_of
 
 
 class Loader(Protocol):
@@ -49,48 +52,12 @@ class Loader(Protocol):
         """
 
 
-class MovingAverage:
-    """Exponential moving average of the iterates, corrected for its start (De et al. 2022, section 3.2).
-
-    After step t the decay is ``min(decay, (1 + t) / (10 + t))``. It is made of noised iterates and costs no privacy.
-    """
-
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ConfigError(f"ema.decay={decay} is not in [0, 1)")
-        self.decay = decay
-        self._live = parameters
-        self.values = {name: p.detach().clone() for name, p in parameters.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the iterate after ``step`` steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self._live.values()], 1.0 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the average in the place of the iterate inside the block."""
-        kept = {name: p.detach().clone() for name, p in self._live.items()}
-        try:
-            _copy(self._live, self.values)
-            yield
-        finally:
-            _copy(self._live, kept)
-
-
 def _same(value: Any, agreed: Any) -> bool:
     return value is agreed or (isinstance(agreed, int | float | str | tuple) and value == agreed)
 
 
 def _count(batch: Any) -> int:
     return batch_size(batch.examples if isinstance(batch, UnitBatch) else batch)
-
-
-@torch.no_grad()
-def _copy(target: dict[str, nn.Parameter], source: dict[str, Tensor]) -> None:
-    for name, parameter in target.items():
-        parameter.copy_(source[name])
 
 
 def learning_rate(name: str, base: float, step: int, steps: int, warmup_steps: int = 0, final: float = 0.01) -> float:
@@ -130,7 +97,8 @@ class PrivateTrainer:
         optimizer: A torch optimizer over exactly the parameters that train in any step.
         loader: Serves the units of a draw.
         num_units: Number of units that ``loader`` can be asked for.
-        identities: Of the units, for a plan with bands; see :class:`~dptrain.privacy.sampling.CyclicPoissonSampler`.
+        identities: Of the units, for a plan with bands (:class:`~dptrain.privacy.sampling.CyclicPoissonSampler`) or
+            several processes (:func:`~dptrain.training.processes.shares_of`).
         seed: For tests only: repeats sampling and noise, and voids the guarantee.
         engine: ``fused``, ``opacus`` or ``microbatch``.
         ema_decay: Decay of the moving average; 0 leaves it equal to the iterate.
@@ -142,6 +110,7 @@ class PrivateTrainer:
         phases: Which parameters train in which steps: their steps add up to the plan's, and their names hold all that
             is trainable. What trains is switched here (``requires_grad``), by the step's number alone. Without phases
             the module's trainable parameters train in every step.
+        group: Of several processes that take the steps together; None: this one alone. The units then need identities.
         probe: A made-up batch of two or more different examples, on which ``check_independence`` is tried now, so that
             no private example decides what comes out; None: the first private batch is tried. False: the caller has
             tried it, or answers for the loss.
@@ -168,6 +137,7 @@ class PrivateTrainer:
         before_step: Callable[[int], None] | None = None,
         on_release: Callable[[int], None] | None = None,
         phases: Sequence[Phase] = (),
+        group: Group | None = None,
         probe: Any = None,
     ) -> None:
         self.module, self.loss_function, self.plan, self.engine = module, loss_function, plan, engine
@@ -182,7 +152,10 @@ class PrivateTrainer:
         self.average = MovingAverage(self.parameters, ema_decay)
         if exact and plan.bands > 1:
             raise ConfigError(f"exact noise of {plan.bands} bands is not worked out: leave one of them out")
-        self.sampler = plan.sampler(num_units, NoiseStream(seed, "sampling"), identities)
+        self._group = group
+        coins = NoiseStream(seed, "sampling") if group is None else group.coins(seed)
+        self.sampler = plan.sampler(num_units, coins, identities)
+        self._shares = None if group is None else self._shared_out(group, identities)
         self.noise_stream = plan.noise_stream(seed)
         self.secure = seed is None
         self.step = 0
@@ -198,6 +171,19 @@ class PrivateTrainer:
             self._tried.append(probe is False or (probe is not None and self._try(probe)))
             self._agreed.append(self._terms())
         self._switch(0)
+
+    def _shared_out(self, group: Group, identities: Sequence[bytes] | None) -> np.ndarray:
+        """Which process computes the gradient of every unit."""
+        if self.plan.bands > 1:
+            raise ConfigError(
+                f"{group.count} processes and noise of {self.plan.bands} bands are not worked out: leave one out"
+            )
+        if identities is None or len(identities) != self.sampler.num_units:
+            raise ConfigError(
+                f"{group.count} processes need the identities of all units: which process computes a unit follows from "
+                "its own"
+            )
+        return shares_of(identities, group.count)
 
     def _sum_of(self, phase: Phase) -> ClippedSum:
         """The clip rule of a phase, and the noise that fits it."""
@@ -266,7 +252,10 @@ class PrivateTrainer:
         until = self.plan.steps if until is None else until
         if until > self.plan.steps:
             raise PrivacyError(f"{until} steps requested, but the plan accounts for {self.plan.steps}: make a new plan")
-        steps = self.loader.steps(self.sampler.draws(until, start=self.step))
+        draws = self.sampler.draws(until, start=self.step)
+        if self._group is not None and self._shares is not None:
+            draws = self._group.own(draws, self._shares)
+        steps = self.loader.steps(draws)
         try:
             for batches in steps:
                 self._take_step(batches)
@@ -286,11 +275,7 @@ class PrivateTrainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._set_rate(self.step)
         self._refuse_changed()
-        total = self._clipped_sum(batches)
-        if self._on_release is not None:
-            self._on_release(self.step + 1)
-        gradient = self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))
-        del total
+        gradient = self._noised(batches)
         for name, parameter in self.parameters.items():
             parameter.grad = gradient[name].to(parameter.dtype) if name in gradient else None
         self.optimizer.step()
@@ -301,6 +286,22 @@ class PrivateTrainer:
             raise PrivacyError(
                 f"the weights are no longer finite after step {self.step}: the run diverged; lower the learning rate"
             )
+        if self._group is not None:
+            self._group.compare(self.parameters, self.step)
+
+    def _noised(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+        """Return the noised gradient of one draw, of which ``batches`` are the units that this process looks at."""
+        if self._group is None:
+            return self._released(self._clipped_sum(batches))
+        own = self._clipped_sum(self._group.counted(batches))
+        dtypes = {p.dtype for p in self.parameters.values()}
+        return self._group.noised(self.step, own, self._released, dtypes.pop() if len(dtypes) == 1 else torch.float64)
+
+    def _released(self, total: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Count the step, and noise the sum over all of its draw, once."""
+        if self._on_release is not None:
+            self._on_release(self.step + 1)
+        return self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))
 
     def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""
@@ -372,7 +373,7 @@ class PrivateTrainer:
         if shapes != {name: tensor.shape for name, tensor in self.module.state_dict().items()}:
             raise PrivacyError("the checkpoint is of another model than this run's: resume with its settings")
         self.module.load_state_dict(state["frozen"], strict=False)
-        _copy(self.parameters, state["parameters"])
+        copy_into(self.parameters, state["parameters"])
         self.average.values = {name: state["average"][name].to(p.device) for name, p in self.parameters.items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = max(state["step"], step or 0)

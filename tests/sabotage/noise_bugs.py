@@ -21,10 +21,11 @@ _DRAWN = "np.flatnonzero(stream.uniform(self.num_units) < self.sample_rate)"
 _DOOR = "dptrain.privacy.noise:privatize"
 _STEP = "dptrain.training.trainer:PrivateTrainer._take_step"
 _SUM = "dptrain.training.trainer:PrivateTrainer._clipped_sum"
+_RELEASED = "dptrain.training.trainer:PrivateTrainer._released"
 _STREAM = "dptrain.privacy.streams:NoiseStream."
 _FORKED = "if self.secure and self._process != os.getpid():"
 _COUNT = "counts.append(len(batch['img'] if isinstance(batch, dict) else batch[0]))"
-_NOISED = "gradient = self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))"
+_NOISED = "return self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))"
 _COUNTED = "if self._on_release is not None:\n        self._on_release(self.step + 1)"
 
 NOISE_BUGS = (
@@ -175,19 +176,16 @@ NOISE_BUGS = (
         ],
         PAIRS,
     ),
-    bugs(
+    bug(
         "optimizer fed without noise",
         "The noised gradient is made, and the other one used.",
-        [
-            (_STEP, "del total\n", "scale = self.plan.expected_batch_size\n"),
-            (_STEP, "gradient[name].to(parameter.dtype)", "(total[name] / scale).to(parameter.dtype)"),
-        ],
+        _RELEASED, _NOISED, "return {name: value / self.plan.expected_batch_size for name, value in total.items()}",
         PAIRS, _SCALE,
     ),
     bug(
         "average before the noise",
         "The moving average takes the clean gradient, for better weights.",
-        _STEP, _NOISED,
+        _RELEASED, _NOISED,
         "for name, value in self.average.values.items():\n"
         "        value.sub_(0.01 * total[name].to(value.dtype) / self.plan.expected_batch_size)\n    " + _NOISED,
         PAIRS, WHOLE, LOOP + "test_the_average_follows_the_noised_iterates_only",
@@ -195,7 +193,7 @@ NOISE_BUGS = (
     bug(
         "learning rate from the gradient",
         "The rate is scaled by the norm of the clean sum.",
-        _STEP, _NOISED,
+        _RELEASED, _NOISED,
         "for group in self.optimizer.param_groups:\n"
         "        group['lr'] *= 1.0 + float(sum(value.square().sum() for value in total.values()))\n    " + _NOISED,
         PAIRS, WHOLE,
@@ -206,14 +204,15 @@ NOISE_BUGS = (
         [
             (_SUM, "before = self._tensor_versions()",
              "total = self.__dict__.setdefault('_total', total)\n    before = self._tensor_versions()"),
-            (_STEP, "del total\n", "self.__dict__.pop('_total')\n"),
+            (_RELEASED, _NOISED, "self.__dict__.pop('_total')\n    " + _NOISED),
         ],
         LOOP + "test_an_exception_in_a_step_leaves_no_stale_sum",
     ),
     bug(
         "journal after the noise",
         "A step is counted when its noise is there: one that is killed in between is not.",
-        _STEP, f"{_COUNTED}\n    {_NOISED}", f"{_NOISED}\n    {_COUNTED}",
+        _RELEASED, f"{_COUNTED}\n    {_NOISED}",
+        f"{_NOISED.replace('return', 'noised =')}\n    {_COUNTED}\n    return noised",
         PAIRS, WHOLE,
     ),
     bug(

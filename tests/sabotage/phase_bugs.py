@@ -11,7 +11,7 @@ PHASE_BUGS = (
     bug(
         "noise of the first phase",
         "The noise is made once, for the clip rule of the first phase, and serves all of them.",
-        _TRAINER + "_take_step",
+        _TRAINER + "_released",
         "self.clipped.mechanism.noise(",
         "replace(self.clipped.mechanism, rule=self._sums[0].mechanism.rule).noise(",
         PHASES + "test_the_noise_of_a_step_is_scaled_to_the_sensitivity_of_its_own_phase",

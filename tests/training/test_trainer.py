@@ -16,8 +16,9 @@ from dptrain import Clipping, ConfigError, ModelError, PrivacyError, PrivacyPlan
 from dptrain.privacy import noise, streams
 from dptrain.privacy.clipping import CLIPPINGS
 from dptrain.privacy.sampling import Draw
+from dptrain.training.average import MovingAverage
 from dptrain.training.clipped_sum import ClippedSum
-from dptrain.training.trainer import MovingAverage, PrivateTrainer, learning_rate
+from dptrain.training.trainer import PrivateTrainer, learning_rate
 
 X = torch.linspace(-1, 1, 60).view(20, 3)
 Y = (X[:, 0] > 0).long()
