@@ -1,7 +1,7 @@
 """The noise that training really added, at the optimizer, against what the plan promises; and that none is used twice.
 
-There are no ranks: training is one process. What stands in for them are the physical batches of a step, and processes
-that train on their own. Every p-value is compared with 1e-9, which is how often a test here fails by bad luck.
+Here one process trains; ``test_processes.py`` has several that train together. Every p-value is compared with 1e-9,
+which is how often a test here fails by bad luck.
 """
 
 from __future__ import annotations

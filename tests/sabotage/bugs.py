@@ -11,6 +11,7 @@ from .identity_bugs import IDENTITY_BUGS
 from .lease_bugs import LEASE_BUGS
 from .noise_bugs import NOISE_BUGS
 from .phase_bugs import PHASE_BUGS
+from .process_bugs import PROCESS_BUGS
 from .published_bugs import PUBLISHED_BUGS
 from .reading_bugs import READING_BUGS
 from .record_bugs import RECORD_BUGS
@@ -25,6 +26,7 @@ BUGS: dict[str, Bug] = {
         LEASE_BUGS,
         NOISE_BUGS,
         PHASE_BUGS,
+        PROCESS_BUGS,
         PUBLISHED_BUGS,
         READING_BUGS,
         RECORD_BUGS,
