@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from ..support.files import to_json
+from ..support.launched import launched
 from .console import EXIT_FAILED, EXIT_REFUSED, described, fail, own_messages
 from .options import Commands
 
@@ -27,6 +29,13 @@ def train(arguments: list[str], debug: bool) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(_train_help())
         return 0
+    if (launch := launched()) is not None:
+        if launch.rank:
+            from ..run.processes import follow
+
+            follow(launch)  # the end of this process: the first one has all that it needs
+        if {"-m", "--multirun"} & set(arguments):
+            raise ConfigError("a sweep under torchrun would be several runs: give device=0,1 instead, or sweep without")
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
 

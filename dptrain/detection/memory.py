@@ -34,6 +34,7 @@ def physical_batch_size(
     *,
     sample_rate: float = 0.0,
     most_of_a_unit: int = 1,
+    memory: int | None = None,
 ) -> int:
     """Return how many images of ``imgsz`` pixels to hold at once: the number that makes a step of a draw shortest.
 
@@ -43,8 +44,10 @@ def physical_batch_size(
     Args:
         sample_rate: The plan's, from which the spread of a draw follows.
         most_of_a_unit: Most examples that one unit can be in a step.
+        memory: Bytes that there are; None: all that ``device`` has.
     """
-    fits = int(_SHARE * memory_of(device) / (_OVERHEAD * bytes_of_one(model, imgsz, device)))
+    memory = memory_of(device) if memory is None else memory
+    fits = int(_SHARE * memory / (_OVERHEAD * bytes_of_one(model, imgsz, device)))
     most = max(1, min(fits, MOST_ON_GPU if device.type == "cuda" else MOST_ON_CPU))
     fixed = ((_FIXED_ON_GPU if device.type == "cuda" else _FIXED_ON_CPU) / imgsz) ** 2
     spread = most_of_a_unit * math.sqrt(expected_batch_size * (1.0 - sample_rate))

@@ -41,6 +41,10 @@ class UnitExamples:
         """Most examples that one unit can be in a step, copies included; a public constant."""
         return self.most * self.copies
 
+    def examples(self, unit: int) -> np.ndarray:
+        """Return all examples of a unit, in their order."""
+        return self._examples[self._starts[unit] : self._starts[unit + 1]]
+
     def count(self, unit: int) -> int:
         """Return the number of examples that a step takes of a unit, copies included."""
         return int(min(self._starts[unit + 1] - self._starts[unit], self.most)) * self.copies
@@ -50,7 +54,7 @@ class UnitExamples:
 
         Every subset of that size is as likely, and units are drawn from independently.
         """
-        examples = self._examples[self._starts[unit] : self._starts[unit + 1]]
+        examples = self.examples(unit)
         if len(examples) <= self.most:
             return examples
         # The key keeps these numbers apart from those that augment the example of the same number.

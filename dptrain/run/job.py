@@ -72,7 +72,7 @@ class Run:
         total = sum(p.numel() for p in prepared.model.parameters())
         say(
             f"dptrain: {Path(self.config.model).name} on {prepared.data_name}: {len(prepared.model.names)} classes, "
-            f"{trainable:,} of {total:,} parameters train, {prepared.device}"
+            f"{trainable:,} of {total:,} parameters train, {prepared.where}"
         )
         say(
             f"epsilon {shown(plan.epsilon())} (RDP; PLD {shown(plan.epsilon('pld'))}), delta {plan.delta:.3g}, "
@@ -121,6 +121,8 @@ class Run:
             stack.enter_context(self._charged())
             tracker = stack.enter_context(self._tracker())
             self._restore()
+            if self.prepared.group is not None:
+                self.prepared.group.hand_out((self.trainer.state(), self.trainer.step))
             stop = stack.enter_context(stop_signal())
             stack.enter_context(self._says_how_to_go_on())
             if not self._checkpoint_file.exists():

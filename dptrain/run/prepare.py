@@ -6,9 +6,9 @@ executes what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +21,25 @@ from ..datasets.identity import pictures_in
 from ..datasets.repeats import refuse_repeats
 from ..datasets.sources import public_images
 from ..detection import DetectionModel
-from ..detection.data import DataConfig, DetectionDataset, StepLoader, load_data
-from ..detection.loss import PerImageLoss, one2many_weight
+from ..detection.data import DataConfig, DetectionDataset, load_data
 from ..detection.memory import physical_batch_size
-from ..detection.probe import refuse_coupled_images
-from ..gradients import trainable_parameters
 from ..privacy.plan import PrivacyPlan
 from ..privacy.units import UnitExamples
 from ..sealing.weights import is_weights, weights_hash
 from ..settings.schema import DEFAULT_IMAGES_PER_GROUP, FREE_TO_CHANGE, TrainConfig
 from ..statement.start_runs import StartRun
 from ..support.devices import usable_device
-from ..training.phases import let_train
+from ..training.processes import Group
 from ..training.trainer import PrivateTrainer
-from .build import augmentation_of, loss_settings, model_of, with_rate
+from .build import augmentation_of, model_of, with_rate
 from .charge import RunCharge
 from .declared_public import DeclaredPublic
 from .facts import runs_behind
 from .folder import RunFolder
 from .notes import labels_read, same_source
-from .optimizers import make_optimizer
 from .outputs import OutputFiles
-from .phases import phases_of, rate_of
 from .scales import PublicVal, ScaledBy, settle_clipping
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,7 @@ class Prepared:
         rate_by_rule: Whether nobody gave a learning rate: of the run, or of its phases.
         physical_batch_size: How many examples go through the model at once.
         trainer: Takes the steps; each is counted in the folder's journal before its noise is drawn.
+        group: Of the processes that take the steps, of which this is the first; None where it is the only one.
         charge: What the run spends: its own, or that of the tuning.
         tuning: The ``tuning`` section of the statement; None for a run that pays for itself.
         notes: What the data's owner is told of the images and labels, and nobody else.
@@ -103,6 +100,7 @@ class Prepared:
     rate_by_rule: tuple[bool, ...]
     physical_batch_size: int
     trainer: PrivateTrainer
+    group: Group | None
     charge: RunCharge
     tuning: Mapping[str, Any] | None
     notes: Sequence[str]
@@ -111,6 +109,11 @@ class Prepared:
     def pays(self) -> bool:
         """Whether the run pays for itself; else the tuning has paid, and the ledger is not told of its steps."""
         return self.tuning is None
+
+    @property
+    def where(self) -> str:
+        """On what the run trains, in words."""
+        return str(self.device) if self.group is None else f"{self.group.count} processes on {self.device.type}"
 
     def settings(self) -> dict[str, Any]:
         """Return what must not change when the run is resumed, all of it public."""
@@ -131,7 +134,9 @@ class Prepared:
         }
 
 
-def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = None) -> Prepared:
+def prepare(
+    config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = None, group: Group | None = None
+) -> Prepared:
     """Decide all that a run needs before its first step; nothing is written.
 
     Args:
@@ -139,13 +144,14 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         plan: The plan that they make, without scales, which are measured here, and flat where the settings leave the
             clip rule to the run (``privacy.clipping=auto``).
         paid: Given for a tuning's candidate. Without it the run pays for itself.
+        group: Of several processes, of which this is the first; the others are handed their task.
 
     Raises:
         DptrainError: The run cannot start: one line with what is wrong and the fix.
     """
     folder, outputs = RunFolder(Path(config.output_dir), config.resume), OutputFiles(config.seal)
     folder.check()
-    device = torch.device(usable_device(config.device))
+    device = torch.device(usable_device(config.device)) if group is None else group.device
     data = load_data(config.data, config.labels)
     with _seeded(config.seed):
         model = model_of(config, data).to(device)
@@ -165,7 +171,7 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
     val = _compared(config, pictures, validation, val_groups)
     settled, final, scaled_by = settle_clipping(settled, plan, data, model, pictures, val, outputs)
     units = _units(config, groups, pictures, len(dataset))
-    at_once = _physical_batch_size(config, final, model, device, units)
+    at_once = _physical_batch_size(config, final, model, device, units, group)
     name = data_name(Path(config.data))
     own = RunCharge(
         config.budget,
@@ -187,13 +193,13 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
             charge.lease(steps)
         folder.journal.record(steps)
 
-    loader = StepLoader(dataset, at_once, config.workers, device, units)
-    num_units = len(dataset) if units is None else len(units)
-    # Every unit by its own picture, in the order of their numbers; copies that are one unit have one picture.
-    identities = list(dict.fromkeys(pictures.values())) if final.bands > 1 else None
-    trainer = _trainer(settled, final, model, loader, num_units, identities, count)
+    identities = _identities(groups, pictures) if final.bands > 1 or group is not None else None
+    task = Task(settled, final, model, dataset, list(pictures.values()), units, identities, at_once)
+    trainer = task.trainer(device, group, count)
     if paid is None:
         charge.prepare()
+    if group is not None:
+        group.hand_out(task)
     return Prepared(
         config=settled,
         plan=final,
@@ -211,6 +217,7 @@ def prepare(config: TrainConfig, plan: PrivacyPlan, paid: PaidByTuning | None = 
         rate_by_rule=tuple(phase.lr is None for phase in config.phases) or (config.optimizer.lr is None,),
         physical_batch_size=at_once,
         trainer=trainer,
+        group=group,
         charge=charge,
         tuning=None if paid is None else paid.facts,
         notes=[*(same_source(pictures, small) if groups is None else ()), *labels_read([dataset, validation])],
@@ -264,57 +271,29 @@ def _units(
     return UnitExamples(range(images), copies=copies) if copies > 1 else None
 
 
+def _identities(groups: Sequence[str] | None, pictures: Mapping[Path, bytes]) -> list[bytes]:
+    """Of every unit, in the order of their numbers; copies that are one unit have one picture."""
+    return list(dict.fromkeys(pictures.values() if groups is None else (name.encode() for name in groups)))
+
+
 def _physical_batch_size(
-    config: TrainConfig, plan: PrivacyPlan, model: DetectionModel, device: torch.device, units: UnitExamples | None
+    config: TrainConfig,
+    plan: PrivacyPlan,
+    model: DetectionModel,
+    device: torch.device,
+    units: UnitExamples | None,
+    group: Group | None,
 ) -> int:
     if config.physical_batch_size != "auto":
         return int(config.physical_batch_size)
     return physical_batch_size(
         model,
         config.imgsz,
-        plan.expected_batch_size,
+        -(-plan.expected_batch_size // (1 if group is None else group.count)),  # of a process
         device,
-        sample_rate=plan.sample_rate,
+        sample_rate=plan.sample_rate / (1 if group is None else group.count),
         most_of_a_unit=1 if units is None else units.most_at_once,
-    )
-
-
-def _trainer(
-    config: TrainConfig,
-    plan: PrivacyPlan,
-    model: DetectionModel,
-    loader: StepLoader,
-    num_units: int,
-    identities: Sequence[bytes] | None,
-    on_release: Callable[[int], None],
-) -> PrivateTrainer:
-    loss = PerImageLoss(settings=loss_settings(config))
-    assert config.ema.decay is not None
-    phases, rate, trained = phases_of(config, model), rate_of(config, plan), trainable_parameters(model)
-
-    def weigh_heads(step: int) -> None:
-        loss.one2many = one2many_weight(step / max(1, plan.steps - 1))
-
-    for names in [phase.names for phase in phases] or [tuple(trained)]:
-        let_train(trained, names)
-        refuse_coupled_images(model, config.engine, loss)
-    return PrivateTrainer(
-        model,
-        loss,
-        plan,
-        make_optimizer(replace(config.optimizer, lr=rate(0)), trained.values()),
-        loader,
-        num_units,
-        identities=identities,
-        seed=config.seed,
-        engine=config.engine,
-        exact=config.noise.exact,
-        ema_decay=config.ema.decay,
-        set_rate=rate,
-        phases=phases,
-        before_step=weigh_heads,
-        on_release=on_release,
-        probe=False,
+        memory=None if group is None else group.memory,
     )
 
 

@@ -10,10 +10,12 @@ from ..datasets.contents import files_held
 from ..privacy.plan import PrivacyPlan
 from ..settings import resolve as settings
 from ..settings.schema import TrainConfig
+from ..support.launched import launched
 from .by_time import settle_steps
 from .job import Run, TrainResult
 from .outputs import unlock
 from .prepare import prepare
+from .processes import follow, gathered, refuse_unshared
 from .progress import make_console
 from .public_start import declared_start
 
@@ -33,6 +35,8 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
 
     Raises:
         DptrainError: One line with what is wrong and the fix, before the first step wherever that is possible.
+        SystemExit: In every process but the first that torchrun started, at the end of the run: what follows the call
+            happens once.
     """
     config = settings.from_kwargs(plan=plan, model=str(model), data=str(data), **options)
     return train_from_config(settings.resolve(config))
@@ -40,11 +44,14 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
 
 def train_from_config(config: TrainConfig) -> TrainResult:
     """Do what :func:`train` does, from resolved settings."""
+    if (launch := launched()) is not None and launch.rank:
+        follow(launch)  # the end of this process
     with files_held():
         return _train(config)
 
 
 def _train(config: TrainConfig) -> TrainResult:
+    refuse_unshared(config)
     config = unlock(config)
     if config.public_data is None:
         config = replace(config, public_data=declared_start(config.model))
@@ -54,4 +61,5 @@ def _train(config: TrainConfig) -> TrainResult:
         return tune(config)
     config = settle_steps(config)
     plan = settings.make_plan(config)
-    return Run(prepare(settings.with_plan(config, plan), plan), make_console()).execute()
+    with gathered(config) as group:
+        return Run(prepare(settings.with_plan(config, plan), plan, group=group), make_console()).execute()

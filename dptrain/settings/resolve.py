@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..datasets.groups import GroupsConfig, check_groups
 from ..errors import ConfigError
-from ..support.devices import parse_device
+from ..support.devices import devices_of
 from ..support.environment import experiment_name, ledger_address, tracking_address
 from ..support.files import flatten
 from .keys import config_error, value_at
@@ -157,7 +157,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         if value_at(config, key) in ("", MISSING):
             raise ConfigError(f"{key} is not set: give {example}")
     config.optimizer.name = config.optimizer.name.lower()
-    config.device = parse_device(config.device)
+    config.device = ",".join(devices_of(config.device))
     config.output_dir = config.output_dir or default_output_dir()
     config.tracking.uri = tracking_address(config.tracking.uri)
     config.tracking.experiment = experiment_name(config.tracking.experiment)

@@ -265,7 +265,7 @@ class TrainConfig:
         f"one of {', '.join(LABELS)}: a bad row in a label file stops the run, or is left out and told the owner",
     )
     imgsz: int = _key(640, "side of the letterboxed square image in pixels, a multiple of 32")
-    device: str = _key("auto", "auto, cpu, cuda, cuda:1")
+    device: str = _key("auto", "auto, cpu, cuda, cuda:1; several, such as 0,1 or cpu,cpu: a process on each")
     steps: int | None = _key(None, "number of noised steps; default found from epsilon and noise, or by time")
     time: str | None = _key(
         None, f"how long the run may take, such as 30m; chooses steps, batch and what trains; default {DEFAULT_TIME}"

@@ -73,7 +73,7 @@ def test_settings_are_resolved_once_from_the_command_line(
         seen.append(given)
         return real(given)
 
-    def refuse(*_: Any) -> Prepared:
+    def refuse(*_: Any, **__: Any) -> Prepared:
         raise ConfigError("enough was seen")
 
     monkeypatch.setattr(settings, "resolve", resolve)

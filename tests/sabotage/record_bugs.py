@@ -143,8 +143,8 @@ RECORD_BUGS = (
         "number of images on the screen",
         "The first lines of a run say how many images it found.",
         "dptrain.run.job:Run._describe",
-        "parameters train, {prepared.device}",
-        "parameters train on {len(prepared.pictures)} images, {prepared.device}",
+        "parameters train, {prepared.where}",
+        "parameters train on {len(prepared.pictures)} images, {prepared.where}",
         WHOLE,
     ),
     bug(

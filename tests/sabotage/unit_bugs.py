@@ -72,8 +72,8 @@ UNIT_BUGS = (
     bug(
         "groups counted by images",
         "The sampler tosses a coin an image where groups are protected.",
-        "dptrain.run.prepare:prepare",
-        "len(dataset) if units is None else len(units)", "len(dataset)",
+        "dptrain.run.task:Task.trainer",
+        "len(self.dataset) if self.units is None else len(self.units)", "len(self.dataset)",
         "tests/privacy/test_units.py::test_a_run_of_groups_samples_states_and_charges_groups",
     ),
     bug(

@@ -219,8 +219,9 @@ def quote_values(arguments: list[str]) -> list[str]:
             raise ConfigError(f"{argument}: {key} is chosen by the name of a preset; ~{key} takes the preset out")
         if equals and key in texts:
             try:
-                # A comma makes a sweep, unless a file of that very name exists.
-                needs_quotes = parser.parse_override(argument).is_sweep_override() and Path(value).exists()
+                # A comma makes a sweep, unless a file of that very name exists, or it is between devices of one run.
+                one_value = Path(value).exists() or (key == "device" and "(" not in value)
+                needs_quotes = parser.parse_override(argument).is_sweep_override() and one_value
             except HydraException:
                 needs_quotes = True
             if needs_quotes:
