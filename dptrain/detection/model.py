@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_lo
 from ultralytics.utils import LOGGER
 
 from ..errors import ConfigError, ModelError, SealError
-from ..gradients.modules import FrozenBatchNorm2d, LowRankConv2d, group_norm_from_batch_norm
+from ..gradients.modules import CentredConv2d, FrozenBatchNorm2d, LowRankConv2d, group_norm_from_batch_norm
 from ..sealing.weights import is_weights, plain_weights
 from ..support.files import refuse_damage, write_atomically
 from .description import read_description, refuse_code
@@ -253,6 +253,11 @@ def stock_copy(detector: DetectionModel) -> DetectionModel:
                 setattr(module, name, child.to_batch_norm())
             elif isinstance(child, LowRankConv2d):
                 setattr(module, name, child.folded())
+            elif isinstance(child, CentredConv2d):
+                plain, shift = child.folded()
+                setattr(module, name, plain)
+                if plain.bias is None:
+                    module.bn.running_mean -= shift
         if isinstance(module, RepConv) and not any(isinstance(m, nn.BatchNorm2d) for m in module.modules()):
             # Stock Ultralytics merges its two branches, which group norms do not allow. With a `conv` they count as
             # merged, and what is then run is `forward_fuse`.

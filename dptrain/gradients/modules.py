@@ -86,6 +86,61 @@ def group_norm_from_batch_norm(norm: nn.BatchNorm2d | FrozenBatchNorm2d) -> nn.G
     return group
 
 
+class CentredConv2d(nn.Conv2d):
+    """A convolution whose weights train as if the usual mean of every input channel were taken from it first.
+
+    Behind an activation most of a gradient's length is of that mean, which says nothing of an image and takes the
+    room that clipping leaves. Here a step on a weight moves the layer's shift too, so that a usual input gives what it
+    gave before: the output is ``conv(x) + shift``, with ``shift = sum((start - weight) * input_mean)``. The gradient
+    of the weight is then that of a convolution of ``x - input_mean``, padded with zeros before. At first, and with
+    the shift folded into the layer behind it, the function is one that a plain convolution has.
+
+    Shapes: those of ``nn.Conv2d``; ``input_mean`` (in_channels,), public.
+    """
+
+    input_mean: Tensor
+    at_start: Tensor
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, input_mean: Tensor) -> CentredConv2d:
+        """Return a convolution that shares the weights of a plain one and computes the same."""
+        centred = copy.copy(conv)
+        centred.__class__ = cls
+        centred._buffers = dict(conv._buffers)
+        assert isinstance(centred, CentredConv2d)
+        centred.register_buffer("input_mean", input_mean.detach().to(conv.weight))
+        centred.register_buffer("at_start", torch.zeros_like(conv.weight[:, 0, 0, 0].detach()))
+        centred.at_start = -centred.shift().detach()
+        return centred
+
+    def shift(self) -> Tensor:
+        """Return what is added to every output channel, (out_channels,)."""
+        means = self.input_mean.view(self.groups, 1, -1)
+        weight = self.weight.sum((2, 3)).unflatten(0, (self.groups, -1))
+        return self.at_start - (weight * means).sum(2).flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.shift()
+        return self._conv_forward(x, self.weight, shift if self.bias is None else self.bias + shift)
+
+    def centred(self, x: Tensor) -> Tensor:
+        """Return the input that its weight gradient is of: padded, and without its usual mean."""
+        before = self._reversed_padding_repeated_twice
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return (F.pad(x, before, mode=mode) if any(before) else x) - self.input_mean.view(-1, 1, 1).to(x.dtype)
+
+    def folded(self) -> tuple[nn.Conv2d, Tensor]:
+        """Return the plain convolution, and the shift that is left to add where it has no bias."""
+        plain, shift = copy.copy(self), self.shift().detach()
+        plain.__class__ = nn.Conv2d  # type: ignore[assignment]
+        plain._buffers = {}
+        if self.bias is None:
+            return plain, shift
+        plain._parameters = dict(self._parameters)
+        plain.bias = nn.Parameter(self.bias.detach() + shift)
+        return plain, torch.zeros_like(shift)
+
+
 class LowRankConv2d(nn.Module):
     """A convolution that stays as it is, plus a trained one of low rank (LoRA, Hu et al. 2021).
 

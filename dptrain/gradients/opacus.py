@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import ModelError
 from .checks import refuse_missing, trainable_parameters
 from .fused import Groups, LossFunction, Weigh, _check_count, _check_losses
-from .modules import FrozenBatchNorm2d
+from .modules import CentredConv2d, FrozenBatchNorm2d
 from .units import Units
 
 
@@ -28,6 +29,17 @@ def _frozen_batch_norm_rule(
     normalised = activations[0] - layer.running_mean.view(shape)
     normalised = normalised * torch.rsqrt(layer.running_var + layer.eps).view(shape)
     return {layer.weight: (backprops * normalised).sum(positions), layer.bias: backprops.sum(positions)}
+
+
+def _centred_rule(layer: CentredConv2d, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    from opacus.grad_sample.conv import compute_conv_grad_sample
+
+    unpadded = copy.copy(layer)  # with the very parameters
+    unpadded.__class__, unpadded.padding = nn.Conv2d, (0, 0)  # type: ignore[assignment]
+    found: dict[nn.Parameter, Tensor] = compute_conv_grad_sample(
+        unpadded, [layer.centred(activations[0])], backprops
+    )
+    return found
 
 
 @contextmanager
@@ -82,6 +94,7 @@ def per_sample_gradients(
     """Return the gradient of every example, or the mean one of every unit, {parameter name: (n, *shape)}."""
     grad_sample_module = _grad_sample_module()
     grad_sample_module.GRAD_SAMPLERS.setdefault(FrozenBatchNorm2d, _frozen_batch_norm_rule)
+    grad_sample_module.GRAD_SAMPLERS.setdefault(CentredConv2d, _centred_rule)
     parameters = trainable_parameters(module)
     with _as_opacus_needs_it(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")

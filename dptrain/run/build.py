@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 
 from ..detection import DetectionModel
+from ..detection.centring import centre_inputs
 from ..detection.data import Augmentation, DataConfig
 from ..detection.loss import LossSettings
 from ..detection.model import load_model, norm_of
@@ -22,7 +23,7 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
     """Load the detector for the classes of the data; refuse one that cannot train as the settings ask."""
     assert config.head is not None, "resolve settles it"
     targets = config.lora.targets or "all"
-    return load_model(
+    detector = load_model(
         config.model,
         data.num_classes,
         norm=config.norm,
@@ -37,6 +38,8 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         new_classes=config.new_classes,
         similar=config.similar_classes,
     )
+    centre_inputs(detector)
+    return detector
 
 
 def augmentation_of(config: TrainConfig) -> Augmentation:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import autotune
+from ..modules import CentredConv2d
 from .base import Forward, PerExampleGradients, Record, Tape, as_autocast, full_precision, register, without_autocast
 from .conv_forms import FORMS, Conv, Geometry, GhostConvRecord, channels_first
 
@@ -29,11 +30,18 @@ _fastest = autotune.Chooser()
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: Conv, geometry: Geometry, tape: Tape
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        module: Conv,
+        geometry: Geometry,
+        tape: Tape,
+        recorded: Geometry | None = None,
     ) -> Tensor:
         x, weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(x, weight)
-        ctx.module, ctx.geometry, ctx.tape = module, geometry, tape
+        ctx.module, ctx.geometry, ctx.tape, ctx.recorded = module, geometry, tape, recorded
         with without_autocast(x):
             return _forward(x, weight, bias, geometry)
 
@@ -41,14 +49,17 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         module, geometry = ctx.module, ctx.geometry
-        ctx.tape.add(module, conv_record(module, geometry, x, b, ctx.tape))
+        if ctx.recorded is None:
+            ctx.tape.add(module, conv_record(module, geometry, x, b, ctx.tape))
+        else:
+            ctx.tape.add(module, conv_record(module, ctx.recorded, module.centred(full_precision(x)), b, ctx.tape))
         grad = None
         if ctx.needs_input_grad[0]:
             if _multiplies("backward", geometry, x, weight):
                 grad = _product(weight.flatten(1).t(), b)
             else:
                 grad = geometry.input_gradient(b, x, weight)
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -194,6 +205,19 @@ def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
 
     def forward(x: Tensor) -> Tensor:
         return _Conv.apply(pad(x), module.weight, module.bias, module, geometry, tape)
+
+    return forward
+
+
+@register(CentredConv2d)
+def centred_conv2d(module: CentredConv2d, tape: Tape) -> Forward:
+    geometry, pad = padded_geometry(module, tape)
+    centred = Geometry(module, [0, 0], [0, 0], tape.per_unit)
+
+    def forward(x: Tensor) -> Tensor:
+        shift = module.shift().detach()
+        bias = shift if module.bias is None else module.bias + shift
+        return _Conv.apply(pad(x), module.weight, bias, module, geometry, tape, centred)
 
     return forward
 
