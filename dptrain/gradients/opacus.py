@@ -36,9 +36,7 @@ def _centred_rule(layer: CentredConv2d, activations: list[Tensor], backprops: Te
 
     unpadded = copy.copy(layer)  # with the very parameters
     unpadded.__class__, unpadded.padding = nn.Conv2d, (0, 0)  # type: ignore[assignment]
-    found: dict[nn.Parameter, Tensor] = compute_conv_grad_sample(
-        unpadded, [layer.centred(activations[0])], backprops
-    )
+    found: dict[nn.Parameter, Tensor] = compute_conv_grad_sample(unpadded, [layer.centred(activations[0])], backprops)
     return found
 
 

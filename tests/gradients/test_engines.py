@@ -19,7 +19,7 @@ import dptrain
 from benchmarks.modules import Block
 from dptrain.detection import PerImageLoss, load_model, per_image_losses
 from dptrain.gradients import ENGINES
-from dptrain.gradients.modules import FrozenBatchNorm2d
+from dptrain.gradients.modules import CentredConv2d, FrozenBatchNorm2d
 
 from ..detectors import FAMILIES, random_batch, stock_detector, ultralytics_gradients, write_checkpoint
 from .oracle import assert_same, clipped, one_at_a_time, projected_losses, squared_norms
@@ -36,6 +36,7 @@ class Cnn(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(3, 8, 3, stride=2, padding=1), FrozenBatchNorm2d(8), nn.SiLU(inplace=True),
             nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.GroupNorm(2, 8), nn.ReLU(inplace=True),
+            CentredConv2d.of(nn.Conv2d(8, 8, 3, padding=1), torch.linspace(-1, 2, 8)),
             nn.ConvTranspose2d(8, 4, 2, stride=2), nn.BatchNorm2d(4, affine=False).eval(), nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
         )  # fmt: skip
@@ -275,7 +276,7 @@ def test_an_image_that_is_not_finite_leaves_the_others_alone(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_module_is_left_as_it_was(engine: str) -> None:
     module = seeded(Cnn).train()
-    module.body[7].eval()
+    module.body[8].eval()
     module.body[0].eval()
     module.head[0].requires_grad_(False)
     for p in module.parameters():
@@ -395,10 +396,10 @@ def test_stock_detectors_are_refused() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_batch_norm_that_is_turned_on_during_the_run_is_refused(engine: str) -> None:
     module = seeded(Cnn)
-    module.body[7].eval()
+    module.body[8].eval()
     dptrain.per_sample_gradients(module, plain_losses, images(2), engine)
     module.train()
-    refused(module, "body.7", engine=engine, x=images(2))
+    refused(module, "body.8", engine=engine, x=images(2))
 
 
 class Attention(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 import dptrain
 from dptrain.gradients import autotune, trainable_parameters
 from dptrain.gradients.fused import run
-from dptrain.gradients.modules import FrozenBatchNorm2d
+from dptrain.gradients.modules import CentredConv2d, FrozenBatchNorm2d
 from dptrain.gradients.rules import conv, linear
 from dptrain.gradients.rules.base import Tape, squared_norm
 from dptrain.gradients.units import Units
@@ -146,6 +147,44 @@ def ways() -> Iterator[Any]:
             pointwise = options == {"kernel_size": 1}
             if form in ("fold", "loop") or ("groups" not in options and (form != "bmm" or pointwise)):
                 yield pytest.param(options, method, id=f"{method} {options}")
+
+
+def centred(bias: bool, **options: Any) -> CentredConv2d:
+    torch.manual_seed(0)
+    return CentredConv2d.of(nn.Conv2d(4, 8, bias=bias, **options).double(), data(4, seed=3))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("options", [*DENSE, *GROUPED], ids=str)
+def test_centred_convolutions(options: dict[str, Any], bias: bool) -> None:
+    x = data(5, 4, 9, 10)
+    for module in (centred(bias, **options), OnTop(nn.Conv2d(4, 4, 1), centred(bias, **options))):
+        check(module, x)
+        losses, parameters = projected_losses(), trainable_parameters(module)
+        wanted = dptrain.per_sample_gradients(module, losses, x, engine="microbatch")
+        assert_same(dptrain.per_sample_gradients(module, losses, x, engine="opacus"), wanted, RELATIVE, FLOOR)
+        assert set(wanted) == set(parameters)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("options", [*DENSE, *GROUPED], ids=str)
+def test_what_a_centred_convolution_is(options: dict[str, Any], bias: bool) -> None:
+    """The plain one at first; its weight's gradient is that of an input without its mean; folded, a plain one again."""
+    x, plain = data(5, 4, 9, 10), nn.Conv2d(4, 8, bias=bias, **options).double()
+    module = CentredConv2d.of(plain, data(4, seed=3))
+    before = plain(x)
+    assert torch.equal(module(x), before) and module.weight is plain.weight
+    (got,) = torch.autograd.grad(module(x).square().sum(), module.weight)
+    bare = copy.copy(plain)
+    bare.padding, bare.padding_mode = (0, 0), "zeros"
+    away = bare(module.centred(x))
+    (wanted,) = torch.autograd.grad(away, plain.weight, 2 * before.detach())
+    torch.testing.assert_close(got, wanted)
+    with torch.no_grad():
+        module.weight += data(*module.weight.shape, seed=4)
+    folded, shift = module.folded()
+    assert type(folded) is nn.Conv2d and not dict(folded.named_buffers()) and (folded.bias is None) == (not bias)
+    torch.testing.assert_close(folded(x) + shift.view(-1, 1, 1), module(x))
 
 
 @pytest.mark.parametrize("below", [False, True], ids=["alone", "reused"])

@@ -22,6 +22,7 @@ import dptrain
 import dptrain.run.job
 from dptrain import Clipping, ConfigError, DataError, PrivacyPlan, TrackingError
 from dptrain.detection import load_model, save_weights
+from dptrain.detection.centring import centre_inputs
 from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.loss import PerImageLoss, one2many_weight
 from dptrain.detection.scales import layer_scales
@@ -160,6 +161,7 @@ def test_the_scales_of_a_run_are_of_public_images_stated_and_found_again(tmp_pat
     assert scales[0] != scales[1] == scales[2] and len({scale for _, scale in scales[1]}) > 2
     model = load_model(start, 2, names={0: "green", 1: "blue"})
     set_trainable(model, "head")
+    centre_inputs(model)
     images = DetectionDataset(load_data(public), "train", 64)
     measured = layer_scales(model, PerImageLoss(one2many_weight(0.5)), images)
     assert scales[1] == [list(pair) for pair in measured]

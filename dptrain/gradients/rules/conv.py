@@ -37,11 +37,11 @@ class _Conv(torch.autograd.Function):
         module: Conv,
         geometry: Geometry,
         tape: Tape,
-        recorded: Geometry | None = None,
+        centre: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         x, weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(x, weight)
-        ctx.module, ctx.geometry, ctx.tape, ctx.recorded = module, geometry, tape, recorded
+        ctx.module, ctx.geometry, ctx.tape, ctx.centre = module, geometry, tape, centre
         with without_autocast(x):
             return _forward(x, weight, bias, geometry)
 
@@ -49,10 +49,11 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         module, geometry = ctx.module, ctx.geometry
-        if ctx.recorded is None:
+        if ctx.centre is None:
             ctx.tape.add(module, conv_record(module, geometry, x, b, ctx.tape))
         else:
-            ctx.tape.add(module, conv_record(module, ctx.recorded, module.centred(full_precision(x)), b, ctx.tape))
+            unpadded = Geometry(module, [0, 0], [0, 0], geometry.per_unit)
+            ctx.tape.add(module, conv_record(module, unpadded, ctx.centre(full_precision(x)), b, ctx.tape))
         grad = None
         if ctx.needs_input_grad[0]:
             if _multiplies("backward", geometry, x, weight):
@@ -212,12 +213,15 @@ def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
 @register(CentredConv2d)
 def centred_conv2d(module: CentredConv2d, tape: Tape) -> Forward:
     geometry, pad = padded_geometry(module, tape)
-    centred = Geometry(module, [0, 0], [0, 0], tape.per_unit)
+    (height, width), mean = geometry.padding, module.input_mean.view(-1, 1, 1)
+
+    def centre(padded: Tensor) -> Tensor:
+        return (F.pad(padded, (width, width, height, height)) if height or width else padded) - mean
 
     def forward(x: Tensor) -> Tensor:
         shift = module.shift().detach()
         bias = shift if module.bias is None else module.bias + shift
-        return _Conv.apply(pad(x), module.weight, bias, module, geometry, tape, centred)
+        return _Conv.apply(pad(x), module.weight, bias, module, geometry, tape, centre)
 
     return forward
 
