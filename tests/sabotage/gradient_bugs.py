@@ -46,6 +46,20 @@ GRADIENT_BUGS = (
         _LARGEST, ENGINES + "test_networks_that_are_no_detectors",
     ),
     bug(
+        "centred by the batch",
+        "A convolution's input is centred by the mean of the images in the batch, so each moves the others' gradients.",
+        "dptrain.gradients.rules.conv:centred_conv2d",
+        "if height or width else padded) - mean", "if height or width else padded) - padded.mean((0, 2, 3), True)[0]",
+        LAYERS + "test_centred_convolutions",
+    ),
+    bug(
+        "the shift of a centred layer is not released",
+        "Stock weights leave out what centring moved: their function is not the one that was trained.",
+        "dptrain.detection.model:stock_copy",
+        "module.bn.running_mean -= shift", "pass",
+        "tests/detection/test_centring.py::test_the_weights_that_are_released_are_stock",
+    ),
+    bug(
         "scales left out of the norm",
         "Scaled clipping: the norm is taken before the layers are scaled, and what is released after.",
         "dptrain.privacy.clip_rules:ScaledClip.weights",
