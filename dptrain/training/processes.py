@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported inside a group, its default arguments would keep that group for ever
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 

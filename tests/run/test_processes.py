@@ -25,6 +25,7 @@ from dptrain.errors import ProcessError
 from dptrain.run import processes
 from dptrain.run.job import Run
 from dptrain.settings.resolve import from_kwargs, resolve
+from dptrain.support.files import flatten
 from dptrain.support.launched import NAMES, Launch, launched
 from dptrain.training.journal import steps_started
 from dptrain.training.processes import Group, shares_of
@@ -131,12 +132,20 @@ def test_a_killed_process_ends_the_run_in_a_line_and_one_process_resumes_it_to_t
     assert rows[0] == rows[1]
 
 
-def test_a_run_under_torchrun_has_the_files_of_one_process(folder: Path, alone: Path) -> None:
-    given = options(folder, "torchrun", workers=1)
-    sections = {name: value for name, value in given.items() if isinstance(value, dict)}
-    arguments = [f"{key}={value}" for key, value in given.items() if key not in sections]
-    arguments += [f"{name}.{key}={value}" for name, section in sections.items() for key, value in section.items()]
-    arguments = [re.sub("=(True|False)$", lambda found: found[0].lower(), argument) for argument in arguments]
+def test_a_run_under_torchrun_has_the_files_of_one_process(folder: Path) -> None:
+    """Of groups, each image seen twice: a group is whole in one process."""
+    files = sorted((folder / "images" / "train").iterdir())
+    table = "".join(f"{file.name},patient {number // 3}\n" for number, file in enumerate(files))
+    (folder / "groups.csv").write_text(f"image,group\n{table}")
+    privacy = {**options(folder, "")["privacy"], "unit": "group", "images_per_group": 2, "dataset_size": 6}
+    changes: dict[str, Any] = {
+        "privacy": {**privacy, "expected_batch_size": 3, "groups": {"csv": str(folder / "groups.csv")}},
+        "augment": {"fliplr": 0.5, "multiplicity": 2},
+        "budget": {"url": f"sqlite:///{folder / 'groups.db'}"},
+    }
+    alone = dptrain.train(**options(folder, "alone_groups", physical_batch_size=5, **changes)).output_dir
+    given = flatten(options(folder, "torchrun", workers=1, **changes))
+    arguments = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]
     root = str(Path(dptrain.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dptrain", "train", *arguments],
@@ -149,7 +158,7 @@ def test_a_run_under_torchrun_has_the_files_of_one_process(folder: Path, alone: 
     out = folder / "torchrun"
     assert equal(out, alone)
     assert {file.name for file in out.iterdir()} == {file.name for file in alone.iterdir()}
-    ledger = BudgetLedger(f"sqlite:///{folder / 'budget.db'}")
+    ledger = BudgetLedger(f"sqlite:///{folder / 'groups.db'}")
     assert [(run.charged, run.status) for run in ledger.history() if run.name == "torchrun"] == [(STEPS, "finished")]
 
 
