@@ -82,18 +82,18 @@ def gathered(config: TrainConfig) -> Iterator[Group | None]:
             if _used:
                 raise ConfigError("the processes of torchrun serve one run, and have: start torchrun again")
             _used = True
-            store = _meeting_place(launch)
-            store.set(_DEVICES, config.device)
+            found = [_meeting_place(launch)]
+            found[0].set(_DEVICES, config.device)
             device = _device_of(config.device, launch)
         elif len(devices) > 1:
             for name in devices:
                 usable_device(name)
             children = stack.enter_context(_started(devices))
-            launch, store, device = children.launch, children.store, torch.device(devices[0])
+            launch, found, device = children.launch, children.stores, torch.device(devices[0])
         else:
             yield None
             return
-        yield stack.enter_context(joined(0, launch.count, store, device, _memory(device, launch)))
+        yield stack.enter_context(joined(0, launch.count, found.pop(), device, _memory(device, launch)))
 
 
 def follow(launch: Launch) -> NoReturn:
@@ -182,8 +182,8 @@ class _Children:
     def __init__(self, devices: list[str]) -> None:
         server = _store("127.0.0.1", 0, keeps=True)
         self.launch = Launch(0, len(devices), 0, len(devices), ("127.0.0.1", server.port))
-        self.store = PrefixStore("dptrain 0", server)
-        self.store.set(_DEVICES, ",".join(devices))
+        self.stores: list[Store] = [PrefixStore("dptrain 0", server)]  # one, until the group has it
+        self.stores[0].set(_DEVICES, ",".join(devices))
         self._started: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 
     def start(self, threads: int) -> None:
@@ -208,7 +208,7 @@ class _Children:
             )  # fmt: skip
             self._started.append((process, said))
         here = [f"here {rank}" for rank in range(1, self.launch.count)]
-        while not self.store.check(here):
+        while not self.stores[0].check(here):
             if (ended := self.ended()) is not None:
                 rank, words = ended
                 self._started[rank - 1][1].seek(0)
@@ -240,6 +240,7 @@ class _Children:
                 process.kill()
                 process.wait()
             said.close()
+        self.stores.clear()
 
 
 @contextmanager

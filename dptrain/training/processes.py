@@ -189,6 +189,7 @@ class Group:
         try:
             operation(*values, **how)
         except RuntimeError as error:
+            error.__traceback__ = None  # its frames would keep the group, and whoever forks then inherits its threads
             raise ProcessError(
                 f"another of the run's {self.count} processes is gone: it was killed, or its machine was"
             ) from error
@@ -219,6 +220,7 @@ def joined(rank: int, count: int, store: Store, device: torch.device, memory: in
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ProcessError(f"the {count} processes do not find each other ({reason})") from error
+    del store  # an error on its way would keep it
     try:
         yield Group(rank, count, device, memory)
     finally:

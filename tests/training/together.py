@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -31,6 +32,7 @@ def together(count: int, work: Callable[[Group], Any]) -> list[Any]:
 
     What is given is pickled. In the place of an exception it is a :class:`Failed`, and None of a process that died.
     """
+    gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         ends = []
         for rank in range(count):
@@ -63,6 +65,7 @@ def _tell(told: Connection, value: Any) -> None:
 
 
 def _work(rank: int, count: int, file: Path, work: Callable[[Group], Any], told: Connection) -> None:
+    gc.disable()  # what the test's process has left to collect may wait for threads that a fork does not have
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     try:
         store = dist.FileStore(str(file), count)
