@@ -187,10 +187,10 @@ def test_what_a_centred_convolution_is(options: dict[str, Any], bias: bool) -> N
     torch.testing.assert_close(folded(x) + shift.view(-1, 1, 1), module(x))
 
 
-@pytest.mark.parametrize("below", [False, True], ids=["alone", "reused"])
+@pytest.mark.parametrize("below", ["alone", "reused", "centred"])
 @pytest.mark.parametrize(("options", "method"), list(ways()))
 def test_every_way_to_form_a_conv_gradient_is_the_same(
-    options: dict[str, Any], method: str, below: bool, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], method: str, below: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
     original = conv.conv_record
@@ -203,9 +203,9 @@ def test_every_way_to_form_a_conv_gradient_is_the_same(
         return original(module, geometry, x, b, tape, method=taken)
 
     monkeypatch.setattr(conv, "conv_record", forced)
-    layer = nn.Conv2d(4, 8, **options)
+    layer = centred(True, **options) if below == "centred" else nn.Conv2d(4, 8, **options)
     module = OnTop(nn.Conv2d(2, 4, 1), layer)
-    losses = projected_losses(lambda m, x: m(x) + m(x.flip(3) * 0.5)) if below else None
+    losses = projected_losses(lambda m, x: m(x) + m(x.flip(3) * 0.5)) if below == "reused" else None
     check(module, data(3, 2, 9, 8), losses) if losses else check(module, data(3, 2, 9, 8))
     assert method in used
 

@@ -48,8 +48,8 @@ GRADIENT_BUGS = (
     bug(
         "centred by the batch",
         "A convolution's input is centred by the mean of the images in the batch, so each moves the others' gradients.",
-        "dptrain.gradients.rules.conv:centred_conv2d",
-        "if height or width else padded) - mean", "if height or width else padded) - padded.mean((0, 2, 3), True)[0]",
+        "dptrain.gradients.rules.conv:_centred_record",
+        "module.input_mean.to(x.dtype)", "x.mean((0, 2, 3))",
         LAYERS + "test_centred_convolutions",
     ),
     bug(

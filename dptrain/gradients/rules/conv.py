@@ -30,18 +30,11 @@ _fastest = autotune.Chooser()
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        module: Conv,
-        geometry: Geometry,
-        tape: Tape,
-        centre: Callable[[Tensor], Tensor] | None = None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: Conv, geometry: Geometry, tape: Tape
     ) -> Tensor:
         x, weight, bias = as_autocast(x, weight, bias)
         ctx.save_for_backward(x, weight)
-        ctx.module, ctx.geometry, ctx.tape, ctx.centre = module, geometry, tape, centre
+        ctx.module, ctx.geometry, ctx.tape = module, geometry, tape
         with without_autocast(x):
             return _forward(x, weight, bias, geometry)
 
@@ -49,23 +42,20 @@ class _Conv(torch.autograd.Function):
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         module, geometry = ctx.module, ctx.geometry
-        if ctx.centre is None:
-            ctx.tape.add(module, conv_record(module, geometry, x, b, ctx.tape))
-        else:
-            unpadded = Geometry(module, [0, 0], [0, 0], geometry.per_unit)
-            ctx.tape.add(module, conv_record(module, unpadded, ctx.centre(full_precision(x)), b, ctx.tape))
+        ctx.tape.add(module, conv_record(module, geometry, x, b, ctx.tape))
         grad = None
         if ctx.needs_input_grad[0]:
             if _multiplies("backward", geometry, x, weight):
                 grad = _product(weight.flatten(1).t(), b)
             else:
                 grad = geometry.input_gradient(b, x, weight)
-        return grad, None, None, None, None, None, None
+        return grad, None, None, None, None, None
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    if bias is None and _multiplies("forward", geometry, x, weight):
-        return _product(weight.flatten(1), x)
+    if _multiplies("forward", geometry, x, weight):
+        product = _product(weight.flatten(1), x)
+        return product if bias is None else product.add_(bias.view(-1, 1, 1))
     return geometry.forward(x, weight, bias)
 
 
@@ -112,7 +102,30 @@ def conv_record(
         method = choose(geometry, x, b, weight, gradients <= max(tape.freed - tape.held, _LEAST_HELD))
     if method.startswith("held"):
         tape.held += gradients
-    return _record(geometry, x, b, weight, bias, method)
+    if not isinstance(module, CentredConv2d):
+        return _record(geometry, x, b, weight, bias, method)
+    return _centred_record(module, geometry, x, b, weight, bias, method)
+
+
+def _centred_record(
+    module: CentredConv2d, geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str
+) -> Record:
+    """The record of a layer whose weight gradient is that of an input without its usual mean, padded before."""
+    mean = module.input_mean.to(x.dtype)
+    if method.startswith("booked"):
+        height, width = geometry.padding
+        padded = F.pad(x, (width, width, height, height)) if height or width else x.clone()
+        unpadded = Geometry(module, [0, 0], [0, 0], geometry.per_unit)
+        return _record(unpadded, padded.sub_(mean.view(-1, 1, 1)), b, weight, bias, method)
+    # What the mean adds is the same at every place of the kernel, and is taken away from the gradients themselves.
+    form = method.split()[1]
+    gradients = FORMS[form](geometry, x, b, weight)
+    sums = b.sum((2, 3)).unflatten(0, (-1, geometry.per_unit)).sum(1)
+    means = mean.view(module.groups, 1, -1).expand(-1, len(weight) // module.groups, -1).flatten(0, 1)
+    by_mean = sums.unsqueeze(2) * means  # (units, outputs, inputs of a group)
+    gradients -= by_mean[:, :, None, None] if form == "unfold" else by_mean[..., None, None]
+    found = {"weight": gradients} if bias is None else {"weight": gradients, "bias": bias}
+    return PerExampleGradients(found, {"weight": channels_first} if form == "unfold" else None)
 
 
 def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Record:
@@ -213,15 +226,11 @@ def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
 @register(CentredConv2d)
 def centred_conv2d(module: CentredConv2d, tape: Tape) -> Forward:
     geometry, pad = padded_geometry(module, tape)
-    (height, width), mean = geometry.padding, module.input_mean.view(-1, 1, 1)
-
-    def centre(padded: Tensor) -> Tensor:
-        return (F.pad(padded, (width, width, height, height)) if height or width else padded) - mean
 
     def forward(x: Tensor) -> Tensor:
         shift = module.shift().detach()
         bias = shift if module.bias is None else module.bias + shift
-        return _Conv.apply(pad(x), module.weight, bias, module, geometry, tape, centre)
+        return _Conv.apply(pad(x), module.weight, bias, module, geometry, tape)
 
     return forward
 
