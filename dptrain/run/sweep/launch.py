@@ -18,7 +18,7 @@ from omegaconf import OmegaConf, open_dict
 from ...errors import ConfigError
 from ...settings.left_open import steps_are_open
 from ...settings.resolve import from_omegaconf
-from ...settings.schema import TrainConfig
+from ...settings.schema import FREE_TO_CHANGE, TrainConfig
 from ..tracking import PARENT_RUN
 from .jobs import BEGUN, FINISHED, SweepJob, SweepRecord, comparable
 
@@ -89,7 +89,7 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
     """The jobs of a sweep by Hydra's basic sweeper, composed; None for a sweeper that chooses as it goes.
 
     Raises:
-        ConfigError: A key is swept that belongs to the sweep as a whole.
+        ConfigError: A key is swept that belongs to the sweep as a whole, or that changes nothing of what is released.
         HydraException: A job cannot be composed.
     """
     if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
@@ -103,6 +103,11 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
     for key in swept:
         if key.partition(".")[0] in _OF_THE_SWEEP:
             raise ConfigError(f"{key} cannot be swept: it belongs to the sweep as a whole; give it one value")
+        if key.partition(".")[0] in FREE_TO_CHANGE:
+            raise ConfigError(
+                f"{key} cannot be swept: it changes nothing of what a run releases, and every job would be charged; "
+                "give it one value"
+            )
     jobs, open_steps = [], False
     for number, chosen in enumerate(itertools.product(*_choices(overrides).values())):
         values = dict(argument.split("=", 1) for argument in chosen if "=" in argument)

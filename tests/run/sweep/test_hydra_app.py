@@ -243,6 +243,17 @@ def test_a_sweep_leaves_no_steps_to_a_clock(runs: list[TrainConfig], capsys: pyt
     assert main(["train", *sweep, "privacy.noise_multiplier=1,2", "privacy.epsilon=2"]) == 0, "these find the steps"
 
 
+@pytest.mark.parametrize("key", ["workers=0,2", "physical_batch_size=4,8", "checkpoint_every=1,2"])
+def test_no_job_is_charged_for_what_changes_nothing(
+    key: str, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["train", *SWEEP, "privacy.noise_multiplier=0.6,0.8", key, "output_dir=s"]) == 2
+    name = key.partition("=")[0]
+    line = f"{name} cannot be swept: it changes nothing of what a run releases, and every job would be charged"
+    assert line in capsys.readouterr().err
+    assert not runs and not (tmp_path / "s").exists()
+
+
 def test_a_sweep_over_models_takes_files(runs: list[TrainConfig]) -> None:
     models = "model=yolo26n.yaml,'/a b/c.pt',yolov8n.yaml"
     assert main(["train", "-m", models, "data=d.yaml", "tracking=disabled", "steps=3", "output_dir=s"]) == 0
