@@ -30,6 +30,6 @@ def foretold(plan: PrivacyPlan, model: DetectionModel) -> str | None:
         return None
     return (
         f"the start lacks classes of the data, and the signal of this run is {signal:.2g} (docs/training.md has what "
-        "such runs came to: a quarter of the mAP50 without privacy on one set of photos, two thirds on another). More "
+        "such runs came to: between a quarter and nearly all of the mAP50 without privacy, by the set of photos). More "
         "images help most, then a start that knows the classes"
     )
