@@ -20,6 +20,7 @@ import dptrain.run.job
 import dptrain.run.scales
 from dptrain import Clipping, ConfigError, DataError, PrivacyError, PrivacyPlan
 from dptrain.detection import load_model, save_weights
+from dptrain.detection.centring import centre_inputs
 from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.loss import PerImageLoss, one2many_weight
 from dptrain.detection.scales import layer_scales
@@ -120,6 +121,7 @@ def test_no_training_image_changes_a_scale(tmp_path: Path) -> None:
     assert plans[0] == plans[1] == plans[2]
     model = load_model(start, 2, names={0: "green", 1: "blue"})
     set_trainable(model, "head")
+    centre_inputs(model)
     val = DetectionDataset(load_data(data), "val", 64)
     assert plans[0].clipping.scales == layer_scales(model, PerImageLoss(one2many_weight(0.5)), val)
 
