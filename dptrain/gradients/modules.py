@@ -119,9 +119,12 @@ class CentredConv2d(nn.Conv2d):
         weight = self.weight.sum((2, 3)).unflatten(0, (self.groups, -1))
         return self.at_start - (weight * means).sum(2).flatten()
 
+    def whole_bias(self) -> Tensor:
+        """Return the shift, and the bias where there is one, (out_channels,)."""
+        return self.shift() if self.bias is None else self.bias + self.shift()
+
     def forward(self, x: Tensor) -> Tensor:
-        shift = self.shift()
-        return self._conv_forward(x, self.weight, shift if self.bias is None else self.bias + shift)
+        return self._conv_forward(x, self.weight, self.whole_bias())
 
     def centred(self, x: Tensor) -> Tensor:
         """Return the input that its weight gradient is of: padded, and without its usual mean."""
@@ -137,7 +140,7 @@ class CentredConv2d(nn.Conv2d):
         if self.bias is None:
             return plain, shift
         plain._parameters = dict(self._parameters)
-        plain.bias = nn.Parameter(self.bias.detach() + shift)
+        plain.bias = nn.Parameter(self.whole_bias().detach())
         return plain, torch.zeros_like(shift)
 
 

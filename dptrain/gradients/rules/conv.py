@@ -114,18 +114,18 @@ def _centred_record(
     mean = module.input_mean.to(x.dtype)
     if method.startswith("booked"):
         height, width = geometry.padding
-        padded = F.pad(x, (width, width, height, height)) if height or width else x.clone()
+        padded = F.pad(x, (width, width, height, height)) if height or width else x
         unpadded = Geometry(module, [0, 0], [0, 0], geometry.per_unit)
-        return _record(unpadded, padded.sub_(mean.view(-1, 1, 1)), b, weight, bias, method)
+        return _record(unpadded, padded - mean.view(-1, 1, 1), b, weight, bias, method)
     # What the mean adds is the same at every place of the kernel, and is taken away from the gradients themselves.
-    form = method.split()[1]
-    gradients = FORMS[form](geometry, x, b, weight)
+    record = _record(geometry, x, b, weight, bias, method)
+    assert isinstance(record, PerExampleGradients)
     sums = b.sum((2, 3)).unflatten(0, (-1, geometry.per_unit)).sum(1)
     means = mean.view(module.groups, 1, -1).expand(-1, len(weight) // module.groups, -1).flatten(0, 1)
     by_mean = sums.unsqueeze(2) * means  # (units, outputs, inputs of a group)
-    gradients -= by_mean[:, :, None, None] if form == "unfold" else by_mean[..., None, None]
-    found = {"weight": gradients} if bias is None else {"weight": gradients, "bias": bias}
-    return PerExampleGradients(found, {"weight": channels_first} if form == "unfold" else None)
+    channels_last = "weight" in record.arrange
+    record.gradients["weight"] -= by_mean[:, :, None, None] if channels_last else by_mean[..., None, None]
+    return record
 
 
 def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Record:
@@ -213,23 +213,12 @@ def padded_geometry(module: nn.Conv2d, tape: Tape) -> tuple[Geometry, Callable[[
     return Geometry(module, [0, 0], [0, 0], tape.per_unit), lambda x: F.pad(x, before, mode=mode)
 
 
-@register(nn.Conv2d)
+@register(nn.Conv2d, CentredConv2d)
 def conv2d(module: nn.Conv2d, tape: Tape) -> Forward:
     geometry, pad = padded_geometry(module, tape)
 
     def forward(x: Tensor) -> Tensor:
-        return _Conv.apply(pad(x), module.weight, module.bias, module, geometry, tape)
-
-    return forward
-
-
-@register(CentredConv2d)
-def centred_conv2d(module: CentredConv2d, tape: Tape) -> Forward:
-    geometry, pad = padded_geometry(module, tape)
-
-    def forward(x: Tensor) -> Tensor:
-        shift = module.shift().detach()
-        bias = shift if module.bias is None else module.bias + shift
+        bias = module.whole_bias().detach() if isinstance(module, CentredConv2d) else module.bias
         return _Conv.apply(pad(x), module.weight, bias, module, geometry, tape)
 
     return forward
