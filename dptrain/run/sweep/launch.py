@@ -103,11 +103,6 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
     for key in swept:
         if key.partition(".")[0] in _OF_THE_SWEEP:
             raise ConfigError(f"{key} cannot be swept: it belongs to the sweep as a whole; give it one value")
-        if key.partition(".")[0] in FREE_TO_CHANGE:
-            raise ConfigError(
-                f"{key} cannot be swept: it changes nothing of what a run releases, and every job would be charged; "
-                "give it one value"
-            )
     jobs, open_steps = [], False
     for number, chosen in enumerate(itertools.product(*_choices(overrides).values())):
         values = dict(argument.split("=", 1) for argument in chosen if "=" in argument)
@@ -121,6 +116,12 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
             "steps is not set, and a sweep compares runs that do not depend on how busy the machine was: give steps "
             "and privacy.expected_batch_size; a single run with time=... says what fits"
         )
+    for key in swept:
+        if key.partition(".")[0] in FREE_TO_CHANGE:  # time too, now that all jobs have their steps
+            raise ConfigError(
+                f"{key} cannot be swept: it changes nothing of what a run releases, and every job would be charged; "
+                "give it one value"
+            )
     return jobs
 
 

@@ -236,14 +236,14 @@ def test_a_sweep_gives_every_job_a_folder(runs: list[TrainConfig]) -> None:
 
 def test_a_sweep_leaves_no_steps_to_a_clock(runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]) -> None:
     sweep = [*BASE, "tracking=disabled", "-m", "output_dir=s"]
-    for more in ("privacy.noise_multiplier=1,2", "privacy.noise_multiplier=1,2 time=1h"):
+    for more in ("privacy.noise_multiplier=1,2", "privacy.noise_multiplier=1,2 time=1h", "time=1h,2h"):
         assert main(["train", *sweep, *more.split()]) == 2
         assert "steps is not set, and a sweep compares runs" in capsys.readouterr().err
     assert not runs
     assert main(["train", *sweep, "privacy.noise_multiplier=1,2", "privacy.epsilon=2"]) == 0, "these find the steps"
 
 
-@pytest.mark.parametrize("key", ["workers=0,2", "physical_batch_size=4,8", "checkpoint_every=1,2"])
+@pytest.mark.parametrize("key", ["workers=0,2", "physical_batch_size=4,8", "checkpoint_every=1,2", "time=1h,2h"])
 def test_no_job_is_charged_for_what_changes_nothing(
     key: str, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
