@@ -23,7 +23,7 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
     """Load the detector for the classes of the data; refuse one that cannot train as the settings ask."""
     assert config.head is not None, "resolve settles it"
     targets = config.lora.targets or "all"
-    detector = load_model(
+    return load_model(
         config.model,
         data.num_classes,
         norm=config.norm,
@@ -38,6 +38,11 @@ def model_of(config: TrainConfig, data: DataConfig) -> DetectionModel:
         new_classes=config.new_classes,
         similar=config.similar_classes,
     )
+
+
+def model_to_train(config: TrainConfig, data: DataConfig) -> DetectionModel:
+    """Return :func:`model_of` as a run trains it: with centred inputs."""
+    detector = model_of(config, data)
     centre_inputs(detector)
     return detector
 

@@ -32,7 +32,7 @@ from ..settings.schema import (
 from ..settings.times import seconds_of
 from ..support.devices import usable_device
 from ..support.files import read_json
-from .build import model_of
+from .build import model_of, model_to_train
 from .folder import SETTINGS
 
 _SHARE = 0.85  # of the time is for what is measured; loading images, checking files and writing take the rest
@@ -112,7 +112,7 @@ def settle_steps(config: TrainConfig) -> TrainConfig:
         head=config.head or ("one_to_many" if whole.model[-1].cv2 is not None else "auto"),
     )
     evaluated = len(data.val) if config.validation == "public" else 0
-    speed = _measured(config, model_of(config, data).to(device), device, evaluated)
+    speed = _measured(config, model_to_train(config, data).to(device), device, evaluated)
     given = config.time or DEFAULT_TIME
     steps, batch = fitted(config.privacy, recipe, speed, _SHARE * seconds_of(given))
     decay = EMA_DECAY if config.ema.decay is None else config.ema.decay

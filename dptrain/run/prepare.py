@@ -31,7 +31,7 @@ from ..statement.start_runs import StartRun
 from ..support.devices import usable_device
 from ..training.processes import Group
 from ..training.trainer import PrivateTrainer
-from .build import augmentation_of, model_of, with_rate
+from .build import augmentation_of, model_to_train, with_rate
 from .charge import RunCharge
 from .declared_public import DeclaredPublic
 from .facts import runs_behind
@@ -154,7 +154,7 @@ def prepare(
     device = torch.device(usable_device(config.device)) if group is None else group.device
     data = load_data(config.data, config.labels)
     with _seeded(config.seed):
-        model = model_of(config, data).to(device)
+        model = model_to_train(config, data).to(device)
     settled = with_rate(config, plan, model)
     start = Path(config.model)
     start_hash = weights_hash(start) if is_weights(start) else None

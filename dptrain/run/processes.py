@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -30,10 +29,9 @@ from ..settings.schema import TrainConfig
 from ..support.devices import usable_device
 from ..support.launched import NAMES, Launch, launched
 from ..support.threads import in_threads
-from ..training.processes import Group, joined, shares_of
+from ..training.processes import LONGEST_WAIT, Group, joined, shares_of
 from .task import Task
 
-_LONGEST = timedelta(days=7)  # that the others wait for the first
 _GRACE = 10.0  # seconds in which a process that dptrain started may end by itself
 _DEVICES = "devices"
 
@@ -173,7 +171,7 @@ def _meeting_place(launch: Launch) -> Store:
 
 
 def _store(host: str, port: int, keeps: bool) -> Any:
-    return dist.TCPStore(host, port, is_master=keeps, timeout=_LONGEST, wait_for_workers=False)  # type: ignore[attr-defined]
+    return dist.TCPStore(host, port, is_master=keeps, timeout=LONGEST_WAIT, wait_for_workers=False)  # type: ignore[attr-defined]
 
 
 class _Children:

@@ -28,7 +28,7 @@ from ..gradients.batches import batch_size
 from ..privacy.sampling import Draw
 from ..privacy.streams import NoiseStream
 
-_LONGEST = timedelta(days=7)  # that the others wait for the first; a process that ends is noticed at once
+LONGEST_WAIT = timedelta(days=7)  # that the others wait for the first; a process that ends is noticed at once
 _FINE, _FAILED = 0, 1
 _READY, _STEP, _WEIGHTS, _START = range(4)  # what a row of numbers is about
 _WIDTH = 6  # numbers in a row
@@ -216,7 +216,7 @@ def joined(rank: int, count: int, store: Store, device: torch.device, memory: in
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_LONGEST)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ProcessError(f"the {count} processes do not find each other ({reason})") from error
