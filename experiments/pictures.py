@@ -27,7 +27,7 @@ from PIL import Image
 from dptrain import check, scrub
 from dptrain.toolbox.checking.page import to_html
 from dptrain.toolbox.scrubbing import check as would_leak
-from experiments.bccd import find_data
+from experiments.photos import photos
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 _GPS = 0x8825
@@ -216,7 +216,7 @@ def main() -> None:
     elif options.what == "raw":
         draw_raw(IMAGES / "raw_to_released.png", options.root)
     else:
-        draw_check(IMAGES / "check.png", find_data(options.data))
+        draw_check(IMAGES / "check.png", options.data or photos("bccd"))
 
 
 if __name__ == "__main__":

@@ -39,10 +39,11 @@ from dptrain.run.pretraining.scenes import load_generator, write_scenes, write_s
 from dptrain.settings import resolve as settings
 from dptrain.statement.results import MAP, MAP50
 from dptrain.support.files import write_json
-from experiments.benchmark.sets import SETS, Missing, fashion_photos
+from experiments.benchmark.painted import PAINTED, fashion_photos
 from experiments.digits import scenes as digits
 from experiments.digits.glyphs import handwritten_glyphs
 from experiments.fashion import photos as garments
+from experiments.photos import Missing
 from experiments.recipe import scaled_by
 from experiments.sweep import machine
 
@@ -58,15 +59,15 @@ def stand_in(name: str, start: str, root: Path, spare: bool = False) -> tuple[Pa
     if spare:
         if not (place / "data.yaml").is_file():
             garments.write_spare(place, fashion_photos(), SCENES, 1000)
-        return SETS[start].start(), place / "data.yaml", SCENES
+        return PAINTED[start].start(), place / "data.yaml", SCENES
     if name == "cells":
-        units = SETS["cells"].units
+        units = PAINTED["cells"].units
         if not (place / "data.yaml").is_file():
             write_scenes(load_generator("experiments.cells.shifted"), place, {"train": units, "val": 100}, seed=7)
-        return SETS[start].start(), place / "data.yaml", units
+        return PAINTED[start].start(), place / "data.yaml", units
     if not (place / "data.yaml").is_file():
         _write_handwriting(place, digits.NAMES if start == "digits" else garments.NAMES)
-    return SETS[start].start(), place / "data.yaml", SCENES
+    return PAINTED[start].start(), place / "data.yaml", SCENES
 
 
 def _write_handwriting(root: Path, names: Mapping[int, str]) -> None:
@@ -98,7 +99,7 @@ def simulated(
         changes: Dotted keys of ``dptrain train`` and their values.
         public: What scaled clipping measures the layers on.
     """
-    options = SETS[name].private_options(epsilon)
+    options = PAINTED[name].private_options(epsilon)
     for key, value in changes.items():
         section, _, leaf = key.rpartition(".")
         (options.setdefault(section, {}) if section else options)[leaf] = value
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--head", nargs="+")
     parser.add_argument("--optimizer", nargs="+")
     parser.add_argument("--momentum", type=float, nargs="+", help="of sgd")
-    parser.add_argument("--start", choices=list(SETS), help="whose public start; default the set's own")
+    parser.add_argument("--start", choices=list(PAINTED), help="whose public start; default the set's own")
     parser.add_argument("--spare-photos", action="store_true", help="fashion: photos that are in no private scene")
     parser.add_argument("--root", type=Path, default=Path("runs/benchmark"))
     options = parser.parse_args()
@@ -167,12 +168,12 @@ def main() -> None:
     except Missing as missing:
         sys.exit(str(missing))
     output = options.root / "tuning" / f"run_{os.getpid()}"  # others may try candidates beside this one
-    public = SETS[start_name].public(options.root / "public" / start_name)
-    usual = {"privacy.clipping": SETS[options.set].private["privacy"]["clipping"]}
+    public = PAINTED[start_name].public(options.root / "public" / start_name)
+    usual = {"privacy.clipping": PAINTED[options.set].private["privacy"]["clipping"]}
     for changes in ({**usual, **given} for given in candidates(options)):
         asked = {"start": start_name, "epsilon": options.epsilon, "scale": options.scale}
         asked |= {"on": "spare photos"} if options.spare_photos else {}
-        tried = {**asked, "imgsz": SETS[options.set].imgsz, **changes}
+        tried = {**asked, "imgsz": PAINTED[options.set].imgsz, **changes}
         if any({k: v for k, v in row.items() if k not in _FOUND} == tried for row in _rows(file)):
             continue
         shutil.rmtree(output, ignore_errors=True)

@@ -29,9 +29,11 @@ from dptrain.privacy import accounting
 from dptrain.settings import resolve as settings
 from dptrain.support.files import write_text
 from dptrain.support.words import round_up
+from experiments.benchmark.a_set import BenchmarkSet
 from experiments.benchmark.runs import Job, Results, Row, jobs_of
-from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
+from experiments.benchmark.sets import SETS
 from experiments.benchmark.table import draw, table
+from experiments.photos import Missing
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -78,7 +80,8 @@ class Benchmark:
             plan_of(found, epsilon)
         data = found.prepare(self.options.root / "data" / found.name)
         results = self._results(found)
-        found.public(results.runs / "public")  # before runs beside each other would write them
+        if found.public:
+            found.public(results.runs / "public")  # before runs beside each other would write them
         repeats = self.options.seeds or REPEATS.get(found.name, 1)
         epsilons = self.options.epsilons or found.epsilons
         rows: dict[str, Row] = {}

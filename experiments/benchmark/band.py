@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dptrain.support.files import write_json
+from experiments.benchmark.a_set import BenchmarkSet
 from experiments.benchmark.runs import Job, measure
-from experiments.benchmark.sets import SETS, BenchmarkSet
+from experiments.benchmark.sets import SETS
 from experiments.sweep import machine
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "band.json"

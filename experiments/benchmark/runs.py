@@ -24,7 +24,9 @@ import torch
 
 from benchmarks.machine import commit
 from dptrain.support.files import file_hash, write_json
-from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
+from experiments.benchmark.a_set import BenchmarkSet
+from experiments.benchmark.sets import SETS
+from experiments.photos import Missing
 from experiments.sweep import machine
 
 Row = dict[str, Any]
@@ -36,7 +38,8 @@ class Job:
 
     Attributes:
         set: Its name.
-        kind: ``start`` (the public start, untrained), ``plain`` (without privacy) or ``private``.
+        kind: ``start`` (the public start, untrained), ``stock`` (Ultralytics' own training), ``plain`` (our
+            loop without privacy) or ``private``.
         repeat: Which of several; of a run without privacy it is the seed, a private run draws afresh each time.
         epsilon: Of a private run.
         rate: Learning rate of a run without privacy.
@@ -67,6 +70,8 @@ class Job:
             del own["plain"]["rates"]  # its own is the job's
             if found.plain.head == "auto":
                 del own["plain"]["head"]  # as in the files of runs from before it could be chosen
+        if self.kind == "stock":
+            own["stock"] = found.stock
         if self.kind == "private":
             assert self.epsilon is not None
             own["private"] = found.private_options(self.epsilon)
@@ -74,7 +79,7 @@ class Job:
 
 
 def jobs_of(found: BenchmarkSet, epsilons: Sequence[float], repeats: int, best: float | None) -> Iterator[Job]:
-    """Every job of a set, in the order in which it is done: plain rates, then one private repeat after the other.
+    """Every job of a set, in its order: stock, plain rates, then one private repeat after the other.
 
     Args:
         found: The set.
@@ -83,6 +88,8 @@ def jobs_of(found: BenchmarkSet, epsilons: Sequence[float], repeats: int, best: 
         best: The plain rate that did best, once it is known; its repeats come last.
     """
     yield Job(found.name, "start")
+    if found.stock is not None:
+        yield Job(found.name, "stock")
     for rate in found.plain.rates:
         yield Job(found.name, "plain", 0, rate=rate)
     for repeat in range(repeats):
@@ -119,6 +126,8 @@ def measure(job: Job, data: Path, folder: Path) -> Row:
     began = time.perf_counter()
     if job.kind == "private":
         values, row = _private(found, job, data, folder)
+    elif job.kind == "stock":
+        values, row = _stock(found, data, folder), {}
     elif job.kind == "plain":
         from experiments.plain import fine_tune
 
@@ -141,11 +150,24 @@ def measure(job: Job, data: Path, folder: Path) -> Row:
     }  # fmt: skip
 
 
+def _stock(found: BenchmarkSet, data: Path, folder: Path) -> dict[str, float]:
+    """Train by Ultralytics with its defaults; batches of 16, its rates, its augmentation."""
+    os.environ.setdefault("YOLO_CONFIG_DIR", str(folder.resolve()))
+    from ultralytics import YOLO
+
+    trained = YOLO(str(found.start())).train(
+        data=str(data), epochs=found.stock, imgsz=found.imgsz, device="cpu", workers=0, plots=False, verbose=False,
+        project=str(folder.resolve()), name="stock", exist_ok=True,
+    )  # fmt: skip
+    assert trained is not None
+    return dict(trained.results_dict)
+
+
 def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[dict[str, float], Row]:
     import dptrain
 
     assert job.epsilon is not None
-    options = found.private_options(job.epsilon, found.public(folder / "public"))
+    options = found.private_options(job.epsilon, found.public(folder / "public") if found.public else None)
     shutil.rmtree(folder / job.key, ignore_errors=True)  # of a run that was cut
     result = dptrain.train(
         model=str(found.start()),

@@ -42,24 +42,26 @@ def lines(results: Mapping[str, Any]) -> list[str]:
         plain = of_kind(rows, "plain")
         tried = len({row["rate"] for row in rows if row["kind"] == "plain"})
         best = f"without privacy, best of {tried} rates ({plain[0]['rate']:g})" if plain else ""
-        kinds = [("public start", of_kind(rows, "start")), (best, plain)]
+        stock = of_kind(rows, "stock")
+        kinds = [("public start", of_kind(rows, "start")), ("stock Ultralytics", stock), (best, plain)]
         asked = sorted({row["epsilon_asked"] for row in rows if row["kind"] == "private"})
         kinds += [(f"private, epsilon {epsilon:g}", of_kind(rows, "private", epsilon)) for epsilon in asked]
         for what, found in kinds:
             if found:
-                text.append(_line(name, what, found, plain))
+                text.append(_line(name, what, found, stock or plain))
     return text
 
 
-def _line(name: str, what: str, rows: Sequence[Row], plain: Sequence[Row]) -> str:
+def _line(name: str, what: str, rows: Sequence[Row], whole: Sequence[Row]) -> str:
+    """A line of the table; the shares are of ``whole``, the training without privacy that people would do."""
     cells = [name, what, str(len(rows))]
     for key in KEYS:
         mean, deviation = spread(rows, key)
         cells.append(f"{mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else ""))
-        whole = spread(plain, key)[0] if plain else 0
-        cells.append(f"{mean / whole:.1%}" if whole and rows is not plain else "")
+        of = spread(whole, key)[0] if whole else 0
+        cells.append(f"{mean / of:.1%}" if of and rows is not whole else "")
     seconds, memory = (statistics.mean(row[key] for row in rows) for key in ("seconds", "peak_memory_mb"))
-    comparable = _processors(rows) == _processors(plain or rows)
+    comparable = _processors(rows) == _processors(whole or rows)
     return "| " + " | ".join([*cells, f"{seconds:.0f}" if comparable else "another machine", f"{memory:.0f}"]) + " |"
 
 
@@ -109,6 +111,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
                 axes.axhline(mean, color=colour, linestyle="--", label=f"without privacy, {key}")
                 if deviation:
                     axes.axhspan(mean - deviation, mean + deviation, color=colour, alpha=0.15)
+            if stock := of_kind(rows, "stock"):
+                axes.axhline(stock[0][key], color=colour, linestyle="-.", label=f"stock Ultralytics, {key}")
             if start := of_kind(rows, "start"):
                 axes.axhline(start[0][key], color=colour, linestyle=":", label=f"public start, {key}")
         axes.set_xscale("log", base=2)

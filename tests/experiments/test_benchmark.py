@@ -20,10 +20,12 @@ from dptrain.privacy import accounting
 from dptrain.settings import resolve as settings
 from experiments import tuning
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import band, runs, sets
+from experiments.benchmark import band, painted, runs
+from experiments.benchmark.a_set import BenchmarkSet
 from experiments.benchmark.runs import Job, Results, jobs_of
-from experiments.benchmark.sets import SETS, BenchmarkSet, Missing
+from experiments.benchmark.sets import SETS
 from experiments.benchmark.table import draw, lines, table
+from experiments.photos import Missing
 
 DIGITS = replace(SETS["digits"], plain=replace(SETS["digits"].plain, rates=(5e-4, 1e-3, 2e-3)))
 
@@ -233,7 +235,7 @@ def test_a_small_private_run_lands_in_the_measured_band(tmp_path: Path, monkeypa
 
 
 def test_no_camera_has_scenes_in_train_and_in_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def painted(root: Path, photos: Path, train: int) -> Path:
+    def paint(root: Path, photos: Path, train: int) -> Path:
         for kind, suffix in (("images", "png"), ("labels", "txt")):
             for split, count in (("train", train), ("val", 20)):
                 (root / kind / split).mkdir(parents=True)
@@ -241,11 +243,11 @@ def test_no_camera_has_scenes_in_train_and_in_val(tmp_path: Path, monkeypatch: p
                     (root / kind / split / f"{i:04d}.{suffix}").touch()
         return root / "data.yaml"
 
-    monkeypatch.setattr(sets, "fashion_photos", lambda: tmp_path)
-    monkeypatch.setattr(sets.fashion, "write_private", painted)
-    monkeypatch.setattr(sets, "CAMERAS", 3)
+    monkeypatch.setattr(painted, "fashion_photos", lambda: tmp_path)
+    monkeypatch.setattr(painted.fashion, "write_private", paint)
+    monkeypatch.setattr(painted, "CAMERAS", 3)
     root = tmp_path / "cameras"
-    assert sets._cameras(root) == root / "data.yaml"
+    assert painted._cameras(root) == root / "data.yaml"
     pattern = re.compile(SETS["cameras"].private["privacy"]["groups"]["regex"])
     found = {}
     for split in ("train", "val"):

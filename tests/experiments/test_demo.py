@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dptrain.detection import load_model
 from dptrain.statement.results import MAP, MAP50
-from experiments import bccd, demo, recipe
+from experiments import demo, recipe
 from experiments.digits import scenes
 from experiments.digits.public_start import WEIGHTS
 
@@ -80,13 +80,6 @@ def test_predictions_are_drawn_for_every_model(few_scenes: Path, tmp_path: Path)
     picture = cv2.imread(str(tmp_path / "p.png"))
     assert picture.shape == (2 * (28 + 2 * 256), 2 * 256, 3)
     assert np.unique(picture).size > 50
-
-
-def test_bccd_says_in_one_line_where_its_data_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as caught:
-        bccd.find_data(tmp_path / "nowhere")
-    message = str(caught.value)
-    assert "BCCD_Dataset" in message and "--data" in message and "\n" not in message
 
 
 def test_boxes_are_drawn_on_a_copy(tmp_path: Path) -> None:
