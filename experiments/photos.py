@@ -57,21 +57,22 @@ def write_raccoons(clone: Path) -> Path:
     """Write the raccoon set as YOLO text; every fifth photo, by the number in its name, is for validation."""
     root = clone / "yolo"
     shutil.rmtree(root, ignore_errors=True)
+    annotations = (clone / "annotations").glob("*.xml")
     seen: set[str] = set()  # the set has five photos twice, four of them once in each split
-    for file in sorted((clone / "annotations").glob("*.xml")):
-        found = re.search(r"\d+", file.stem)
+    numbered = [(int(found[0]), file) for file in annotations if (found := re.search(r"\d+", file.stem))]
+    for number, file in sorted(numbered, key=lambda n: (n[0] % 5 == 0, n[0])):  # a copy stays in train
         image = clone / "images" / f"{file.stem}.jpg"
-        if found is None or not image.is_file() or (digest := file_hash(image)) in seen:
+        if not image.is_file() or (digest := file_hash(image)) in seen:
             continue
         seen.add(digest)
         tree = ElementTree.parse(file)
-        split = "train" if int(found[0]) % 5 else "val"
+        split = "train" if number % 5 else "val"
         width, height = (float(tree.findtext(f"size/{side}", "0")) for side in ("width", "height"))
         lines = []
         for box in tree.iter("bndbox"):
             x1, y1, x2, y2 = (float(box.findtext(side, "0")) for side in ("xmin", "ymin", "xmax", "ymax"))
-            numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append("0 " + " ".join(f"{number:.6f}" for number in numbers))
+            sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append("0 " + " ".join(f"{side:.6f}" for side in sides))
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(image, root / "images" / split / image.name)
