@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from ..settings.ultralytics import as_arguments
 from ..support.files import to_json
 from ..support.launched import launched
 from .console import EXIT_FAILED, EXIT_REFUSED, described, fail, own_messages
@@ -36,6 +37,7 @@ def train(arguments: list[str], debug: bool) -> int:
             follow(launch)  # the end of this process: the first one has all that it needs
         if {"-m", "--multirun"} & set(arguments):
             raise ConfigError("a sweep under torchrun would be several runs: give device=0,1 instead, or sweep without")
+    arguments = as_arguments(arguments)
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
 
@@ -123,6 +125,7 @@ def _train_help() -> str:
         "  dptrain train --cfg job ...                                   show the settings, run nothing",
         "",
         "Give two of privacy.epsilon, privacy.noise_multiplier and steps: they determine the third.",
+        "Ultralytics' words work too, where they can: epochs, batch, lr0, optimizer, freeze, project, name, ...",
         "",
         "keys:",
     ]

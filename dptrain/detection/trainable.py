@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,8 +55,8 @@ def trainable_names(detector: DetectionModel, trainable: str | Sequence[str] = "
     and shift of the norm layers and every bias); ``head_and_norms`` (both); ``lora`` (the adapters that
     :func:`dptrain.detection.load_model` put in, and the weights that :func:`add_adapters` left to train as they are);
     ``new_classes`` (the layers that the checkpoint did not fill: the last of every class branch, where the data has
-    classes that the start lacks); or a shell pattern, or several, on the names, such as ``model.2[0-3].*``. The fixed
-    weights of the DFL layer never train.
+    classes that the start lacks); ``layers_from_10`` (what ``freeze=10`` of Ultralytics leaves); or a shell pattern, or
+    several, on the names, such as ``model.2[0-3].*``. The fixed weights of the DFL layer never train.
 
     Raises:
         ConfigError: A pattern matches no parameter.
@@ -109,6 +110,8 @@ def _in_part(detector: DetectionModel, name: str, group: str) -> bool:
         return index == len(detector.model) - 1
     if group == "neck_and_head":
         return index >= len(detector.yaml["backbone"])
+    if first := re.fullmatch(r"layers_from_(\d+)", group):
+        return index >= int(first[1])
     return fnmatch.fnmatchcase(name, group)
 
 

@@ -1,7 +1,7 @@
-"""Where the settings leave ``steps`` open: what trains, how many steps, how large a batch, in the time that there is.
+"""Where the settings leave ``steps`` open: what trains, how many steps, how large a batch.
 
-All of it follows from the start weights, the declared size of the dataset, the time given, and the speed of this
-machine on made-up images. No private image has a part in it.
+All of it follows from the start weights, the declared size of the dataset, and the epochs given; or, without epochs,
+the time given and the speed of this machine on made-up images. No private image has a part in it.
 """
 
 from __future__ import annotations
@@ -111,18 +111,22 @@ def settle_steps(config: TrainConfig) -> TrainConfig:
         trainable=config.trainable or recipe.trainable,
         head=config.head or ("one_to_many" if whole.model[-1].cv2 is not None else "auto"),
     )
-    evaluated = len(data.val) if config.validation == "public" else 0
-    speed = _measured(config, model_to_train(config, data).to(device), device, evaluated)
-    given = config.time or DEFAULT_TIME
-    steps, batch = fitted(config.privacy, recipe, speed, _SHARE * seconds_of(given))
+    if config.epochs is not None:
+        steps, batch = passes(config.privacy, recipe, config.epochs)
+        found = f"{steps} steps are epochs={config.epochs:g}"
+    else:
+        evaluated = len(data.val) if config.validation == "public" else 0
+        speed = _measured(config, model_to_train(config, data).to(device), device, evaluated)
+        given = config.time or DEFAULT_TIME
+        steps, batch = fitted(config.privacy, recipe, speed, _SHARE * seconds_of(given))
+        unit = "an image" if config.privacy.unit == "image" else f"a {config.privacy.unit}"
+        found = (
+            f"{steps} steps fit into time={given}{'' if config.time else ', the default,'} at {speed.unit:.3g} s {unit}"
+        )
     decay = EMA_DECAY if config.ema.decay is None else config.ema.decay
     logger.info(
-        "steps is not set: %d steps fit into time=%s%s at %.3g s %s, with trainable=%s, as %s%s",
-        steps,
-        given,
-        "" if config.time else ", the default,",
-        speed.unit,
-        "an image" if config.privacy.unit == "image" else f"a {config.privacy.unit}",
+        "steps is not set: %s, with trainable=%s, as %s%s",
+        found,
         config.trainable,
         recipe.start,
         "" if batch is None else f", and privacy.expected_batch_size={batch}",
@@ -151,6 +155,25 @@ def fitted(privacy: PrivacyConfig, recipe: Recipe, speed: Speed, seconds: float)
     in_a_step = batch or (privacy.sample_rate or 0.0) * (size or 0)
     steps = int(left / (in_a_step * speed.unit + speed.step)) if in_a_step else recipe.steps
     return _some(steps, seconds, speed), None
+
+
+def passes(privacy: PrivacyConfig, recipe: Recipe, epochs: float) -> tuple[int, int | None]:
+    """Return the steps, and the expected batch size where it is open, that take so many passes' worth of images.
+
+    A pass is as many units as are declared; by Poisson sampling a unit is in ``epochs`` steps on average. Few large
+    steps, as in :func:`fitted`.
+
+    Raises:
+        ConfigError: Nothing says how many units a pass has.
+    """
+    size, batch = privacy.dataset_size, privacy.expected_batch_size
+    rate = privacy.sample_rate if privacy.sample_rate is not None else batch / size if batch and size else None
+    if rate is not None:
+        return max(1, round(epochs / rate)), None
+    if size is None:
+        raise ConfigError(f"epochs={epochs:g} are passes over the declared data: give privacy.dataset_size=...")
+    batch = min(size, max(1, round(epochs * size / recipe.steps)))
+    return max(1, round(epochs * size / batch)), batch
 
 
 def _some(steps: int, seconds: float, speed: Speed) -> int:

@@ -58,10 +58,10 @@ def refuse_unshared(config: TrainConfig) -> None:
     for name, given in alone.items():
         if given:
             raise ConfigError(f"{name} and several processes are not worked out: give one device, without torchrun")
-    if steps_are_open(config) and not config.resume:
+    if steps_are_open(config) and config.epochs is None and not config.resume:
         raise ConfigError(
-            "steps is not set, and several processes are not timed: give steps (and privacy.expected_batch_size), or "
-            "let one process choose them"
+            "steps is not set, and several processes are not timed: give steps (and privacy.expected_batch_size) or "
+            "epochs, or let one process choose them"
         )
 
 

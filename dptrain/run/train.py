@@ -10,6 +10,7 @@ from ..datasets.contents import files_held
 from ..privacy.plan import PrivacyPlan
 from ..settings import resolve as settings
 from ..settings.schema import TrainConfig
+from ..settings.ultralytics import as_keywords
 from ..support.launched import launched
 from .by_time import settle_steps
 from .job import Run, TrainResult
@@ -32,13 +33,14 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
         data: An Ultralytics ``data.yaml``.
         plan: The privacy plan; or leave it out and give ``privacy={"epsilon": 8, "dataset_size": 10000}``.
         **options: The keys of ``dptrain train``; a section is a dict, such as ``optimizer={"name": "sgd", "lr": 0.1}``.
+            Ultralytics' words, such as ``epochs`` and ``lr0``, are taken where they can be.
 
     Raises:
         DptrainError: One line with what is wrong and the fix, before the first step wherever that is possible.
         SystemExit: In every process but the first that torchrun started, at the end of the run: what follows the call
             happens once.
     """
-    config = settings.from_kwargs(plan=plan, model=str(model), data=str(data), **options)
+    config = settings.from_kwargs(plan=plan, model=str(model), data=str(data), **as_keywords(options))
     return train_from_config(settings.resolve(config))
 
 

@@ -121,8 +121,8 @@ def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfi
 def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
     """Return ``config`` with everything the plan settles written out, so that it makes the same plan again.
 
-    ``privacy.epsilon`` and ``time`` become null (steps and noise determine them), and ``evaluate_every`` and
-    ``checkpoint_every`` are filled in. ``privacy.clipping=auto`` stays: the run settles it by its val split.
+    ``privacy.epsilon``, ``time`` and ``epochs`` become null (steps and noise determine them), and ``evaluate_every``
+    and ``checkpoint_every`` are filled in. ``privacy.clipping=auto`` stays: the run settles it by its val split.
     """
     settled = _typed(config)
     values = _plan_values(plan)
@@ -130,7 +130,7 @@ def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
         del values["privacy.clipping"]
     for key, value in values.items():
         _set(settled, key, value)
-    settled.privacy.epsilon = settled.time = None
+    settled.privacy.epsilon = settled.time = settled.epochs = None
     if settled.evaluate_every is None:
         settled.evaluate_every = max(1, plan.steps // EVALUATIONS_PER_RUN)
     if settled.checkpoint_every is None:

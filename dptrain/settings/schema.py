@@ -38,7 +38,7 @@ NORMALISERS = ("image", "constant")
 ENGINES = ("fused", "opacus", "microbatch")
 # What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
 FREE_TO_CHANGE = (
-    "time", "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume",
+    "time", "epochs", "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume",
     "output_dir",
 )  # fmt: skip
 VALIDATIONS = ("public", "off")
@@ -269,6 +269,9 @@ class TrainConfig:
     steps: int | None = _key(None, "number of noised steps; default found from epsilon and noise, or by time")
     time: str | None = _key(
         None, f"how long the run may take, such as 30m; chooses steps, batch and what trains; default {DEFAULT_TIME}"
+    )
+    epochs: float | None = _key(
+        None, "or as many images in all as so many passes over privacy.dataset_size; chooses what time would"
     )
     physical_batch_size: Any = _key("auto", "images in memory at once, for speed only; auto: what fits")
     output_dir: str = _key("", "folder of the run; default runs/<date>_<time>")

@@ -40,7 +40,9 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
     batch_size, sample_rate, delta = _public_constants(privacy)
     _warn(config, delta)
     if steps is None and (privacy.epsilon is None or privacy.noise_multiplier is None):
-        raise ConfigError("steps is not set: give a number, such as steps=200; a single run can leave it to time=1h")
+        raise ConfigError(
+            "steps is not set: give a number, such as steps=200; a single run can leave it to time=1h or epochs=9"
+        )
     common: dict[str, Any] = {
         "sample_rate": sample_rate,
         "clip_norm": privacy.clip_norm,

@@ -12,7 +12,7 @@ import dptrain
 import dptrain.run.job
 from dptrain import ConfigError
 from dptrain.run import by_time
-from dptrain.run.by_time import KNOWS, LACKS, RANDOM, Speed, fitted, recipe_of, settle_steps
+from dptrain.run.by_time import KNOWS, LACKS, RANDOM, Speed, fitted, passes, recipe_of, settle_steps
 from dptrain.settings import resolve as settings
 from dptrain.settings.schema import PrivacyConfig
 from dptrain.support.files import read_json
@@ -46,6 +46,27 @@ def test_with_all_images_in_every_step_the_time_goes_into_steps() -> None:
 )
 def test_a_batch_that_is_given_stays(privacy: dict[str, Any]) -> None:
     assert fits(20 + 37 * 1.5, **privacy) == (37, None)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "epochs", "found"),
+    [
+        ({"dataset_size": 1000}, 20, (80, 250)),
+        ({"dataset_size": 1000}, 100, (100, 1000)),
+        ({"dataset_size": 1000}, 0.01, (10, 1)),
+        ({"dataset_size": 1000, "expected_batch_size": 64}, 16, (250, None)),
+        ({"sample_rate": 0.02}, 3, (150, None)),
+    ],
+)
+def test_epochs_are_as_many_images_in_all(
+    privacy: dict[str, Any], epochs: float, found: tuple[int, int | None]
+) -> None:
+    assert passes(PrivacyConfig(**privacy), LACKS, epochs) == found
+
+
+def test_epochs_of_an_unknown_number_of_images_are_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"epochs=3 are passes over the declared data: give privacy.dataset_size"):
+        passes(PrivacyConfig(expected_batch_size=8), LACKS, 3)
 
 
 def test_too_little_time_is_one_line() -> None:
@@ -102,6 +123,27 @@ def test_a_run_without_steps_says_and_writes_what_it_settled_and_a_resumed_one_k
     monkeypatch.setattr(by_time, "_measured", lambda *_: pytest.fail("a resumed run measures nothing"))
     result = dptrain.train(**{**options, "resume": True, "time": "2h"})
     assert result.plan.steps == 3 and result.plan.expected_batch_size == 8
+
+
+def test_ultralytics_words_make_a_run(
+    make_dataset: MakeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dptrain")
+    monkeypatch.setattr(by_time, "_measured", lambda *_: pytest.fail("epochs need no speed"))
+    monkeypatch.chdir(tmp_path)
+    given = started(tmp_path, make_dataset)
+    options = {
+        key: value for key, value in given.items() if key not in ("time", "output_dir", "optimizer", "trainable")
+    }
+    result = dptrain.train(
+        **options, epochs=1, batch=4, optimizer="Adam", lr0=1e-3, freeze=1, project="a", name="b", cache=False
+    )
+    assert result.output_dir == Path("a/b")
+    size = options["privacy"]["dataset_size"]
+    assert (result.plan.steps, result.plan.expected_batch_size) == (round(size / 4), 4)
+    found = read_json(Path("a/b/settings.json"))
+    assert found["trainable"] == "layers_from_1" and found["optimizer"]["lr"] == 1e-3
+    assert "steps are epochs=1, with trainable=layers_from_1" in caplog.text
 
 
 def test_the_private_images_have_no_part_in_it(make_dataset: MakeDataset, tmp_path: Path) -> None:

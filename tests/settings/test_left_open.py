@@ -103,3 +103,14 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(options: dict[str, Any
     with pytest.raises(ConfigError) as caught:
         resolved(**options)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_epochs_stand_alone_and_above_zero() -> None:
+    for given, says in (
+        ({"epochs": 3, "time": "1h"}, "both say how long"),
+        ({"epochs": 3, "steps": 5}, "epochs=3 chooses the number of steps, which steps=5 has settled"),
+        ({"epochs": 0}, "epochs=0 must be above 0"),
+        ({"epochs": float("nan")}, "epochs=nan must be above 0"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            settings.resolve(settings.from_kwargs(model="a.pt", data="b.yaml", privacy={"epsilon": 8}, **given))
