@@ -97,7 +97,7 @@ class DataConfig:
         return found
 
 
-def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
+def load_data(path: str | Path, labels: str = STRICT, trains: bool = True) -> DataConfig:
     """Read a ``data.yaml`` and list the images of its splits.
 
     Entries are folders (searched to any depth), ``.txt`` lists of image files, or a list of either. As in Ultralytics,
@@ -108,6 +108,7 @@ def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
     Args:
         path: The ``data.yaml``, or a sealed dataset, which is read from memory.
         labels: What is done about a bad row in a label file, when labels are read.
+        trains: Whether a training split must be there.
 
     Returns:
         The splits' image files; ``test`` may be empty, and ``val`` where none is declared.
@@ -136,7 +137,7 @@ def load_data(path: str | Path, labels: str = STRICT) -> DataConfig:
             if split != "test" and entry is not None:
                 raise  # a test split that is not on this machine stops only those who ask for it
             missing[split] = str(error)
-    if not files.get("train"):
+    if trains and not files.get("train"):
         raise DataError(missing["train"])
     return DataConfig(root, file=file, missing=missing, **(meaning | files))
 

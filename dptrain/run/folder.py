@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ..datasets.sources import DataConfig
 
 CHECKPOINT, SETTINGS = "checkpoint.pt", "settings.json"
+ROUNDS = "rounds.json"  # of a site: dptrain.federated
 _OF_A_START = (
-    JOURNAL, CHECKPOINT, f"{CHECKPOINT}.age", SETTINGS, "config.yaml", "mlflow_run", README, *TABLES,
+    JOURNAL, CHECKPOINT, f"{CHECKPOINT}.age", SETTINGS, ROUNDS, "config.yaml", "mlflow_run", README, *TABLES,
 )  # fmt: skip
 
 

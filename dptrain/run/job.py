@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..support.files import even_times
 from ..support.signals import stop_signal
 from ..support.words import shown
 from ..training.checkpoint import load_checkpoint, save_checkpoint
+from ..training.trainer import PrivateTrainer
 from .facts import training_facts, validation_words
 from .folder import CHECKPOINT
 from .foretold import foretold
@@ -55,13 +56,17 @@ class TrainResult:
 
 
 class Run:
-    """Executes what :func:`~dptrain.run.prepare.prepare` has decided, once: from its first step to its statement."""
+    """Executes what :func:`~dptrain.run.prepare.prepare` has decided, once: from its first step to its statement.
 
-    def __init__(self, prepared: Prepared, console: Console) -> None:
+    Or up to step ``until``, by :meth:`execute_part`, after which the run stops, to be resumed.
+    """
+
+    def __init__(self, prepared: Prepared, console: Console, until: int | None = None) -> None:
         self.prepared, self.console = prepared, console
         self.config, self.plan, self.trainer = prepared.config, prepared.plan, prepared.trainer
         self.folder, self.outputs, self.charge = prepared.folder, prepared.outputs, prepared.charge
         self.output = self.folder.path
+        self.until = self.plan.steps if until is None else until
         self._untold: int | None = None  # steps that the ledger could not be told of
         self._unseen = 0  # steps that may have been taken, and this folder does not know it
 
@@ -107,13 +112,24 @@ class Run:
 
     def execute(self) -> TrainResult:
         """Train, and leave a folder whose files all have one time, however it ends."""
+        result = self.execute_part()
+        assert result is not None, "a whole run was asked for"
+        return result
+
+    def execute_part(self, begin: Callable[[PrivateTrainer], None] | None = None) -> TrainResult | None:
+        """Do what :meth:`execute` does up to step ``until``; return None where the run stopped there.
+
+        Args:
+            begin: Called before the first step, with the state restored. It may put other parameters in the place of
+                the iterate, if they are public or were released by this run or another; nothing else.
+        """
         self._describe()
         try:
-            return self._execute()
+            return self._execute(begin)
         finally:
             even_times(self.output)
 
-    def _execute(self) -> TrainResult:
+    def _execute(self, begin: Callable[[PrivateTrainer], None] | None) -> TrainResult | None:
         with ExitStack() as stack:
             stack.enter_context(self.folder.opened(config_text(self.config), self.prepared.settings()))
             if self.prepared.pays:  # the number of a tuning's runs is secret
@@ -121,6 +137,8 @@ class Run:
             stack.enter_context(self._charged())
             tracker = stack.enter_context(self._tracker())
             self._restore()
+            if begin is not None:
+                begin(self.trainer)
             if self.prepared.group is not None:
                 self.prepared.group.hand_out((self.trainer.state(), self.trainer.step))
             stop = stack.enter_context(stop_signal())
@@ -132,12 +150,13 @@ class Run:
             with Progress(self.console, self.plan) as progress:
                 progress.update(self.trainer.step)
                 self._lease()
-                for step in self.trainer.run():
+                for step in self.trainer.run(self.until):
                     progress.update(step)
-                    if step == self.plan.steps:
+                    if step == self.until:
                         break
                     if stop.is_set():
-                        self._stop_early(tracker)
+                        self._stop(tracker)
+                        raise SystemExit(f"stopped after step {step} of {self.plan.steps}; {self._next_command}")
                     if step % self._every == 0:
                         self._write_weights()
                         self._write_statement("running")
@@ -145,6 +164,9 @@ class Run:
                     elif step % (self.config.checkpoint_every or self._every) == 0:
                         self._checkpoint()
                     self._lease()
+            if self.until < self.plan.steps:
+                self._stop(tracker)
+                return None
             self._write_weights()
             self._evaluate(tracker)
             return self._finish(tracker)
@@ -178,7 +200,7 @@ class Run:
         Raises:
             BudgetError: The ledger gives no leave, or is away.
         """
-        if not self.prepared.pays or self.trainer.step >= self.plan.steps:
+        if not self.prepared.pays or self.trainer.step >= self.until:
             return
         try:
             self.charge.lease(self.trainer.step + 1)
@@ -350,13 +372,13 @@ class Run:
             "dp/epsilon_claimed": self.plan.epsilon(),
         }
 
-    def _stop_early(self, tracker: Tracker) -> None:
+    def _stop(self, tracker: Tracker) -> None:
+        """Leave the run as it is resumed from, with the steps it has taken charged and stated."""
         self._write_weights()
         self._settle("stopped")
         draw(self.config, self.output, self.prepared.data_name)
         self._write_statement("stopped")
         publish(self.output, tracker)
-        raise SystemExit(f"stopped after step {self.trainer.step} of {self.plan.steps}; {self._next_command}")
 
     def _finish(self, tracker: Tracker) -> TrainResult:
         self._settle("finished")

@@ -52,11 +52,15 @@ def train_from_config(config: TrainConfig) -> TrainResult:
         return _train(config)
 
 
+def opened_start(config: TrainConfig) -> TrainConfig:
+    """Unseal what is sealed, and fill in what the start says of the data behind it."""
+    config = unlock(config)
+    return replace(config, public_data=declared_start(config.model)) if config.public_data is None else config
+
+
 def _train(config: TrainConfig) -> TrainResult:
     refuse_unshared(config)
-    config = unlock(config)
-    if config.public_data is None:
-        config = replace(config, public_data=declared_start(config.model))
+    config = opened_start(config)
     if config.tuning.method != "none":
         from .tuning import tune
 

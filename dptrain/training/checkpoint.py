@@ -60,6 +60,18 @@ def load_checkpoint(
     return {key: payload[key] for key in ("step", "phases", "parameters", "frozen", "average", "optimizer")}
 
 
+def last_release(file: Path, content: IO[bytes] | None = None) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return the steps that a run has taken and its last iterate, on the CPU; ``content`` is that of a sealed file.
+
+    Raises:
+        PrivacyError: The file cannot be read.
+    """
+    payload = _read(file, content)
+    if (damage := _damage(payload, _plan(file, payload))) is not None:
+        raise PrivacyError(f"{file} is damaged: {damage}")
+    return payload["step"], payload["parameters"]
+
+
 def scales_of(file: Path, content: IO[bytes] | None = None) -> tuple[tuple[str, float], ...]:
     """Return the scales of the layers that a run began with; ``content`` is that of a sealed file.
 

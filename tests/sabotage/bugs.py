@@ -6,6 +6,7 @@ from .audit_bugs import AUDIT_BUGS
 from .banded_bugs import BANDED_BUGS
 from .claim_bugs import CLAIM_BUGS
 from .edits import Bug
+from .federated_bugs import FEDERATED_BUGS
 from .gradient_bugs import GRADIENT_BUGS
 from .identity_bugs import IDENTITY_BUGS
 from .lease_bugs import LEASE_BUGS
@@ -34,6 +35,7 @@ BUGS: dict[str, Bug] = {
         CLAIM_BUGS,
         AUDIT_BUGS,
         BANDED_BUGS,
+        FEDERATED_BUGS,
         SHAPE_BUGS,
     )
     for bug in bugs

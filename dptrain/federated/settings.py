@@ -1,0 +1,97 @@
+"""What a site is told, by a file on its own disk that the server neither sees nor changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ..errors import ConfigError
+from ..privacy.plan import PrivacyPlan
+from ..settings.resolve import from_kwargs, make_plan, resolve
+from ..settings.schema import TrainConfig
+from ..support.devices import devices_of
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """The settings of a site: those of ``dptrain train``, and into how many rounds its steps are divided.
+
+    Attributes:
+        file: Where they were read; relative paths in it start from its folder.
+        config: Resolved settings of the whole run, all rounds together.
+        plan: The plan that they make, over all rounds, without scales.
+        rounds: Number of rounds; each has ``steps_per_round`` steps.
+    """
+
+    file: Path
+    config: TrainConfig
+    plan: PrivacyPlan
+    rounds: int
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.plan.steps // self.rounds
+
+    @property
+    def declared_size(self) -> int:
+        """The declared, public number of units, by which the server weighs the site."""
+        assert self.config.privacy.dataset_size is not None, "checked when it was read"
+        return self.config.privacy.dataset_size
+
+
+def read_settings(file: str | Path) -> SiteSettings:
+    """Read the settings of a site; call it in the file's own folder.
+
+    Raises:
+        ConfigError: One line: a key, its value and the fix.
+    """
+    file = Path(file)
+    values = read_keys(file)
+    rounds = values.pop("rounds", None)
+    if type(rounds) is not int or rounds < 1:
+        raise ConfigError(f"{file}: rounds={rounds} is not a whole number that is 1 or more: give that of the server")
+    values = {"workers": 0, **values}  # a site trains in a process of Flower's, for one round
+    config = resolve(from_kwargs(**values))
+    _refuse(file, config, values)
+    plan = make_plan(config)
+    if plan.steps % rounds:
+        raise ConfigError(f"{file}: steps={plan.steps} is no multiple of rounds={rounds}: give one")
+    return SiteSettings(file, config, plan, rounds)
+
+
+def read_keys(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except Exception as error:  # of the file, of YAML, of an interpolation
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{file} cannot be read ({reason}): give a YAML file of the keys of dptrain train") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} does not hold 'key: value' lines: give the keys of dptrain train")
+    return {str(key): value for key, value in values.items()}
+
+
+def _refuse(file: Path, config: TrainConfig, given: dict[str, Any]) -> None:
+    """Refuse what a site needs and lacks, and what is not worked out for rounds."""
+    if config.privacy.dataset_size is None:
+        raise ConfigError(f"{file}: privacy.dataset_size is not set: declare it, the server weighs the site by it")
+    if not given.get("output_dir"):
+        raise ConfigError(f"{file}: output_dir is not set: name the folder that keeps the site's run between rounds")
+    if config.steps is None:
+        raise ConfigError(f"{file}: steps is not set: give the steps of all rounds together")
+    for key, value, only in (
+        ("tuning.method", config.tuning.method, "none"),
+        ("privacy.noise", config.privacy.noise, "independent"),
+        ("resume", config.resume, False),
+    ):
+        if value != only:
+            raise ConfigError(f"{file}: {key}={value} is not worked out for rounds: leave it out")
+    if len(devices_of(config.device)) > 1:
+        raise ConfigError(f"{file}: device={config.device} is several, and a site trains on one: give one of them")
