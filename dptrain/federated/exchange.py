@@ -61,9 +61,10 @@ class Offer:
 
 @dataclass(frozen=True)
 class Release:
-    """What a site sends back: its noised iterate, and numbers that it declared before it saw an image.
+    """What a site sends back: its noised iterate, and what it declared before it saw an image.
 
     Attributes:
+        name: Of the site.
         number: Of the server's round.
         parameters: The iterate after the round's last step.
         dataset_size: As declared.
@@ -75,6 +76,7 @@ class Release:
         unit: What one more or less of is protected.
     """
 
+    name: str
     number: int
     parameters: Mapping[str, Tensor]
     dataset_size: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from ..settings.schema import TrainConfig
 from ..support.devices import devices_of
 
 
+SITE_NAME = r"[A-Za-z0-9_-]{1,40}"
+
+
 @dataclass(frozen=True)
 class SiteSettings:
     """The settings of a site: those of ``dptrain train``, and into how many rounds its steps are divided.
@@ -24,12 +28,14 @@ class SiteSettings:
         config: Resolved settings of the whole run, all rounds together.
         plan: The plan that they make, over all rounds, without scales.
         rounds: Number of rounds; each has ``steps_per_round`` steps.
+        name: What the record of the server calls the site; declared, and public.
     """
 
     file: Path
     config: TrainConfig
     plan: PrivacyPlan
     rounds: int
+    name: str
 
     @property
     def steps_per_round(self) -> int:
@@ -50,16 +56,28 @@ def read_settings(file: str | Path) -> SiteSettings:
     """
     file = Path(file)
     values = read_keys(file)
-    rounds = values.pop("rounds", None)
-    if type(rounds) is not int or rounds < 1:
-        raise ConfigError(f"{file}: rounds={rounds} is not a whole number that is 1 or more: give that of the server")
+    rounds, name = whole(file, values, "rounds"), values.pop("name", None)
+    if not isinstance(name, str) or re.fullmatch(SITE_NAME, name) is None:
+        raise ConfigError(f"{file}: name={name} is not 1 to 40 letters, digits, - or _: name the site in the record")
     values = {"workers": 0, **values}  # a site trains in a process of Flower's, for one round
     config = resolve(from_kwargs(**values))
     _refuse(file, config, values)
     plan = make_plan(config)
     if plan.steps % rounds:
         raise ConfigError(f"{file}: steps={plan.steps} is no multiple of rounds={rounds}: give one")
-    return SiteSettings(file, config, plan, rounds)
+    return SiteSettings(file, config, plan, rounds, name)
+
+
+def whole(file: Path, values: dict[str, Any], key: str, default: int | None = None) -> int:
+    """Take a whole number that is 1 or more out of the values of a file.
+
+    Raises:
+        ConfigError: It is something else, or is not there and has no default.
+    """
+    value = values.pop(key, default)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{file}: {key}={value} is not a whole number that is 1 or more: give one")
+    return value
 
 
 def read_keys(file: Path) -> dict[str, Any]:

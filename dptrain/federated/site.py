@@ -197,6 +197,7 @@ class _Site:
     def _release(self, number: int, steps: int, parameters: Mapping[str, Tensor]) -> Release:
         plan = self.settings.plan
         return Release(
+            name=self.settings.name,
             number=number,
             parameters={name: tensor.cpu().clone() for name, tensor in parameters.items()},
             dataset_size=self.settings.declared_size,

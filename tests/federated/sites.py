@@ -39,6 +39,7 @@ def write_site(folder: Path, start: Path, *, images: int = 6, pictures: int = 0,
     data.mkdir()
     dataset_maker(data)(train=images, seed=pictures)
     values = {
+        "name": folder.name,
         "rounds": ROUNDS,
         "steps": STEPS,
         "model": str(start),
@@ -62,7 +63,7 @@ def write_site(folder: Path, start: Path, *, images: int = 6, pictures: int = 0,
 def first_offer(site: Path) -> Offer:
     """Return what an honest server sends in round 1 to sites of these settings."""
     values = json.loads(site.read_text())
-    rounds = values.pop("rounds")
+    rounds, _ = values.pop("rounds"), values.pop("name")
     config = resolve(from_kwargs(**values))
     data = load_data(site.parent / config.data)
     model = model_to_train(config, data)

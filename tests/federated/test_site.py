@@ -187,7 +187,7 @@ def test_a_release_is_noised_or_declared_and_two_neighbours_differ_in_its_parame
     tmp_path: Path, start: Path
 ) -> None:
     assert [field.name for field in fields(Release)] == [
-        "number", "parameters", "dataset_size", "epsilon", "delta", "epsilon_so_far", "steps", "planned_steps",
+        "name", "number", "parameters", "dataset_size", "epsilon", "delta", "epsilon_so_far", "steps", "planned_steps",
         "valid", "unit",
     ]  # fmt: skip
     first, second = (
@@ -197,7 +197,7 @@ def test_a_release_is_noised_or_declared_and_two_neighbours_differ_in_its_parame
     one, other = take_round(first, offer), take_round(second, offer)
     assert one.dataset_size == other.dataset_size == 6 and not one.valid
     assert not equal(one.parameters, other.parameters)
-    assert replace(one, parameters={}) == replace(other, parameters={})
+    assert replace(one, parameters={}, name="b") == replace(other, parameters={})
 
 
 def test_a_folder_of_another_number_of_rounds_is_refused(tmp_path: Path, start: Path) -> None:
