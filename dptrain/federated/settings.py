@@ -15,7 +15,6 @@ from ..settings.resolve import from_kwargs, make_plan, resolve
 from ..settings.schema import TrainConfig
 from ..support.devices import devices_of
 
-
 SITE_NAME = r"[A-Za-z0-9_-]{1,40}"
 
 
