@@ -7,7 +7,22 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import ConfigError, DptrainError
-from . import audit, budget, calibrate, check, evaluate, perturb, plan, pretrain, redact, scrub, seal, statement, train
+from . import (
+    audit,
+    budget,
+    calibrate,
+    check,
+    evaluate,
+    federate,
+    perturb,
+    plan,
+    pretrain,
+    redact,
+    scrub,
+    seal,
+    statement,
+    train,
+)
 from .console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -22,7 +37,7 @@ from .options import Parser, flag_hint
 
 # In the order of --help.
 _COMMANDS = (
-    pretrain, train, plan, calibrate, evaluate, budget, statement, audit, check, scrub, redact, perturb, seal,
+    pretrain, train, federate, plan, calibrate, evaluate, budget, statement, audit, check, scrub, redact, perturb, seal,
 )  # fmt: skip
 
 

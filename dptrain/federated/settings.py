@@ -112,3 +112,39 @@ def _refuse(file: Path, config: TrainConfig, given: dict[str, Any]) -> None:
             raise ConfigError(f"{file}: {key}={value} is not worked out for rounds: leave it out")
     if len(devices_of(config.device)) > 1:
         raise ConfigError(f"{file}: device={config.device} is several, and a site trains on one: give one of them")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The settings of the server; of those of ``dptrain train`` it reads what makes the model and where to write.
+
+    Attributes:
+        config: Resolved: ``model``, ``data`` (its classes, and a public val split), ``trainable`` and so on.
+        rounds, steps_per_round: As at every site.
+        sites: How many sites the first round waits for.
+        round_timeout: Seconds that a round waits for answers.
+    """
+
+    config: TrainConfig
+    rounds: int
+    steps_per_round: int
+    sites: int
+    round_timeout: int
+
+
+def read_server(file: str | Path) -> ServerSettings:
+    """Read the settings of the server; call it in the file's own folder.
+
+    Raises:
+        ConfigError: One line: a key, its value and the fix.
+    """
+    file = Path(file)
+    values = read_keys(file)
+    rounds, steps = whole(file, values, "rounds"), whole(file, values, "steps_per_round")
+    sites, timeout = whole(file, values, "sites", 2), whole(file, values, "round_timeout", 3600)
+    if private := [key for key in ("privacy", "budget", "steps", "phases") if key in values]:
+        raise ConfigError(f"{file}: {private[0]} is for the sites, each of which has its own: leave it out")
+    if not values.get("output_dir"):
+        raise ConfigError(f"{file}: output_dir is not set: name a folder for the weights and the record")
+    config = resolve(from_kwargs(**values, steps=rounds * steps))
+    return ServerSettings(config, rounds, steps, sites, timeout)

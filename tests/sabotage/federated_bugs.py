@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from .edits import bug
 
 _SITE = "tests/federated/test_site.py::"
 _TAKE, _TRAIN = "dptrain.federated.site:_Site.take", "dptrain.federated.site:_Site._train"
 _BEGIN = "copy_into(trainer.parameters, offer.parameters)"
 _RESULT = "return self._release(offer.number, trainer.step, {n: p.detach() for n, p in trainer.parameters.items()})"
+
+# The server and the client need Flower, which not everybody installs.
+_OF_FLOWERS = (
+    (
+        bug(
+            "sites weigh by what they did",
+            "The average is by steps taken, which no site declared.",
+            "dptrain.federated.server:SitesAverage.__init__",
+            "weighted_by_key=SIZE",
+            'weighted_by_key="steps"',
+            "tests/federated/test_flower.py::"
+            "test_a_whole_federation_averages_by_declared_sizes_and_leaves_weights_and_a_record",
+        ),
+    )
+    if find_spec("flwr")
+    else ()
+)
 
 FEDERATED_BUGS = (
     bug(
@@ -34,6 +53,7 @@ FEDERATED_BUGS = (
         _RESULT.replace("return ", "return replace(") + ", dataset_size=len(prepared.pictures))",
         _SITE + "test_a_release_is_noised_or_declared_and_two_neighbours_differ_in_its_parameters_alone",
     ),
+    *_OF_FLOWERS,
     bug(
         "a message about the images is sent",
         "The server is told what is wrong, in the words that were made for the hospital.",
