@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml
 	@# Some distributions ship Python without ensurepip; virtualenv brings its own.
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install virtualenv && $(PYTHON) -m virtualenv --clear $(VENV); }
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --editable ".[test,export,demo]"
+	$(PY) -m pip install --quiet --editable ".[test,export,demo,federated]"
 	@touch $@
 
 install: $(STAMP)
