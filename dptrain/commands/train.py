@@ -41,8 +41,8 @@ def train(arguments: list[str], debug: bool) -> int:
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
 
+    from ..run.sweep.breaks import SweepBroken
     from ..run.sweep.hydra_app import run_hydra
-    from ..run.sweep.launch import SweepBroken
 
     def job(config: TrainConfig) -> None:
         from ..settings.resolve import resolve
@@ -77,6 +77,8 @@ def _end(sweep: Sweep, as_json: bool, interrupted: bool = False) -> int:
     from ..run.sweep.table import for_terminal, summary
 
     table = sweep.end(interrupted)
+    for line in sweep.untold():
+        print(f"dptrain: {line}", file=sys.stderr, flush=True)
     console = Console(stderr=as_json)
     console.print()
     console.print(for_terminal(table))

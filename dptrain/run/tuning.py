@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SEARCHED = (
+SEARCHED = (
     "model", "imgsz", "trainable", "phases", "norm", "head", "new_classes", "lora", "loss", "optimizer", "schedule",
     "ema", "augment", "privacy.clip_norm", "privacy.clipping",
 )  # fmt: skip
@@ -231,14 +231,14 @@ def _check_key(key: str) -> None:
     known = [name for name, _ in keys()]
     if key not in known:
         raise ConfigError(f"tuning.search has an unknown key {key}{nearest_key(key, known)}")
-    if any(key == name or key.startswith(f"{name}.") for name in _SEARCHED):
+    if any(key == name or key.startswith(f"{name}.") for name in SEARCHED):
         return
     if key == "steps" or key.startswith("privacy."):
         raise ConfigError(
             f"{key} cannot be searched: it changes what a run costs, and the bound of Papernot and Steinke (2022) "
             "needs runs that all have the same guarantee; sweep over it with -m, at the composed cost"
         )
-    raise ConfigError(f"{key} cannot be searched: only {', '.join(_SEARCHED)} can")
+    raise ConfigError(f"{key} cannot be searched: only {', '.join(SEARCHED)} can")
 
 
 def _candidate(config: TrainConfig, chosen: Mapping[str, Any]) -> TrainConfig:

@@ -11,14 +11,23 @@ from typing import Any
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event that is looked at between steps; a second one acts at once."""
+    """Turn the first SIGINT or SIGTERM into an event that is looked at between steps; a second one acts at once.
+
+    So is a SIGUSR2 that somebody listens for: by it submitit tells a job to make place, and starts it again later.
+    Whoever listened hears of it at the end of the block.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    moves = False
+    if callable(handler := signal.getsignal(signal.SIGUSR2)):
+        before[signal.SIGUSR2] = handler
 
     def ask(number: int, _: Any) -> None:
+        nonlocal moves
+        moves = moves or number == signal.SIGUSR2
         event.set()
         signal.signal(number, before[signal.Signals(number)])
 
@@ -29,3 +38,5 @@ def stop_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if moves:
+            signal.raise_signal(signal.SIGUSR2)

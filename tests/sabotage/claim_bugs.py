@@ -60,6 +60,12 @@ CLAIM_BUGS = (
         "test_two_runs_that_took_their_time_at_different_steps_leave_the_same_rows_and_file_times",
     ),
     bug(
+        "a study at its trials",
+        "A study that ended early claims the trials that began, though their scores may have ended it.",
+        "dptrain.run.sweep.table:read_table", "record.study.trials - len(costs)", "0",
+        "tests/run/sweep/test_study.py::test_a_trial_that_was_killed_counts_though_it_told_nothing_more",
+    ),
+    bug(
         "error texts in the sweep",
         "Why a job failed stands in the sweep's folder, with the names of private files.",
         "dptrain.run.sweep.jobs:SweepRecord.tell_failure", "label=label,", "label=label, error=str(error),",

@@ -149,6 +149,13 @@ NOISE_BUGS = (
         NOISE + "test_unseeded_streams_differ_and_never_repeat",
         ADDED + "test_no_word_of_the_keystream_is_used_twice_across_steps_and_resumes",
     ),
+    bug(
+        "one key for all jobs of a process",
+        "The key is drawn once and kept: all jobs of a sweep that one process takes draw the same units and noise.",
+        _STREAM + "__init__", "os.urandom(32)", "globals().setdefault('_key' + purpose, os.urandom(32))",
+        "tests/run/sweep/test_sweep_runs.py::test_no_two_jobs_of_a_process_share_a_draw_or_its_noise",
+        NOISE + "test_unseeded_streams_differ_and_never_repeat",
+    ),
     bugs(
         "counter set back",
         "The keystream starts anew at every call: all steps have the same noise.",

@@ -30,8 +30,10 @@ from ...errors import ConfigError
 from ...settings.keys import config_error, keys, nearest_key
 from ...settings.resolve import from_omegaconf
 from ...settings.schema import TrainConfig
+from .breaks import NoBudget, SweepBroken, SweepRefused, lost
+from .engines import extra_for
 from .hydra_flags import hydra_flags
-from .launch import SweepBroken, SweepCallback, SweepRefused, run_job
+from .launch import SweepCallback, run_job
 
 if TYPE_CHECKING:
     from .session import Sweep
@@ -131,15 +133,15 @@ def run_hydra(
         Plugins.instance().register(plugin)
     failures: list[Exception] = []
 
-    def task(config: Any) -> None:
+    def task(config: Any) -> float | NoBudget | None:
         context = HydraConfig.get()
         if context.mode.name == "MULTIRUN":
-            run_job(config, context, job, report)
-            return
+            return run_job(config, context, job, report)
         try:
             job(from_omegaconf(config))
         except Exception as error:
             failures.append(error)  # not raised through Hydra, which would print lines of its own
+        return None
 
     program, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["dptrain train", *_flags_first(arguments)]
@@ -153,7 +155,7 @@ def run_hydra(
             cause = hydra_error(cause)
         sweep = SweepCallback.take()
         if sweep is not None:
-            raise SweepBroken(sweep, cause) from cause
+            raise SweepBroken(sweep, lost(cause, sweep) or cause) from cause
         raise cause from error
     finally:
         sys.argv = program
@@ -261,6 +263,8 @@ def _missing_preset(error: MissingConfigException, text: str) -> ConfigError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return ConfigError(text)
+    if (extra := extra_for(group, name)) is not None:
+        return ConfigError(f"{group}={name} is not installed: pip install 'dptrain[{extra}]'")
     options = sorted(error.options or [])
     file_hint = " (a file ends in .yaml or .pt)" if group in FILE_GROUPS else ""
     return ConfigError(

@@ -18,7 +18,7 @@ from ...training.journal import steps_started
 from ..owner import OF_A_SWEEP, OWNER, owner_folder
 
 RECORD = "sweep.json"
-_FORMAT = 2
+_FORMAT = 3
 OUTCOMES = "jobs"
 
 FINISHED, BEGUN, FAILED, NOT_STARTED = "finished", "begun", "failed", "not started"
@@ -47,18 +47,32 @@ class SweepJob:
 
 
 @dataclass(frozen=True)
+class Study:
+    """A sweep whose values are chosen as it goes.
+
+    Attributes:
+        keys: Those whose values are chosen; none of them changes what a trial costs.
+        trials: How many there may be; all of them are in the cost, wherever it ends.
+    """
+
+    keys: tuple[str, ...]
+    trials: int
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """What is known of a sweep from its folder.
 
     Attributes:
         folder: Where its jobs' folders are.
-        jobs: In order; empty where a sweeper chooses its values as it goes.
+        jobs: In order; empty in a study.
         parent_run: MLflow run that holds the jobs' runs; None without tracking.
     """
 
     folder: Path
     jobs: tuple[SweepJob, ...] = field(default=())
     parent_run: str | None = None
+    study: Study | None = None
 
     @classmethod
     def read(cls, folder: Path) -> SweepRecord | None:
@@ -73,7 +87,8 @@ class SweepRecord:
         try:
             values = json.loads(file.read_text())
             form, jobs = values["format"], tuple(SweepJob(**job) for job in values["jobs"])
-            record = cls(folder, jobs, values["parent_run"])
+            study = Study(tuple(values["study"]["keys"]), values["study"]["trials"]) if values["study"] else None
+            record = cls(folder, jobs, values["parent_run"], study)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{file} cannot be read ({type(error).__name__}): start a new sweep elsewhere") from error
         if form != _FORMAT:
@@ -82,8 +97,10 @@ class SweepRecord:
 
     def write(self) -> None:
         """Write it, whole or not at all."""
-        jobs = [asdict(job) for job in self.jobs]
-        write_json(self.folder / RECORD, {"format": _FORMAT, "parent_run": self.parent_run, "jobs": jobs})
+        known = {"parent_run": self.parent_run, "jobs": [asdict(job) for job in self.jobs]}
+        write_json(
+            self.folder / RECORD, {"format": _FORMAT, **known, "study": asdict(self.study) if self.study else None}
+        )
 
     def refuse_changed(self, jobs: Sequence[SweepJob]) -> None:
         """A sweep that goes on has the jobs it began with.
@@ -115,6 +132,16 @@ class SweepRecord:
         outcomes = (self.folder / OUTCOMES).glob("*.json")
         return sorted(int(file.stem) for file in outcomes if file.stem.isdecimal())
 
+    def job(self, number: int, overrides: Sequence[str]) -> SweepJob:
+        """The job as planned, or, of a study, as the overrides that its sweeper gave it say."""
+        planned = next((job for job in self.jobs if job.number == number), None)
+        if planned is not None:
+            return planned
+        values = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
+        return SweepJob(
+            number, {key: values[key] for key in self.study.keys if key in values} if self.study else {}, {}
+        )
+
     def state(self, number: int) -> str:
         """How far a job is, from what is on disk."""
         folder = self.job_folder(number)
@@ -125,18 +152,24 @@ class SweepRecord:
         return FAILED if self.outcome(number).get("state") == FAILED else NOT_STARTED
 
     def outcome(self, number: int) -> dict[str, Any]:
-        """What the job told when it last ran: ``state``, ``label`` and, of a failure, ``failure``."""
+        """What the job told when it last ran: ``state``, ``label``, a trial's ``swept``, a failure's ``failure``."""
         file = self.folder / OUTCOMES / f"{number}.json"
         return json.loads(file.read_text()) if file.exists() else {}
+
+    def reason(self, number: int) -> str:
+        """Why a job failed, for its owner; empty where it did not."""
+        file = self.folder / OWNER / _ERROR.format(number)
+        return file.read_text().strip() if file.exists() else ""
 
     def tell(self, number: int, state: str, **more: Any) -> None:
         """Note how a job ended; called where the job runs."""
         write_json(self.folder / OUTCOMES / f"{number}.json", {"state": state, **more})
         (self.folder / OWNER / _ERROR.format(number)).unlink(missing_ok=True)
 
-    def tell_failure(self, number: int, label: str, error: Exception) -> None:
+    def tell_failure(self, number: int, label: str, error: Exception, **more: Any) -> None:
         """Note that a job failed: of which kind here, and why, which may name private files, for the data's owner."""
-        self.tell(number, FAILED, label=label, failure=REFUSED if isinstance(error, DptrainError) else UNFORESEEN)
+        failure = REFUSED if isinstance(error, DptrainError) else UNFORESEEN
+        self.tell(number, FAILED, label=label, **more, failure=failure)
         write_text(owner_folder(self.folder, OF_A_SWEEP) / _ERROR.format(number), f"{error}\n")
 
 

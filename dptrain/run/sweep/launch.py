@@ -15,12 +15,17 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict
 
-from ...errors import ConfigError
+from ...errors import BudgetError, ConfigError
 from ...settings.left_open import steps_are_open
 from ...settings.resolve import from_omegaconf
 from ...settings.schema import FREE_TO_CHANGE, TrainConfig
+from ...statement.results import MAP
+from ...training.journal import JOURNAL
 from ..tracking import PARENT_RUN
-from .jobs import BEGUN, FINISHED, SweepJob, SweepRecord, comparable
+from .breaks import NoBudget, SweepRefused
+from .engines import go_to, is_hydras_own, keeps_lines, launcher_of, refuse_secrets, set_up
+from .jobs import BEGUN, FINISHED, Study, SweepJob, SweepRecord, comparable
+from .table import last_metrics
 
 if TYPE_CHECKING:
     from .session import Sweep
@@ -28,27 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OF_THE_SWEEP = ("output_dir", "resume", "tracking", "tuning", "budget")
-
-
-class SweepRefused(BaseException):
-    """Carries an error out of a callback: Hydra turns every other exception there into a warning and goes on."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class SweepBroken(BaseException):
-    """A sweep broke off after it had begun: what its jobs have spent is still to be told.
-
-    Attributes:
-        sweep: To be ended by whoever catches this.
-        cause: Why: an error, or the wish to stop.
-    """
-
-    def __init__(self, sweep: Sweep, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.sweep, self.cause = sweep, cause
 
 
 class SweepCallback(Callback):
@@ -67,10 +51,14 @@ class SweepCallback(Callback):
         try:
             from .session import Sweep
 
-            jobs = planned_jobs(config)
+            launcher_of(config.hydra)
+            refuse_secrets(config)
+            plan = planned(config)
             settings = _settings(config)
             refuse_tuning(settings)
-            sweep = Sweep.begin(_relative(Path(str(config.hydra.sweep.dir))), jobs, settings)
+            folder = _relative(Path(str(config.hydra.sweep.dir)))
+            sweep = Sweep.begin(folder, plan, settings, keeps_lines(config.hydra))
+            set_up(config, folder)
         except Exception as error:
             raise SweepRefused(error) from error
         SweepCallback.current = sweep
@@ -85,15 +73,13 @@ class SweepCallback(Callback):
         return sweep
 
 
-def planned_jobs(config: Any) -> list[SweepJob] | None:
-    """The jobs of a sweep by Hydra's basic sweeper, composed; None for a sweeper that chooses as it goes.
+def planned(config: Any) -> list[SweepJob] | Study:
+    """The jobs of a sweep by Hydra's basic sweeper, composed; or what is planned of a study.
 
     Raises:
         ConfigError: A key is swept that belongs to the sweep as a whole, or that changes nothing of what is released.
         HydraException: A job cannot be composed.
     """
-    if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
-        return None
     loader = GlobalHydra.instance().config_loader()
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(
@@ -103,6 +89,12 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
     for key in swept:
         if key.partition(".")[0] in _OF_THE_SWEEP:
             raise ConfigError(f"{key} cannot be swept: it belongs to the sweep as a whole; give it one value")
+    if not is_hydras_own(config.hydra.sweeper, "Sweeper"):
+        from .study import plan_study
+
+        settings = _settings(config)
+        _refuse_steps_by_time(steps_are_open(settings))
+        return plan_study(config, settings, swept)
     jobs, open_steps = [], False
     for number, chosen in enumerate(itertools.product(*_choices(overrides).values())):
         values = dict(argument.split("=", 1) for argument in chosen if "=" in argument)
@@ -111,11 +103,7 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
         texts = {key.lstrip("+"): values[key].strip("'\"") for key in swept}
         jobs.append(SweepJob(number, texts, comparable(settings)))
     _refuse_units(jobs)
-    if open_steps:  # two measurements of a machine's speed differ, and so would the plans that they make
-        raise ConfigError(
-            "steps is not set, and a sweep compares runs that do not depend on how busy the machine was: give steps "
-            "and privacy.expected_batch_size; a single run with time=... says what fits"
-        )
+    _refuse_steps_by_time(open_steps)
     for key in swept:
         if key.partition(".")[0] in FREE_TO_CHANGE:  # time too, now that all jobs have their steps
             raise ConfigError(
@@ -123,6 +111,15 @@ def planned_jobs(config: Any) -> list[SweepJob] | None:
                 "give it one value"
             )
     return jobs
+
+
+def _refuse_steps_by_time(open_steps: bool) -> None:
+    """Two measurements of a machine's speed differ, and so would the plans that they make."""
+    if open_steps:
+        raise ConfigError(
+            "steps is not set, and a sweep compares runs that do not depend on how busy the machine was: give steps "
+            "and privacy.expected_batch_size; a single run with time=... says what fits"
+        )
 
 
 def _choices(overrides: Sequence[Override]) -> dict[str, list[str]]:
@@ -163,46 +160,63 @@ def refuse_tuning(settings: TrainConfig) -> None:
 
 def run_job(
     config: Any, context: Any, job: Callable[[TrainConfig], None], report: Callable[[str, Exception], None]
-) -> None:
+) -> float | NoBudget | None:
     """Run one job of a sweep and note how it ended; what it raises stops no other job.
+
+    A launcher may call it again for a job whose process was lost: it goes on where that one was.
 
     Args:
         config: The job's composed configuration.
         context: Hydra's own part of it.
         job: The work.
-        report: Told of a failure, as a description and its exception.
+        report: Told of a failure, as a description and its exception, unless the launcher keeps what is said.
+
+    Returns:
+        mAP50-95 on the public val split, which a study goes by; None where there is none.
 
     Raises:
         SystemExit: The job was asked to stop, and the sweep stops with it.
     """
+    go_to(context.runtime.cwd)
     folder, number = _relative(Path(context.runtime.output_dir)), int(context.job.num)
     record = SweepRecord.read(folder.parent) or SweepRecord(folder.parent)
-    planned = next((item for item in record.jobs if item.number == number), None)
-    label = planned.label if planned else " ".join(context.overrides.task)
+    of_job = record.job(number, context.overrides.task)
+    label = of_job.label
+    told = {"swept": of_job.swept} if record.study else {}
     try:
         settings = from_omegaconf(config)
         settings.output_dir = str(folder)
-        if settings.resume:
-            state = record.state(number)
-            if state == FINISHED:
-                logger.info("job %d (%s) is done already", number, label)
-                return
-            settings.resume = state == BEGUN
+        if record.state(number) == FINISHED:
+            logger.info("job %d (%s) is done already", number, label)
+            return _score(folder)
+        record.tell(number, BEGUN, label=label, **told)  # a trial whose process is lost counts, too
+        settings.resume = (folder / JOURNAL).exists()
         settings.tracking.run_name = settings.tracking.run_name or label
         job(settings)
-        record.tell(number, FINISHED, label=label)
+        record.tell(number, FINISHED, label=label, **told)
     except Exception as error:
         if not any(folder.iterdir()):  # Hydra made it; a job that never began leaves nothing behind
             folder.rmdir()
-        record.tell_failure(number, label, error)
-        report(f"job {number} ({label})", error)
+        record.tell_failure(number, label, error, **told)
+        if record.study and isinstance(error, BudgetError):
+            return NoBudget(error)
+        if not keeps_lines(context):
+            report(f"job {number} ({label})", error)
+        return None
     except SystemExit as stopped:
-        record.tell(number, BEGUN, label=label)
+        record.tell(number, BEGUN, label=label, **told)
+        if isinstance(stopped.code, int):  # the launcher's own: it starts the job again, here or elsewhere
+            raise
         total = f" of {len(record.jobs)}" if record.jobs else ""
         raise SystemExit(
             f"job {number}{total} ({label}) was {str(stopped).partition(';')[0]}; resume the whole sweep by the "
             f"same command and output_dir={record.folder} resume=true"
         ) from stopped
+    return _score(folder)
+
+
+def _score(folder: Path) -> float | None:
+    return last_metrics(folder / "results.csv").get(MAP)
 
 
 def _settings(config: Any) -> TrainConfig:

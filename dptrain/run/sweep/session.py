@@ -15,7 +15,7 @@ from ...settings.schema import TrainConfig
 from ...support.files import even_times
 from ..owner import OWNER
 from ..tracking import NoTracker, Tracker
-from .jobs import FAILED, FINISHED, OUTCOMES, REFUSED, SweepJob, SweepRecord
+from .jobs import FAILED, FINISHED, OUTCOMES, REFUSED, Study, SweepJob, SweepRecord
 from .pictures import draw
 from .table import METRICS, SweepTable, mlflow_table, read_table, summary, write_table
 
@@ -29,20 +29,25 @@ class Sweep:
     Attributes:
         record: Its jobs and its folder.
         title: What its pictures say above: model and data.
+        silent: Whether no job says on the screen why it failed.
     """
 
     record: SweepRecord
     title: str
     tracker: Tracker
+    silent: bool = False
 
     @classmethod
-    def begin(cls, folder: Path, jobs: Sequence[SweepJob] | None, settings: TrainConfig) -> Sweep:
+    def begin(
+        cls, folder: Path, plan: Sequence[SweepJob] | Study, settings: TrainConfig, silent: bool = False
+    ) -> Sweep:
         """Open the sweep, or go on with the one in ``folder``, before any of its jobs starts.
 
         Args:
             folder: The sweep's ``output_dir``.
-            jobs: What is planned; None where a sweeper chooses its values as it goes.
+            plan: The jobs, or the study.
             settings: The command's settings but for the swept ones.
+            silent: Whether no job says on the screen why it failed.
 
         Raises:
             ConfigError: The folder holds something else than the sweep that is asked for, or its jobs differ.
@@ -50,10 +55,11 @@ class Sweep:
         """
         known = SweepRecord.read(folder)
         if settings.resume:
-            record = _continued(known, folder, jobs)
+            record = _continued(known, folder, plan)
         else:
             _refuse_used(known, folder)
-            record = SweepRecord(folder, tuple(jobs or ()))
+            study = plan if isinstance(plan, Study) else None
+            record = SweepRecord(folder, () if isinstance(plan, Study) else tuple(plan), study=study)
         tracker = _tracker(settings, record)
         record = replace(record, parent_run=tracker.run_id or record.parent_run)
         try:
@@ -61,12 +67,18 @@ class Sweep:
             record.write()
         except OSError as error:
             raise ConfigError(f"output_dir={folder} cannot be written ({error.strerror}): choose another") from error
-        return cls(record, _title(settings), tracker)
+        return cls(record, _title(settings), tracker, silent)
 
     def failures(self) -> list[bool]:
         """For each job that failed when it last ran, whether dptrain refused it (or did not foresee the failure)."""
         outcomes = [self.record.outcome(n) for n in self.record.numbers() if self.record.state(n) != FINISHED]
         return [outcome.get("failure") == REFUSED for outcome in outcomes if outcome.get("state") == FAILED]
+
+    def untold(self) -> list[str]:
+        """Why jobs failed that could not say so themselves, one line each; for the owner's screen."""
+        numbers = self.record.numbers() if self.silent else []
+        reasons = [(self.record.outcome(number).get("label"), number, self.record.reason(number)) for number in numbers]
+        return [f"job {number} ({label}) failed: {reason}" for label, number, reason in reasons if reason]
 
     def end(self, interrupted: bool = False) -> SweepTable:
         """Write the table, the pictures and the composed cost, here and in MLflow, whatever became of the jobs."""
@@ -99,15 +111,15 @@ class Sweep:
                 self.tracker.metrics({"sweep/epsilon": row.cost.epsilon(), **points}, row.number)
 
 
-def _continued(known: SweepRecord | None, folder: Path, jobs: Sequence[SweepJob] | None) -> SweepRecord:
+def _continued(known: SweepRecord | None, folder: Path, plan: Sequence[SweepJob] | Study) -> SweepRecord:
     if known is None:
         raise ConfigError(f"resume=true, and output_dir={folder} holds no sweep: leave resume out to start one")
-    if jobs is None or not known.jobs:
+    if isinstance(plan, Study) or known.study:
         raise ConfigError(
             f"the sweep in {folder} cannot be resumed: a sweeper that chooses its values as it runs would choose "
             "others; resume its jobs one by one"
         )
-    known.refuse_changed(jobs)
+    known.refuse_changed(plan)
     return known
 
 
@@ -122,16 +134,18 @@ def _tracker(settings: TrainConfig, record: SweepRecord) -> Tracker:
     tracking = settings.tracking
     if not tracking.enabled:
         return NoTracker()
+    study = record.study
     swept: Mapping[str, list[Any]] = {
-        key: [job.swept[key] for job in record.jobs] for key in (record.jobs[0].swept if record.jobs else ())
+        key: ["chosen"] if study else [job.swept[key] for job in record.jobs]
+        for key in (study.keys if study else record.jobs[0].swept)
     }
-    name = tracking.run_name or f"sweep over {', '.join(swept) or 'chosen values'}"
+    name = tracking.run_name or f"sweep over {', '.join(swept)}"
     model, data = _names(settings)
     tags = {"dptrain.sweep": "true", "dptrain.dataset": data, "dptrain.model": model}
     tracker = Tracker.start(tracking.uri, tracking.experiment, name, tags, record.parent_run)
     if record.parent_run is None:
         values = {f"sweep.{key}": ", ".join(dict.fromkeys(swept[key])) for key in swept}
-        tracker.parameters({**values, "output_dir": record.folder, "jobs": len(record.jobs)})
+        tracker.parameters({**values, "output_dir": record.folder, "jobs": study.trials if study else len(record.jobs)})
     return tracker
 
 

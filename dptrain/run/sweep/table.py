@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,7 @@ def read_table(record: SweepRecord) -> SweepTable:
             Row(
                 number,
                 job.label if job else told.get("label", str(number)),
-                job.swept if job else {},
+                job.swept if job else told.get("swept", {}),
                 record.state(number),
                 read_cost(folder),
                 last_metrics(folder / "results.csv"),
@@ -128,8 +128,10 @@ def read_table(record: SweepRecord) -> SweepTable:
             )
         )
     unbegun = [planned_cost(planned[row.number]) for row in rows if row.cost is None and row.number in planned]
-    costs = [*(row.cost for row in rows), *unbegun]
-    return SweepTable(tuple(rows), compose([cost for cost in costs if cost is not None]))
+    costs = [cost for cost in (*(row.cost for row in rows), *unbegun) if cost is not None]
+    if record.study and costs:  # its trials have one plan, and all that were planned count
+        costs += [replace(costs[0], steps=0, start_runs=())] * (record.study.trials - len(costs))
+    return SweepTable(tuple(rows), compose(costs))
 
 
 def last_metrics(file: Path) -> dict[str, float]:

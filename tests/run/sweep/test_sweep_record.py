@@ -189,8 +189,8 @@ def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(ConfigError, match=r"sweep\.json cannot be read"):
         SweepRecord.read(tmp_path)
-    (tmp_path / "sweep.json").write_text('{"format": 1, "parent_run": null, "jobs": []}')
-    with pytest.raises(ConfigError, match=r"sweep\.json: format=1 is not 2"):
+    (tmp_path / "sweep.json").write_text('{"format": 1, "parent_run": null, "jobs": [], "study": null}')
+    with pytest.raises(ConfigError, match=r"sweep\.json: format=1 is not 3"):
         SweepRecord.read(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +21,7 @@ from dptrain.run.tracking import PARENT_RUN
 from dptrain.settings.schema import TrainConfig
 
 from ...conftest import SMALL, dataset_maker
+from .weights import weights_hash
 
 TINY = (
     f"model={SMALL} imgsz=32 trainable=head workers=0 steps=1 evaluate_every=1 privacy.sample_rate=0.5 "
@@ -77,11 +78,12 @@ def test_a_real_sweep_has_a_parent_run_that_holds_its_curve_and_its_cost(
     assert weights_hash(place / "one") == weights_hash(place / "s" / "1")
 
 
-def weights_hash(folder: Path) -> str:
-    import torch
-
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["parameters"]
-    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+def test_no_two_jobs_of_a_process_share_a_draw_or_its_noise(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The average is no part of what is compared: the jobs differ in nothing but what the system gave them."""
+    monkeypatch.chdir(place)
+    sweep = ["privacy.noise_multiplier=4.0", "ema.decay=0.5,0.9", "output_dir=k", "tracking=disabled"]
+    assert main(["train", *TINY, "data=data.yaml", "-m", *sweep]) == 0
+    assert weights_hash(place / "k" / "0") != weights_hash(place / "k" / "1")
 
 
 def test_the_joblib_launcher_reports_the_same(
@@ -226,3 +228,66 @@ def test_json_ends_with_the_cost_of_the_sweep(runs: list[TrainConfig], capsys: p
     assert [line["output_dir"] for line in lines] == ["s/0", "s/1", "s/2", "s"]
     assert lines[-1]["finished"] == 3
     assert "publishing this curve costs" in told.err
+
+
+def test_a_job_whose_process_was_lost_goes_on_where_it_was(
+    runs: list[TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray and submitit start it again by themselves; a journal without steps is that of a run, too."""
+    from dptrain.run.sweep import launch
+
+    def as_it_was_left(_: str) -> None:
+        for folder in Path("s").glob("[0-9]"):
+            (folder / "steps.journal").touch()
+
+    monkeypatch.setattr(launch, "go_to", as_it_was_left)
+    assert main(THREE) == 0
+    assert [config.resume for config in runs] == [True] * 3
+
+
+def test_a_launchers_own_end_of_a_process_keeps_its_status(runs: list[TrainConfig]) -> None:
+    """submitit's controller starts a job again by it."""
+    module: Any = sys.modules["dptrain.run.train"]
+
+    def train_from_config(config: TrainConfig) -> None:
+        raise SystemExit(144)
+
+    module.train_from_config = train_from_config
+    with pytest.raises(SystemExit) as ended:
+        main(THREE)
+    assert ended.value.code == 144
+
+
+@pytest.mark.parametrize(
+    ("argument", "extra"),
+    [("hydra/launcher=submitit_slurm", "submitit"), ("hydra/launcher=ray", "ray"), ("hydra/sweeper=optuna", "optuna")],
+)
+def test_what_is_not_installed_is_named_with_its_extra(
+    argument: str, extra: str, runs: list[TrainConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = {"submitit": "submitit_launcher", "ray": "ray_launcher", "optuna": "optuna_sweeper"}[extra]
+    if importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}"):
+        pytest.skip(f"dptrain[{extra}] is installed")
+    assert main([*THREE, argument]) == 2
+    line = f"dptrain: error: {argument} is not installed: pip install 'dptrain[{extra}]'"
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_a_job_that_a_launcher_keeps_the_lines_of_tells_its_owner_alone_why_it_failed(
+    runs: list[TrainConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The main process tells it on its screen, when all jobs have ended."""
+    from dptrain.run.sweep import launch
+
+    module: Any = sys.modules["dptrain.run.train"]
+
+    def fails(config: TrainConfig) -> None:
+        raise ConfigError("no disk for images/anna_b.png")
+
+    monkeypatch.setattr(launch, "keeps_lines", lambda hydra: True)
+    module.train_from_config = fails
+    assert main(THREE) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "dptrain: job 0 (noise_multiplier=4) failed: no disk for images/anna_b.png"
+    assert lines[-1] == "dptrain: error: 3 of 3 jobs failed" and len(lines) == 4
+    assert not [file for file in Path("s").rglob("*.json") if b"anna_b" in file.read_bytes()]
