@@ -187,7 +187,8 @@ def as_arguments(arguments: list[str]) -> list[str]:
     others = dict(argument.split("=", 1) for argument in kept if "=" in argument)
     values = {name: text if name in RENAMED and name != "batch" else _parsed(text) for name, text in mine.items()}
     found = in_our_words({**others, **values})
-    return [*kept, *(f"{key}={value}" for key, value in found.items() if key not in others)]
+    texts = {key: "null" if value is None else value for key, value in found.items() if key not in others}
+    return [*kept, *(f"{key}={text}" for key, text in texts.items())]
 
 
 def _parsed(text: str) -> Any:
