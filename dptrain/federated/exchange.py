@@ -96,8 +96,8 @@ def check_parameters(offered: Mapping[str, Tensor], own: Mapping[str, Tensor]) -
         DeclinedError: One line that names the first.
     """
     if other := sorted(set(offered) ^ set(own)):
-        where = "the server" if other[0] in offered else "the site"
-        raise DeclinedError(f"the parameter {other[0]!r:.200} trains at {where} only: give all the same trainable")
+        where = "in the message" if other[0] in offered else "here"
+        raise DeclinedError(f"the parameter {other[0]!r:.200} is {where} only: give server and sites one trainable")
     for name, mine in own.items():
         theirs = offered[name]
         if theirs.shape != mine.shape or theirs.dtype != mine.dtype:

@@ -97,6 +97,10 @@ def to_markdown(record: Mapping[str, Any]) -> str:
         whole, delta = f"{site['epsilon']:.4g}", f"{site['delta']:.3g}"
         values = (name, site["unit"], site["dataset_size"], whole, spent, delta, steps)
         lines.append(f"| {' | '.join(map(str, values))} |")
+    lines += [
+        "",
+        "'So far' holds for whoever had decided beforehand to stop there; the epsilon of the plan holds always.",
+    ]
     one, every = record["composed"]["unit_of_one_site"], record["composed"]["unit_of_every_site"]
     lines += [
         "",

@@ -111,12 +111,12 @@ def test_the_server_decides_where_steps_begin_and_nothing_else(tmp_path: Path, s
         "is not made of finite": {name: torch.full_like(values, float("nan"))},
         "as sent, and torch.float32": {name: values.double()},
         r"is torch.float32 \(1,": {name: values[None]},
-        "trains at the server only": {"model.0.conv.weight": torch.zeros(1)},
+        "is in the message only": {"model.0.conv.weight": torch.zeros(1)},
     }
     for words, changed in bad.items():
         with pytest.raises(DeclinedError, match=words):
             take_round(site, replace(offer, parameters={**offer.parameters, **changed}))
-    with pytest.raises(DeclinedError, match="trains at the site only"):
+    with pytest.raises(DeclinedError, match="is here only"):
         take_round(site, replace(offer, parameters={n: p for n, p in offer.parameters.items() if n != name}))
     others = {
         "rounds": 6, "steps_per_round": 1, "start_sha256": "0" * 64, "frozen_sha256": "", "classes": ("blue", "green"),

@@ -11,21 +11,15 @@ _TAKE, _TRAIN = "dptrain.federated.site:_Site.take", "dptrain.federated.site:_Si
 _BEGIN = "copy_into(trainer.parameters, offer.parameters)"
 _RESULT = "return self._release(offer.number, trainer.step, {n: p.detach() for n, p in trainer.parameters.items()})"
 
-# The server and the client need Flower, which not everybody installs.
-_OF_FLOWERS = (
-    (
-        bug(
-            "sites weigh by what they did",
-            "The average is by steps taken, which no site declared.",
-            "dptrain.federated.server:SitesAverage.__init__",
-            "weighted_by_key=SIZE",
-            'weighted_by_key="steps"',
-            "tests/federated/test_flower.py::"
-            "test_a_whole_federation_averages_by_declared_sizes_and_leaves_weights_and_a_record",
-        ),
-    )
-    if find_spec("flwr")
-    else ()
+_FLOWER = "tests/federated/test_flower.py::"
+_WEIGHS = bug(
+    "sites weigh by what they did",
+    "The average is by the steps that each site took, and not by what it declared.",
+    "dptrain.federated.messages:content_of",
+    "SIZE: release.dataset_size,",
+    "SIZE: release.steps,",
+    _FLOWER + "test_a_reply_holds_these_records_and_nothing_else",
+    _FLOWER + "test_a_whole_federation_averages_by_declared_sizes_and_leaves_weights_and_a_record",
 )
 
 FEDERATED_BUGS = (
@@ -53,7 +47,7 @@ FEDERATED_BUGS = (
         _RESULT.replace("return ", "return replace(") + ", dataset_size=len(prepared.pictures))",
         _SITE + "test_a_release_is_noised_or_declared_and_two_neighbours_differ_in_its_parameters_alone",
     ),
-    *_OF_FLOWERS,
+    *([_WEIGHS] if find_spec("flwr") else []),  # not everybody installs Flower
     bug(
         "a message about the images is sent",
         "The server is told what is wrong, in the words that were made for the hospital.",
