@@ -10,6 +10,7 @@ from ..datasets.labels import LABELS, STRICT
 from ..errors import ConfigError
 from ..support.devices import parse_device, usable_device
 from ..support.files import to_json
+from ..support.released import found_start
 from ..support.words import counted
 from .options import Commands, check_imgsz
 
@@ -57,7 +58,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ..detection.evaluate import evaluate
 
     data = load_data(options.data, options.labels)
-    model = load_model(options.weights)
+    model = load_model(found_start(options.weights, "--weights"))
     device = usable_device(device, "--device")
     dataset = DetectionDataset(data, options.split, imgsz)
     if dataset.dropped:

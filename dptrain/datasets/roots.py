@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .data_yaml import is_windows, shown
+from ..support.environment import ultralytics_folder
+from .data_yaml import YAML_SUFFIXES, is_windows, shown
 
 _ABSOLUTE = "write the absolute path that it has here"
 
@@ -36,16 +36,17 @@ def root_of(file: Path, data: Mapping[Any, Any]) -> Path:
         raise DataError(f"{file}: path: {entry} cannot be looked up ({reason}); correct it") from None
 
 
-def datasets_folder() -> Path:
-    """Return the datasets folder of Ultralytics' settings; before there are any, the one it would choose."""
-    base = os.environ.get("YOLO_CONFIG_DIR")
-    if base is None and sys.platform == "darwin":
-        base = "~/Library/Application Support"
-    settings = Path(base or os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "Ultralytics/settings.json"
-    try:
-        return Path(json.loads(settings.read_text(encoding="utf-8"))["datasets_dir"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return Path("datasets").absolute()
+def shipped(file: Path) -> Path:
+    """Return the ``data.yaml`` that Ultralytics takes for a bare name that is not here: one that comes with it."""
+    if file.name != str(file) or file.suffix.lower() not in YAML_SUFFIXES or file.exists():
+        return file
+    theirs = _shipped_folder() / file.name
+    return theirs if theirs.is_file() else file
+
+
+def _shipped_folder() -> Path:
+    found = find_spec("ultralytics")
+    return Path(*(found.submodule_search_locations or ()) if found else (), "cfg", "datasets")
 
 
 def _root(file: Path, data: Mapping[Any, Any], entry: str) -> Path:
@@ -54,8 +55,13 @@ def _root(file: Path, data: Mapping[Any, Any], entry: str) -> Path:
     if not data.get("path") or written.is_absolute():
         places = [beside]
     else:
-        places = [written.resolve() if written.exists() else (datasets_folder() / written).resolve(), beside]
+        places = [
+            written.resolve() if written.exists() else (ultralytics_folder("datasets") / written).resolve(),
+            beside,
+        ]
     found = {place: _images(place, data) for place in places if place.is_dir()}
+    if not found and file.parent == _shipped_folder():
+        raise DataError(_how_to_get(file, data, places[0]))
     if not found:
         where = f" (looked for {' and '.join(map(str, dict.fromkeys(places)))})"
         if is_windows(entry):
@@ -78,6 +84,16 @@ def _root(file: Path, data: Mapping[Any, Any], entry: str) -> Path:
             "data.yaml, and both hold images: write it absolute, so that both read the same"
         )
     return holding[0]
+
+
+def _how_to_get(file: Path, data: Mapping[Any, Any], place: Path) -> str:
+    """What to do where the images of a dataset that Ultralytics knows are not there; nothing of it is done here."""
+    source = data.get("download")
+    if isinstance(source, str) and re.fullmatch(r"https?://\S+\.zip", source.strip()):
+        how = f"get {source.strip()} and unpack it into {place.parent}"
+    else:
+        how = f"yolo val data={file.name} gets them"
+    return f"{file.name}: its images are not there (looked for {place}), and dptrain downloads no data: {how}"
 
 
 def _images(root: Path, data: Mapping[Any, Any]) -> set[Path]:

@@ -23,7 +23,7 @@ from .data_yaml import (
     windows_hint,
 )
 from .labels import STRICT, label_path
-from .roots import root_of
+from .roots import root_of, shipped
 
 SPLITS = ("train", "val", "test")
 #: Suffixes that count as images inside a folder or a list, as in Ultralytics.
@@ -106,7 +106,8 @@ def load_data(path: str | Path, labels: str = STRICT, trains: bool = True) -> Da
     followed.
 
     Args:
-        path: The ``data.yaml``, or a sealed dataset, which is read from memory.
+        path: The ``data.yaml``, the name of one that Ultralytics ships (``coco8.yaml``), or a sealed dataset, which is
+            read from memory.
         labels: What is done about a bad row in a label file, when labels are read.
         trains: Whether a training split must be there.
 
@@ -118,7 +119,7 @@ def load_data(path: str | Path, labels: str = STRICT, trains: bool = True) -> Da
             not match, a missing folder or image, an image listed twice within a split.
         SealError: It is a sealed dataset that cannot be opened.
     """
-    file = Path(path)
+    file = shipped(Path(path))
     if is_sealed_dataset(file):
         return _load_sealed(file, labels)
     data = read_yaml(file)

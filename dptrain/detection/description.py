@@ -49,7 +49,7 @@ def read_description(name: str) -> dict[str, Any]:
         lines = str(error).split("\n")
         raise ModelError(f"{name!r}: cannot be read as a model description ({lines[0][:150]})") from None
     if file is None:
-        raise ModelError(f"{name!r}: no such model description (dptrain downloads nothing: put it there)")
+        raise ModelError(f"{name!r}: no such model description: put it there")
     if not isinstance(data, dict):
         raise ModelError(f"{name!r}: no model description, it holds no 'key: value' lines")
     return {**data, "scale": tasks.guess_model_scale(name), "yaml_file": str(file)}

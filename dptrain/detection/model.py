@@ -150,7 +150,7 @@ def open_checkpoint(file: Path) -> DetectionModel:
         ModelError: The file is missing, cannot be opened, or holds something else.
     """
     if not file.is_file():
-        raise ModelError(f"checkpoint {str(file)!r}: no such file (dptrain downloads nothing: put it there)")
+        raise ModelError(f"checkpoint {str(file)!r}: no such file: put it there")
     try:
         with plain_weights(file) as plain:
             refuse_damage(plain)

@@ -7,8 +7,9 @@ import os
 import torch
 
 from .. import datasets  # noqa: F401 - what OpenCV is told before Ultralytics imports it
+from ..support.environment import keep_ultralytics_offline
 
-os.environ.setdefault("YOLO_OFFLINE", "true")  # no connection attempt at import, no telemetry, no downloads
+keep_ultralytics_offline()  # no connection attempt at import, no telemetry, no downloads
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 # Ultralytics sets OMP_NUM_THREADS=1 for the process that imports it, and undoes it in its own trainer only.

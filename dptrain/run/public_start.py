@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import PrivacyError
 from ..sealing.weights import is_weights, weights_hash
 from ..support.files import file_hash, read_json, write_json
+from ..support.released import made_from
 
 RECORD = "pretraining.json"
 RECORD_FORMAT = 1
@@ -22,14 +23,18 @@ def write_record(weights: Path, record: Mapping[str, Any]) -> Path:
 
 
 def declared_start(start: str | Path) -> str | None:
-    """Return what public data made some start weights, in words, if their record lies beside them.
+    """Return what public data made some start weights, in words: a release of Ultralytics, or those beside a record.
 
-    A record of other weights, or one that cannot be read, counts as none: it declares nothing about these.
+    A release is known by its content, under any name. A record of other weights, or one that cannot be read, counts as
+    none: it declares nothing about these.
     """
     file = Path(start)
     record = file.parent / RECORD
-    if not is_weights(file) or not file.is_file() or not record.is_file():
+    if not is_weights(file) or not file.is_file():
         return None
+    released = made_from(weights_hash(file))
+    if released is not None or not record.is_file():
+        return released
     try:
         found = read_json(record)
         known, words = found["weights"], found["public_data"]

@@ -12,6 +12,7 @@ from ..settings import resolve as settings
 from ..settings.schema import TrainConfig
 from ..settings.ultralytics import as_keywords
 from ..support.launched import launched
+from ..support.released import found_start
 from .by_time import settle_steps
 from .job import Run, TrainResult
 from .outputs import unlock
@@ -29,7 +30,8 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
     lists.
 
     Args:
-        model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``, ``.pt.age``).
+        model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``, ``.pt.age``); the
+            name of a released one, such as ``yolo26n.pt``, is fetched where it is not here.
         data: An Ultralytics ``data.yaml``.
         plan: The privacy plan; or leave it out and give ``privacy={"epsilon": 8, "dataset_size": 10000}``.
         **options: The keys of ``dptrain train``; a section is a dict, such as ``optimizer={"name": "sgd", "lr": 0.1}``.
@@ -53,8 +55,8 @@ def train_from_config(config: TrainConfig) -> TrainResult:
 
 
 def opened_start(config: TrainConfig) -> TrainConfig:
-    """Unseal what is sealed, and fill in what the start says of the data behind it."""
-    config = unlock(config)
+    """Fetch a released start that is not here, unseal what is sealed, and fill in what data made the start."""
+    config = unlock(replace(config, model=found_start(config.model, download=config.download)))
     return replace(config, public_data=declared_start(config.model)) if config.public_data is None else config
 
 

@@ -39,7 +39,7 @@ ENGINES = ("fused", "opacus", "microbatch")
 # What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
 FREE_TO_CHANGE = (
     "time", "epochs", "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume",
-    "output_dir",
+    "output_dir", "download",
 )  # fmt: skip
 VALIDATIONS = ("public", "off")
 TUNINGS = ("none", "random_stopping")
@@ -258,7 +258,7 @@ class PhaseConfig:
 class TrainConfig:
     """Everything one training run is told. See ``dptrain train --help`` for the keys."""
 
-    model: str = _key(MISSING, "yolo26n.yaml (from scratch), a .pt checkpoint trained on public data, or a preset")
+    model: str = _key(MISSING, "yolo26n.pt, another .pt of public data, yolo26n.yaml (from scratch), or a preset")
     data: str = _key(MISSING, "an Ultralytics data.yaml, a sealed dataset (.seal), or a preset")
     labels: str = _key(
         STRICT,
@@ -300,6 +300,7 @@ class TrainConfig:
     start_runs: list[str] = _key([], "folders of the private runs that the start was made from, as a mean of weights")
     public_images: str | None = _key(None, "folder or .txt list of the start's images: none may be a training image")
     engine: str = _key("fused", f"per-image gradients by one of {', '.join(ENGINES)}")
+    download: bool = _key(True, "fetch a released checkpoint, such as model=yolo26n.pt, that is not here; never data")
     resume: bool = _key(False, "continue the run in output_dir")
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

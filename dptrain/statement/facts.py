@@ -103,9 +103,10 @@ def make_statement(
         validation: What was declared of the validation split.
         deviations: What a reader must know that the defaults do not say.
         start_runs: The private runs that the start was made from.
-        public_data: ``start_weights``, ``sha256``, ``declared``: what the user says they were made from, and
-            ``compared``: whether the images named as theirs were compared with the training images. With scaled
-            clipping ``clip_scales``: ``data`` and ``images`` that the scales are of, and the ledger ``compared``.
+        public_data: ``start_weights``, ``sha256``, ``declared``: what they were made from, as the user, the record
+            beside them or Ultralytics' release says, and ``compared``: whether the images named as theirs were compared
+            with the training images. With scaled clipping ``clip_scales``: ``data`` and ``images`` that the scales are
+            of, and the ledger ``compared``.
         training: Settings that change no epsilon: optimizer, learning rate, image size.
         tuning: ``method``, ``runs``, ``epsilon`` (of all of them together), ``note``; by default one run, uncounted.
             With ``distribution`` and ``mean_runs`` it was random stopping, and the guarantee is all of the tuning's.

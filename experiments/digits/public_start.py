@@ -2,16 +2,16 @@
 
     python -m experiments.digits.public_start        # about 15 minutes on 2 CPU cores
 
-Writes `public_start.pt` (half precision; opens in stock Ultralytics) and `public_start.json` (how it was made) next to
-this file. No handwriting is read: the recipe and the distortions were chosen looking at public scenes only, so the
-private set owes no privacy budget to this model. Training here is ordinary and has no privacy of its own.
+Writes `public_start.pt` (half precision; opens in stock Ultralytics) and `pretraining.json` (how it was made, of which
+the statement of a run from it tells) next to this file. No handwriting is read: the recipe and the distortions were
+chosen looking at public scenes only, so the private set owes no privacy budget to this model. Training here is ordinary
+and has no privacy of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import platform
 import tempfile
@@ -26,6 +26,7 @@ from dptrain.detection.data import DetectionDataset, load_data
 from dptrain.detection.evaluate import evaluate
 from dptrain.detection.loss import PerImageLoss, one2many_weight
 from dptrain.detection.model import load_model, save_weights
+from dptrain.run.public_start import write_record
 from experiments.digits.scenes import SIZE, Boxes, Image, scene, write_public
 
 HERE = Path(__file__).resolve().parent
@@ -95,12 +96,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of public_start.pt and public_start.json")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of public_start.pt and pretraining.json")
     args = parser.parse_args()
 
     started = time.perf_counter()
     model, rows = train_public(args.steps, args.batch, args.scenes, args.lr, args.seed)
-    save_weights(model, args.out / WEIGHTS.name, half=True)
+    weights = save_weights(model, args.out / WEIGHTS.name, half=True)
     with tempfile.TemporaryDirectory() as folder:
         data = load_data(write_public(Path(folder), seed=args.seed + 1))
         metrics = evaluate(model, DetectionDataset(data, "val", SIZE))
@@ -109,6 +110,8 @@ def main() -> None:
     import ultralytics
 
     log = {
+        "public_data": f"{args.scenes} scenes of digits drawn with fonts, by experiments.digits.public_start "
+        "(no handwriting)",
         "what": "yolo26n, GroupNorm, 10 classes; trained on scenes of digits drawn from matplotlib's fonts only",
         "command": "python -m experiments.digits.public_start "
         f"--steps {args.steps} --batch {args.batch} --scenes {args.scenes} --lr {args.lr} --seed {args.seed}",
@@ -121,7 +124,7 @@ def main() -> None:
         },
         "losses": rows,
     }
-    (args.out / "public_start.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    write_record(weights, log)
     print(log["public_val"])
 
 

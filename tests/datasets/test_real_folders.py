@@ -5,6 +5,7 @@ Each folder is made here, after what labelling tools and exports write.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 
 import dptrain
+from dptrain.datasets.data_yaml import data_name
 from dptrain.datasets.labels import DROP_BAD_ROWS, LABELS, STRICT
-from dptrain.datasets.roots import datasets_folder
 from dptrain.datasets.sources import load_data
 from dptrain.detection.data import DetectionDataset
 from dptrain.errors import DataError
 from dptrain.run.notes import labels_read
+from dptrain.support.environment import ultralytics_folder
 from dptrain.toolbox.checking import check
 
 from ..conftest import run_options
@@ -149,7 +151,7 @@ def test_a_label_file_that_cannot_be_read_is_refused_although_bad_rows_are_left_
 def test_a_relative_path_is_the_folder_that_ultralytics_reads(make_folder, tmp_path, monkeypatch):
     """From the current folder, then its datasets folder; beside the data.yaml only where it would find nothing."""
     monkeypatch.setattr("ultralytics.data.utils.DATASETS_DIR", tmp_path / "theirs")
-    monkeypatch.setattr("dptrain.datasets.roots.datasets_folder", lambda: tmp_path / "theirs")
+    monkeypatch.setattr("dptrain.datasets.roots.ultralytics_folder", lambda _: tmp_path / "theirs")
     yaml = f"path: pets\n{YAML}"
     file = make_folder({"a": "0 0.5 0.5 0.2 0.2\n"}, yaml)
     places = {"here": tmp_path / "here/pets", "theirs": tmp_path / "theirs/pets", "beside": tmp_path / "pets"}
@@ -201,13 +203,42 @@ def test_a_path_does_not_matter_to_splits_that_are_absolute(make_folder, tmp_pat
 
 
 def test_the_datasets_folder_is_that_of_ultralytics_settings(tmp_path, monkeypatch):
-    from ultralytics.utils import DATASETS_DIR, USER_CONFIG_DIR
+    from ultralytics.utils import DATASETS_DIR, USER_CONFIG_DIR, WEIGHTS_DIR
 
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(USER_CONFIG_DIR.parent))
-    assert datasets_folder() == DATASETS_DIR
+    assert ultralytics_folder("datasets") == DATASETS_DIR
+    assert ultralytics_folder("weights") == WEIGHTS_DIR
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert datasets_folder() == tmp_path / "datasets"
+    assert ultralytics_folder("datasets") == tmp_path / "datasets"
+
+
+def test_a_name_that_ultralytics_ships_is_found_as_it_finds_it_and_its_images_are_never_downloaded(
+    tmp_path, monkeypatch
+):
+    """The data.yaml is theirs, ``path:`` starts in the datasets folder of their settings; a file that is here wins."""
+    (tmp_path / "Ultralytics").mkdir()
+    (tmp_path / "Ultralytics/settings.json").write_text(json.dumps({"datasets_dir": str(tmp_path / "sets")}))
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    message = refusal("coco8.yaml")
+    assert str(tmp_path / "sets/coco8") in message and "downloads no data" in message
+    assert f"/coco8.zip and unpack it into {tmp_path / 'sets'}" in message
+    message = refusal("VOC.yaml")  # its download: is a script
+    assert "yolo val data=VOC.yaml" in message and str(tmp_path / "sets/VOC") in message
+    assert not list((tmp_path / "here").iterdir()) and not (tmp_path / "sets").exists()
+    for split in ("train", "val"):
+        folder = tmp_path / "sets/coco8/images" / split
+        folder.mkdir(parents=True)
+        cv2.imwrite(str(folder / f"{split}.png"), np.zeros((32, 32, 3), np.uint8))
+    found = load_data("coco8.yaml")
+    assert [file.name for file in (*found.train, *found.val)] == ["train.png", "val.png"]
+    assert found.path == tmp_path / "sets/coco8" and len(found.names) == 80 and data_name(found.file) == "coco8"
+    with pytest.raises(DataError, match=r"no such data\.yaml"):
+        load_data("sub/coco8.yaml")
+    Path("coco8.yaml").write_text(f"path: {tmp_path / 'sets/coco8'}\ntrain: images/train\nnames: [mine]\n")
+    assert load_data("coco8.yaml").names == {0: "mine"}
 
 
 BOX = "0 0.5 0.5 0.2 0.2\n"

@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 
 from dptrain.detection import load_model
+from dptrain.run.public_start import RECORD, declared_start
 from dptrain.statement.results import MAP, MAP50
 from experiments import demo, recipe
 from experiments.digits import scenes
 from experiments.digits.public_start import WEIGHTS
 
-LOG = WEIGHTS.with_suffix(".json")
+LOG = WEIGHTS.with_name(RECORD)
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def test_the_shipped_start_holds_half_precision_and_nothing_of_a_run() -> None:
 def test_the_log_of_the_shipped_start_says_how_to_make_it_again() -> None:
     log = json.loads(LOG.read_text())
     assert log["command"].startswith("python -m experiments.digits.public_start --steps")
+    assert declared_start(WEIGHTS) == log["public_data"] and "digits drawn with fonts" in log["public_data"]
     assert log["public_val"]["metrics/mAP50B"] > 0.5
     assert {"torch", "ultralytics", "python"} <= set(log["versions"])
     steps = int(log["command"].split("--steps ")[1].split()[0])

@@ -179,4 +179,11 @@ RECORD_BUGS = (
         "dptrain.run.public_start:declared_start", "weights_hash(file) in known.values()", "known",
         PRETRAINING + "test_the_record_of_other_weights_declares_nothing",
     ),
+    bug(
+        "anything of the right length is the released start",
+        "What is fetched is held against the length of the released file, and not against its sha256.",
+        "dptrain.support.released:_fetch",
+        "digest.hexdigest() != known.sha256 or size > known.size", "size != known.size",
+        "tests/run/test_released.py::test_another_content_than_the_pinned_one_is_not_kept",
+    ),
 )  # fmt: skip

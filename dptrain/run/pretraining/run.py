@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ...statement.facts import package_version
 from ...statement.results import MAP, MAP50
 from ...support.devices import usable_device
 from ...support.files import differences, file_hash, read_json, write_json, write_text
+from ...support.released import found_start
 from ..declared_public import DeclaredPublic
 from ..progress import make_console
 from ..public_start import RECORD, declared_start, refuse_private_start, write_record
@@ -73,6 +74,7 @@ class PublicRun:
     """One public training. What can be refused is refused before anything is written."""
 
     def __init__(self, config: PretrainConfig, console: Console) -> None:
+        config = replace(config, model=found_start(config.model, download=config.download))
         self.config, self.console = config, console
         self.output = Path(config.output_dir)
         self.device = usable_device(config.device)

@@ -21,7 +21,7 @@ NORMS = ("auto", "group", "batch")
 OPTIMIZERS = ("auto", "sgd", "musgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop")
 SCHEDULES = ("linear", "cosine")
 # What may be another when a training goes on.
-FREE_TO_CHANGE = ("device", "workers", "budget", "resume", "output_dir")
+FREE_TO_CHANGE = ("device", "workers", "budget", "resume", "output_dir", "download")
 _SHARED = dict(keys())
 
 
@@ -105,6 +105,7 @@ class PretrainConfig:
     norm: str = _key("auto", f"one of {', '.join(NORMS)}; auto: a checkpoint's own, group from scratch")
     workers: int = _key(2, "processes that load images (GPU only)")
     public_data: str | None = _key(None, "what the images are, in your words; for the record and later statements")
+    download: bool = _same("download")
     resume: bool = _same("resume")
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     optimizer: PublicOptimizerConfig = field(default_factory=PublicOptimizerConfig)

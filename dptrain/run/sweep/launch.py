@@ -20,6 +20,7 @@ from ...settings.left_open import steps_are_open
 from ...settings.resolve import from_omegaconf
 from ...settings.schema import FREE_TO_CHANGE, TrainConfig
 from ...statement.results import MAP
+from ...support.released import found_start
 from ...training.journal import JOURNAL
 from ..tracking import PARENT_RUN
 from .breaks import NoBudget, SweepRefused
@@ -56,6 +57,9 @@ class SweepCallback(Callback):
             plan = planned(config)
             settings = _settings(config)
             refuse_tuning(settings)
+            starts = [settings.model] if isinstance(plan, Study) else [str(job.settings["model"]) for job in plan]
+            for start in dict.fromkeys(starts):  # each once, before any job pays
+                found_start(start, download=settings.download)
             folder = _relative(Path(str(config.hydra.sweep.dir)))
             sweep = Sweep.begin(folder, plan, settings, keeps_lines(config.hydra))
             set_up(config, folder)

@@ -17,6 +17,7 @@ from ...datasets.series import find_series
 from ...datasets.sources import IMAGE_SUFFIXES, SPLITS, DataConfig, folder_images, load_data
 from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
+from ...support.released import found_start
 from ...support.words import counted
 from .findings import FOLDER, KINDS, CheckReport, Finding
 from .labels import doubtful, orphans, read_all, unsaid_keypoints
@@ -61,6 +62,7 @@ def check(
         DataError: The data.yaml itself cannot be used.
         ConfigError: The weights have none of the forbidden classes.
     """
+    weights = None if weights is None else found_start(weights, "--weights")
     splits, listed = _listed(data)
     names = {} if listed is None else listed.names
     images = [image for split in splits.values() for image in split]

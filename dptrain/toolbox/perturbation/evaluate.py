@@ -17,6 +17,7 @@ from ...detection.model import load_model
 from ...errors import ConfigError
 from ...run.tracking import NoTracker, Tracker, Wording
 from ...support.files import refuse_unwritable, write_atomically, write_json
+from ...support.released import found_start
 from .epsilon import input_noise
 from .export import picture_name
 from .kinds import KINDS, Kind, kind_of, perturb
@@ -101,6 +102,7 @@ def evaluate_perturbed(
     config = load_data(data)
     dataset = PerturbedDataset(config, split, imgsz)
     dataset.seed = seed
+    weights = found_start(weights, "--weights")
     model = load_model(weights).to(device)
     settings = {
         "weights": str(weights), "data": str(data), "split": split, "imgsz": imgsz, "seed": seed, "delta": delta

@@ -19,6 +19,7 @@ from ...datasets.images import read_image
 from ...datasets.labels import plain_labels
 from ...errors import ConfigError, DataError, DptrainError
 from ...support.files import file_hash, refuse_unwritable, write_atomically, write_text
+from ...support.released import found_start
 from ...support.signals import stop_signal
 from .dataset import Dataset
 from .frame_delay import FrameDelay
@@ -99,6 +100,7 @@ def redact(
     if output is not None:
         refuse_unwritable(Path(output), "-o")
     refuse_unwritable(folder, "--report")
+    weights = None if weights is None else found_start(weights, "--weights")
     finder = _finder(weights, chosen)
     found = RedactionReport(
         chosen.as_dict(),
