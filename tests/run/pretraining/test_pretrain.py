@@ -213,10 +213,10 @@ def test_a_key_that_both_commands_have_means_the_same() -> None:
     own_words = {  # what the images may be, and what is chosen, differs
         "model", "data", "norm", "seed", "workers", "public_data", "budget.url", "optimizer.name", "optimizer.lr",
         "optimizer.momentum", "schedule.name", "augment.mosaic", "augment.mixup",
-        "augment.cutmix",
+        "augment.cutmix", "epochs",
     }  # fmt: skip
     for name, item in both.items():
-        assert item.type == shared[name].type or name in ("optimizer.lr", "data", "seed"), name
+        assert item.type == shared[name].type or name in ("optimizer.lr", "data", "seed", "epochs"), name
         assert (item.metadata == shared[name].metadata) == (name not in own_words), name
 
 
