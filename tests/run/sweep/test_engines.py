@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from dptrain.commands.main import main
 from dptrain.errors import ConfigError
 from dptrain.run.owner import OWNER
 from dptrain.run.sweep.breaks import lost
@@ -124,3 +125,11 @@ def test_who_listens_for_the_signal_to_make_place_hears_it_after_the_step() -> N
             assert not stop.is_set()
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_sweep_on_slurm_composes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no Slurm to try it on."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs dptrain[submitit]")
+    slurm = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=600"]
+    assert main(["train", "--cfg", "hydra", "model=m.pt", "data=d.yaml", *slurm]) == 0
+    assert "partition: gpu" in capsys.readouterr().out
