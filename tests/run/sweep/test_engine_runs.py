@@ -41,6 +41,8 @@ def test_a_sweep_on_an_engine(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DPTRAIN_BUDGET_URL", f"sqlite:///{tmp_path}/budget.db")
+    # Its set-up of logging closes absl's handler, and with it what absl holds, under pytest, for the screen.
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray makes a token in the home of whoever tests
     data = dataset_maker(tmp_path)(train=3, val=1)
     Path("same.yaml").write_text(data.read_text())
