@@ -30,7 +30,7 @@ from dptrain.settings import resolve as settings
 from dptrain.support.files import write_text
 from dptrain.support.words import round_up
 from experiments.benchmark.a_set import BenchmarkSet
-from experiments.benchmark.runs import Job, Results, Row, jobs_of
+from experiments.benchmark.runs import KINDS, Job, Results, Row, jobs_of
 from experiments.benchmark.sets import SETS
 from experiments.benchmark.table import draw, table
 from experiments.photos import Missing
@@ -94,6 +94,8 @@ class Benchmark:
                 )
             todo = []
             for job in jobs_of(found, epsilons, repeats, rate):
+                if job.kind not in self.options.kinds:
+                    continue
                 row = rows.get(job.key) or results.find(job)
                 if row is None:
                     todo.append(job)
@@ -176,6 +178,7 @@ def main() -> int:
     )
     parser.add_argument("--set", nargs="+", choices=list(SETS), default=list(SETS), help="default: all")
     parser.add_argument("--epsilons", type=float, nargs="+", help="default: those of the set")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of runs; default: all")
     parser.add_argument(
         "--seeds", type=int, help="repeats of runs with and without privacy; default 3 of fashion, 1 of others"
     )

@@ -16,7 +16,7 @@ from experiments.photos import BCCD_IMAGES, DENTAL_IMAGES, DENTAL_ORIGINALS, RAC
 from experiments.plain import PlainRecipe
 
 _STARTS = {"26n": "yolo26n.pt", "v8n": "yolov8n.pt"}
-_RATES = (2e-4, 5e-4, 1e-3, 2e-3)
+_RATES = (1e-4, 2e-4, 5e-4, 1e-3)
 
 
 def _found(root: Path, name: str) -> Path:

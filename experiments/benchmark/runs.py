@@ -30,6 +30,7 @@ from experiments.photos import Missing
 from experiments.sweep import machine
 
 Row = dict[str, Any]
+KINDS = ("start", "stock", "plain", "private")
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _stock(found: BenchmarkSet, data: Path, folder: Path) -> dict[str, float]:
         project=str(folder.resolve()), name="stock", exist_ok=True,
     )  # fmt: skip
     assert trained is not None
-    return dict(trained.results_dict)
+    return {name.replace("(B)", "B"): float(value) for name, value in trained.results_dict.items()}
 
 
 def _private(found: BenchmarkSet, job: Job, data: Path, folder: Path) -> tuple[dict[str, float], Row]:

@@ -136,7 +136,7 @@ def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     """What the command line gives."""
     base = {
         "set": ["digits"], "epsilons": [8.0], "seeds": 1, "minutes": None, "name": "try", "root": tmp_path,
-        "any_commit": False, "processes": 1,
+        "any_commit": False, "processes": 1, "kinds": runs.KINDS,
     }  # fmt: skip
     return argparse.Namespace(**{**base, **changes})
 
