@@ -35,6 +35,7 @@ from .privacy.outside_clip import register_clip_rule as register_clip_rule
 from .privacy.plan import PrivacyPlan as PrivacyPlan
 from .privacy.planning import plan_grid as plan_grid
 from .privacy.streams import NoiseStream as NoiseStream
+from .run.drop_in import trainer as trainer
 from .run.job import TrainResult as TrainResult
 from .run.pretraining.run import PretrainResult as PretrainResult
 from .run.pretraining.run import pretrain as pretrain

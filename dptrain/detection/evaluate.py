@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,11 +38,13 @@ class Metrics:
             MLflow does not take. All in [0, 1]; 0 where the split has no boxes.
         per_class: Class name to ``CLASS_KEYS``, for the classes that have boxes in the split.
         detections: Boxes of a confidence above :data:`SHOWN`, in all images; a box counts once for each such class.
+        whole: What Ultralytics' own validation returns, with its curves.
     """
 
     values: dict[str, float]
     per_class: dict[str, dict[str, float]]
     detections: int = 0
+    whole: DetMetrics | None = field(default=None, repr=False, compare=False)
 
 
 def evaluate(
@@ -105,7 +107,7 @@ def evaluate(
         dataset.data.names[int(number)]: dict(zip(CLASS_KEYS, map(float, metrics.class_result(row)), strict=True))
         for row, number in enumerate(metrics.ap_class_index)
     }
-    return Metrics(dict(zip(KEYS, map(float, metrics.mean_results()), strict=True)), per_class, shown)
+    return Metrics(dict(zip(KEYS, map(float, metrics.mean_results()), strict=True)), per_class, shown, metrics)
 
 
 def predict(

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -278,16 +278,18 @@ def save_weights(
     file: str | Path,
     *,
     half: bool = False,
+    train_args: Mapping[str, Any] | None = None,
     write: Callable[[Path, Callable[[IO[bytes]], object]], object] = write_atomically,
 ) -> Path:
     """Write a checkpoint that ``ultralytics.YOLO(file)`` opens without dptrain; ``write`` does it, and may seal it.
 
-    It holds the model and nothing about the run: a whitelist of one.
+    It holds the model and what ``train_args`` says, such as the ``imgsz`` at which stock commands will use it, and
+    nothing else about the run.
     """
     stock = stock_copy(detector).cpu()
     if half:
         stock = stock.half()
-    train_args = {"task": "detect", "data": None}
-    payload = {"model": stock, "ema": None, "train_args": train_args, "license": "AGPL-3.0"}
+    told = {"task": "detect", "data": None, **(train_args or {})}
+    payload = {"model": stock, "ema": None, "train_args": told, "license": "AGPL-3.0"}
     write(Path(file), lambda stream: torch.save(payload, stream))
     return Path(file)

@@ -31,6 +31,7 @@ from .prepare import Prepared
 from .progress import Progress
 from .publishing import config_text, draw, open_tracker, publish
 from .tracking import NoTracker, Tracker
+from .watcher import Watcher
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class TrainResult:
 class Run:
     """Executes what :func:`~dptrain.run.prepare.prepare` has decided, once: from its first step to its statement.
 
-    Or up to step ``until``, by :meth:`execute_part`, after which the run stops, to be resumed.
+    Or up to step ``until``, by :meth:`execute_part`, after which the run stops, to be resumed. The watcher is told of it.
     """
 
-    def __init__(self, prepared: Prepared, console: Console, until: int | None = None) -> None:
-        self.prepared, self.console = prepared, console
+    def __init__(
+        self, prepared: Prepared, console: Console, until: int | None = None, watcher: Watcher | None = None
+    ) -> None:
+        self.prepared, self.console, self.watcher = prepared, console, watcher or Watcher()
         self.config, self.plan, self.trainer = prepared.config, prepared.plan, prepared.trainer
         self.folder, self.outputs, self.charge = prepared.folder, prepared.outputs, prepared.charge
         self.output = self.folder.path
@@ -145,8 +148,9 @@ class Run:
             stack.enter_context(self._says_how_to_go_on())
             if not self._checkpoint_file.exists():
                 self._checkpoint()  # the start, which may be random
-            if self.trainer.step == 0:
-                self._evaluate(tracker)
+            self.watcher.began(self.prepared)
+            if self.trainer.step == 0 and self._evaluate(tracker):
+                self._stop_early(tracker)
             with Progress(self.console, self.plan) as progress:
                 progress.update(self.trainer.step)
                 self._lease()
@@ -160,7 +164,8 @@ class Run:
                     if step % self._every == 0:
                         self._write_weights()
                         self._write_statement("running")
-                        self._evaluate(tracker, progress)
+                        if self._evaluate(tracker, progress):
+                            self._stop_early(tracker)
                     elif step % (self.config.checkpoint_every or self._every) == 0:
                         self._checkpoint()
                     self._lease()
@@ -279,9 +284,10 @@ class Run:
     def _write_weights(self) -> None:
         """Write the state and the weights, in this order, before anything of them is reported."""
         self._checkpoint()
-        save_weights(self.prepared.model, self.output / "weights" / "last_raw.pt", write=self.outputs.write)
+        folder, told = self.output / "weights", {"imgsz": self.config.imgsz}
+        save_weights(self.prepared.model, folder / "last_raw.pt", train_args=told, write=self.outputs.write)
         with self.trainer.average.applied():
-            save_weights(self.prepared.model, self.output / "weights" / "last.pt", write=self.outputs.write)
+            save_weights(self.prepared.model, folder / "last.pt", train_args=told, write=self.outputs.write)
 
     def _write_statement(self, status: str) -> dict[str, Any]:
         prepared, config = self.prepared, self.config
@@ -326,11 +332,13 @@ class Run:
         )
         return write_statement(self.output, statement, self.outputs.contents)
 
-    def _evaluate(self, tracker: Tracker, progress: Progress | None = None) -> None:
+    def _evaluate(self, tracker: Tracker, progress: Progress | None = None) -> bool:
+        """Evaluate on the public val split, if there is one; return whether somebody wants the run to end here."""
         prepared = self.prepared
-        if prepared.validation is None:
-            return
         step = self.trainer.step
+        costs = {**self._costs(step), "dp/delta": self.plan.delta}
+        if prepared.validation is None:
+            return self.watcher.evaluated(self.prepared, step, costs, None)
         with self.trainer.average.applied():
             result = evaluate(
                 prepared.model,
@@ -339,10 +347,10 @@ class Run:
                 device=str(prepared.device),
             )
         row = {
+            "epoch": round(step * self.plan.sample_rate, 4),
             "step": step,
             **({"phase": number_of(self.trainer.phases, step)} if self.config.phases else {}),
-            **self._costs(step),
-            "dp/delta": self.plan.delta,
+            **costs,
             **result.values,
         }
         append_rows(self.output / "results.csv", [row])
@@ -350,13 +358,14 @@ class Run:
             {"step": step, "class": name, **values} for name, values in result.per_class.items()
         ]
         append_rows(self.output / "per_class.csv", per_class)
-        tracker.metrics({key: value for key, value in row.items() if key != "step"}, step)
+        tracker.metrics({key: value for key, value in row.items() if key not in ("epoch", "step")}, step)
         text = (
             f"step {step:>5}/{self.plan.steps}  "
             f"epsilon {shown(row['dp/epsilon'])} of {shown(row['dp/epsilon_claimed'])}  "
             f"mAP50 {row['metrics/mAP50B']:.3f}  mAP50-95 {row['metrics/mAP50-95B']:.3f}"
         )
         (progress.print if progress else self._say)(text)
+        return self.watcher.evaluated(self.prepared, step, row, result)
 
     def _costs(self, step: int) -> dict[str, float]:
         """What the outputs up to a step cost whoever sees no later ones, and what is claimed, wherever the run ends.
@@ -388,4 +397,5 @@ class Run:
         epsilon = statement["guarantee"]["epsilon"]
         weights = self.outputs.place(self.output / "weights" / "last.pt")
         self._say(f"done: epsilon {shown(epsilon)} at delta {self.plan.delta:.3g}; {weights}")
+        self.watcher.ended(self.prepared)
         return TrainResult(weights, epsilon, metrics, statement, self.output, self.plan)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.contents import files_held
+from ..errors import ConfigError
 from ..privacy.plan import PrivacyPlan
 from ..settings import resolve as settings
 from ..settings.schema import TrainConfig
@@ -20,6 +21,7 @@ from .prepare import prepare
 from .processes import follow, gathered, refuse_unshared
 from .progress import make_console
 from .public_start import declared_start
+from .watcher import Watcher
 
 
 def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, **options: Any) -> TrainResult:
@@ -46,12 +48,12 @@ def train(model: str | Path, data: str | Path, plan: PrivacyPlan | None = None, 
     return train_from_config(settings.resolve(config))
 
 
-def train_from_config(config: TrainConfig) -> TrainResult:
-    """Do what :func:`train` does, from resolved settings."""
+def train_from_config(config: TrainConfig, watcher: Watcher | None = None) -> TrainResult:
+    """Do what :func:`train` does, from resolved settings; ``watcher`` is told of it at public times."""
     if (launch := launched()) is not None and launch.rank:
         follow(launch)  # the end of this process
     with files_held():
-        return _train(config)
+        return _train(config, watcher)
 
 
 def opened_start(config: TrainConfig) -> TrainConfig:
@@ -60,14 +62,16 @@ def opened_start(config: TrainConfig) -> TrainConfig:
     return replace(config, public_data=declared_start(config.model)) if config.public_data is None else config
 
 
-def _train(config: TrainConfig) -> TrainResult:
+def _train(config: TrainConfig, watcher: Watcher | None) -> TrainResult:
     refuse_unshared(config)
     config = opened_start(config)
     if config.tuning.method != "none":
         from .tuning import tune
 
+        if watcher is not None:
+            raise ConfigError("tuning.method: only the winner of a tuning may be seen, so none of its runs is watched")
         return tune(config)
     config = settle_steps(config)
     plan = settings.make_plan(config)
     with gathered(config) as group:
-        return Run(prepare(settings.with_plan(config, plan), plan, group=group), make_console()).execute()
+        return Run(prepare(settings.with_plan(config, plan), plan, group=group), make_console(), watcher=watcher).execute()

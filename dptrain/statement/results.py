@@ -1,5 +1,7 @@
 """The table of a run, ``results.csv``, and its picture: accuracy over the cost of the steps up to each evaluation.
 
+Its metrics have Ultralytics' names, ``metrics/mAP50(B)``, which MLflow does not take; elsewhere they have no brackets.
+
 ``dp/epsilon`` is the cost of the outputs up to a step, decided on beforehand, for whoever sees no later ones;
 ``dp/epsilon_claimed`` is what the run claims, wherever it ends.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +22,11 @@ from ..support.words import shown
 TABLES = ("results.csv", "per_class.csv")
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
 _DRAWN = ("dp/epsilon", "dp/epsilon_claimed", "dp/delta", MAP50, MAP)
+
+
+def stock_name(key: str) -> str:
+    """Return what Ultralytics calls a column: ``metrics/mAP50(B)`` for ``metrics/mAP50B``."""
+    return re.sub(r"^(metrics/.*)B$", r"\1(B)", key)
 
 
 def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> None:
@@ -32,10 +40,11 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, float | int | str]]) -> 
         return
     before = file.read_bytes().decode() if file.exists() else ""
     added = io.StringIO()
-    writer = csv.DictWriter(added, rows[0])
+    named = [{stock_name(key): value for key, value in row.items()} for row in rows]
+    writer = csv.DictWriter(added, named[0])
     if not before:
         writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(named)
     write_text(file, before + added.getvalue())  # the whole table: half a row would be taken for a number
 
 
@@ -46,7 +55,7 @@ def read_rows(file: Path) -> list[dict[str, float]]:
         ConfigError: It is not a table as a run writes it.
     """
     try:
-        rows = [{key: float(value) for key, value in row.items()} for row in _lines(file)]
+        rows = [{key.replace("(B)", "B"): float(value) for key, value in row.items()} for row in _lines(file)]
     except (TypeError, ValueError) as error:
         reason = error if isinstance(error, ValueError) else "a row is of another length"
         raise ConfigError(f"{file} is not the table of a run ({reason}): put it back") from error

@@ -30,6 +30,7 @@ from dptrain.privacy.clip_rules import FlatClip
 from dptrain.privacy.sampling import PoissonSampler
 from dptrain.settings.keys import keys
 from dptrain.statement.facts import SPENT
+from dptrain.statement.results import stock_name
 from dptrain.training.checkpoint import CHECKPOINT_KEYS
 
 from ..conftest import dataset_maker, run_options
@@ -233,7 +234,7 @@ def test_mlflow_holds_listed_names_only(run: Overheard) -> None:
 def test_tables_checkpoint_and_weights_hold_listed_names_only(run: Overheard) -> None:
     out = run.folder / "out"
     for name, columns in (
-        ("results.csv", {"step"} | PUBLIC_METRICS | BUDGET),
+        ("results.csv", {"epoch", "step"} | {stock_name(key) for key in PUBLIC_METRICS} | BUDGET),
         ("per_class.csv", {"step", "class", "precision", "recall", "mAP50", "mAP50-95"}),
     ):
         with (out / name).open() as stream:
@@ -243,7 +244,7 @@ def test_tables_checkpoint_and_weights_hold_listed_names_only(run: Overheard) ->
     for name in ("last.pt", "last_raw.pt"):
         payload = torch.load(out / "weights" / name, weights_only=False)
         assert set(payload) == {"model", "ema", "train_args", "license"}
-        assert payload["train_args"] == {"task": "detect", "data": None} and payload["ema"] is None
+        assert payload["train_args"] == {"task": "detect", "data": None, "imgsz": 64} and payload["ema"] is None
         assert ultralytics.YOLO(out / "weights" / name).model.model[-1].max_det == 300  # not the 350 of one image
     assert json.loads((out / "statement.json").read_text())["public_data"]["compared"] is True
 

@@ -28,6 +28,7 @@ from dptrain.detection.loss import PerImageLoss, one2many_weight
 from dptrain.detection.scales import layer_scales
 from dptrain.detection.trainable import set_trainable
 from dptrain.statement import check_statement
+from dptrain.statement.results import stock_name
 from dptrain.training.checkpoint import CHECKPOINT_KEYS
 
 from ..conftest import SMALL, MakeDataset, run_options
@@ -109,14 +110,14 @@ def test_results_and_mlflow_hold_the_same_public_numbers(finished: tuple[dptrain
     with (result.output_dir / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["step"]) for row in rows] == [0, 2, 4]
-    assert set(rows[0]) == {"step"} | METRICS | BUDGET
+    assert set(rows[0]) == {"epoch", "step"} | {stock_name(key) for key in METRICS} | BUDGET
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = client.get_run((result.output_dir / "mlflow_run").read_text())
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) == METRICS | BUDGET
     for key in METRICS | BUDGET:
         history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, key)}
-        assert history == {int(row["step"]): pytest.approx(float(row[key])) for row in rows}
+        assert history == {int(row["step"]): pytest.approx(float(row[stock_name(key)])) for row in rows}
     assert [float(row["dp/epsilon"]) for row in rows] == [PLAN.epsilon(steps=k) for k in (0, 2, 4)]
     assert {float(row["dp/epsilon_claimed"]) for row in rows} == {PLAN.epsilon()}
     assert float(run.data.params["privacy.epsilon"]) == pytest.approx(PLAN.epsilon())

@@ -122,3 +122,9 @@ def test_keywords_land_in_their_sections() -> None:
     assert config.optimizer.lr == 0.1 and config.schedule.name == "cosine" and config.epochs == 3
     with pytest.raises(ConfigError, match="expected_batch_size is given twice"):
         as_keywords({"batch": 64, "privacy": {"expected_batch_size": 8}})
+
+
+def test_the_page_has_every_word() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ultralytics.md").read_text(encoding="utf-8")
+    silent = {"verbose", "deterministic"}
+    assert [word for word in {*SAME, *RENAMED, *NEUTRAL, *SPECIAL} - silent if f"`{word}" not in page] == []
