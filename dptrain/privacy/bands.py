@@ -58,6 +58,13 @@ def accumulated(steps: int, bands: int) -> float:
     return math.sqrt(total / steps)
 
 
+def size_of_a_step(steps: int, bands: int) -> float:
+    """Return the noise of a single late step, in the units of :func:`accumulated`; independent noise has 1."""
+    if bands == 1:
+        return 1.0
+    return float(np.linalg.norm(np.diff(_column_of_sums(bands, min(steps, _SETTLED * bands)), prepend=0.0)))
+
+
 @functools.lru_cache(maxsize=64)
 def _column_of_sums(bands: int, rows: int) -> np.ndarray:
     """The first column of A C^-1, of which every other is a part."""

@@ -7,6 +7,8 @@ noise alone carries the weights over the run. The rule lets it carry each of the
   noise by rate * sqrt(T).
 * Plain gradient descent moves it by rate * sigma * C / B a step, sigma the noise multiplier, C the clip norm and B the
   expected batch size.
+* Correlated noise (``bands`` above 1) partly takes back what it did in the steps before, so it carries a weight less
+  far than independent noise of the same size, and the rate is larger in proportion.
 
 The usual size of a weight is that of PyTorch's initialisation, (3 * fan-in) ** -0.5, and 1 for scales and shifts; the
 geometric mean over all trained numbers stands for them.
@@ -17,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from ..privacy.bands import accumulated, size_of_a_step
 from ..privacy.plan import PrivacyPlan
 
 SHARE = {"frozen_bn": 0.05, "group": 0.1}  # of its size that noise may move a trained weight
@@ -59,6 +62,7 @@ def default_rate(
     size = math.exp(logs / max(1, numbers))
     steps = 1.0 + math.log(plan.steps) if optimizer == "adagrad" else float(plan.steps)  # whose steps shrink as 1/t
     moved = SHARE[norm] * times * size / math.sqrt(steps)
+    moved *= accumulated(plan.steps, 1) / accumulated(plan.steps, plan.bands)
     if optimizer in _BY_SUM:
         moved *= (
             (1.0 - momentum)
@@ -66,4 +70,5 @@ def default_rate(
             / (plan.noise_multiplier * plan.clipping.longest(plan.clip_norm))
         )
         return float(f"{moved:.1e}")
+    moved *= size_of_a_step(plan.steps, plan.bands)  # which an adaptive optimizer divides by
     return float(f"{min(max(moved, _LEAST), _MOST):.1e}")

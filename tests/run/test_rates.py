@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dptrain import PrivacyPlan
+from dptrain.privacy.bands import factor
 from dptrain.run.rates import SCRATCH, SHARE, default_rate
 from dptrain.settings.schema import OPTIMIZERS
 
@@ -52,6 +53,25 @@ def test_noise_alone_moves_a_weight_by_the_share_that_the_rule_names(name: str) 
         weight.grad = torch.randn_like(weight) * its.noise_multiplier * its.clip_norm / its.expected_batch_size
         optimizer.step()
     moved = float(weight.detach().square().mean().sqrt()) * math.sqrt(3 * 288)
+    assert SHARE["group"] / 2 < moved < SHARE["group"] * 2
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_correlated_noise_may_have_a_larger_rate_for_it_moves_a_weight_no_further(name: str) -> None:
+    torch.manual_seed(0)
+    its = plan(sample_rate=0.01, steps=300, noise_multiplier=20.0, bands=8)
+    weight = torch.nn.Parameter(torch.zeros(20, 32, 3, 3))
+    rate = default_rate(name, its, [tuple(weight.shape)])
+    assert rate > 1.9 * default_rate(name, plan(sample_rate=0.01, steps=300, noise_multiplier=20.0), CONVOLUTIONS)
+    optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[name]([weight], lr=rate)
+    column, made, squares = factor(8), [], []
+    for _ in range(its.steps):
+        past = sum((c * noise for c, noise in zip(column[1:], reversed(made[-7:]), strict=False)), torch.zeros(()))
+        made.append((torch.randn_like(weight) - past) / column[0])
+        weight.grad = made[-1] * its.noise_multiplier * its.clip_norm / its.expected_batch_size
+        optimizer.step()
+        squares.append(float(weight.detach().square().mean()))
+    moved = math.sqrt(2 * sum(squares) / len(squares) * 3 * 288)  # where independent noise would end
     assert SHARE["group"] / 2 < moved < SHARE["group"] * 2
 
 
