@@ -18,6 +18,7 @@ from . import (
     plan,
     pretrain,
     redact,
+    rehearse,
     scrub,
     seal,
     statement,
@@ -37,7 +38,8 @@ from .options import Parser, flag_hint
 
 # In the order of --help.
 _COMMANDS = (
-    pretrain, train, federate, plan, calibrate, evaluate, budget, statement, audit, check, scrub, redact, perturb, seal,
+    pretrain, rehearse, train, federate, plan, calibrate, evaluate, budget, statement, audit, check, scrub, redact,
+    perturb, seal,
 )  # fmt: skip
 
 
@@ -63,6 +65,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             return train.train(arguments[1:], debug)
         if arguments[:1] == ["pretrain"]:
             return pretrain.pretrain(arguments[1:])
+        if arguments[:1] == ["rehearse"]:
+            return rehearse.rehearse(arguments[1:])
         if arguments[:1] == ["report"]:
             raise ConfigError("dptrain report is now dptrain statement")
         parser = _parser()

@@ -156,9 +156,11 @@ def _stock(found: BenchmarkSet, data: Path, folder: Path) -> dict[str, float]:
     os.environ.setdefault("YOLO_CONFIG_DIR", str(folder.resolve()))
     from ultralytics import YOLO
 
-    trained = YOLO(str(found.start())).train(
+    folder, data, start = folder.resolve(), data.resolve(), found.start().resolve()
+    os.chdir(data.parent)  # from which it reads a relative path
+    trained = YOLO(str(start)).train(
         data=str(data), epochs=found.stock, imgsz=found.imgsz, device="cpu", workers=0, plots=False, verbose=False,
-        project=str(folder.resolve()), name="stock", exist_ok=True,
+        project=str(folder), name="stock", exist_ok=True,
     )  # fmt: skip
     assert trained is not None
     return {name.replace("(B)", "B"): float(value) for name, value in trained.results_dict.items()}
