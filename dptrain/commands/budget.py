@@ -45,6 +45,7 @@ def register(commands: Commands) -> None:
 
     show = actions.add_parser("show", help="what datasets have spent")
     show.add_argument("name", nargs="?", help="one dataset; default all")
+    show.add_argument("--html", metavar="FILE", help="write a page with pictures for the data's owner instead")
     show.add_argument("--pld", action="store_true", help="compute the tighter reading where it is missing (seconds)")
     _common(show)
     show.set_defaults(command=_show)
@@ -126,6 +127,13 @@ def _show(options: argparse.Namespace) -> int:
         for reading in readings:
             ledger.refresh_pld(reading.name)
         readings = ledger.show(options.name)
+    if options.html is not None:
+        from ..ledger.dashboard import to_html
+
+        page = to_html(ledger.name, [(reading, ledger.history(reading.name)) for reading in readings])
+        write_text(Path(options.html), page)
+        print(f"written: {options.html} (for the data's owner; do not publish it)")
+        return 0
     return _print_readings(readings, ledger, options.json)
 
 

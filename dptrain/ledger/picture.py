@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from .reading import DatasetReading, Movement
 
 
-def draw_spending(movements: Sequence[Movement], reading: DatasetReading, file: Path) -> None:
+def draw_spending(movements: Sequence[Movement], reading: DatasetReading, file: Path | IO[bytes]) -> None:
     """Draw epsilon after each run as steps, the limit as a line, and the runs that still hold a reservation hollow."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -37,5 +38,8 @@ def draw_spending(movements: Sequence[Movement], reading: DatasetReading, file: 
     axes.set_title(f"privacy budget of {reading.name}, one {reading.unit} a unit")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
+    if not isinstance(file, Path):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Software": None} if file.suffix.lower() == ".png" else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -146,3 +147,23 @@ def test_showing_a_budget_needs_no_accountant_and_little_time(used: BudgetLedger
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert time.perf_counter() - begin < 10  # the bar, 1 s, is benchmarks/ledger.py's
+
+
+def test_the_page_for_the_owner_has_every_dataset_and_escapes_its_names(
+    used: BudgetLedger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used.reserve(RUN, pictures(used, range(20, 25)), name="<script>alert(1)</script>").settle(7)
+    said = answer(capsys, "show", "--html", str(tmp_path / "page.html"))
+    assert said == f"written: {tmp_path / 'page.html'} (for the data's owner; do not publish it)\n"
+    page = (tmp_path / "page.html").read_text()
+    assert (
+        "<h2>pets</h2>" in page
+        and "of 8, at delta 1e-05" in page
+        and "7/300" in page
+        and "2 runs, 1 of them open" in page
+    )
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    assert page.count("<svg") == 2 and "Do not publish it" in page
+    assert not re.search(r"(?:src|href)=\"(?!#)", page), "nothing is loaded"
+    one = answer(capsys, "show", "pets", "--html", str(tmp_path / "one.html"))
+    assert one.startswith("written") and (tmp_path / "one.html").read_text().count("<h2>") == 1
