@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -24,9 +24,9 @@ from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..training.trainer import PrivateTrainer
 from .facts import training_facts, validation_words
 from .folder import CHECKPOINT
-from .foretold import foretold
+from .lines import lines_before
 from .notes import tell_owner
-from .phases import facts_of, in_words, number_of
+from .phases import facts_of, number_of
 from .prepare import Prepared
 from .progress import Progress
 from .publishing import config_text, draw, open_tracker, publish
@@ -59,7 +59,7 @@ class TrainResult:
 class Run:
     """Executes what :func:`~dptrain.run.prepare.prepare` has decided, once: from its first step to its statement.
 
-    Or up to step ``until``, by :meth:`execute_part`, after which the run stops, to be resumed. The watcher is told of it.
+    Or up to step ``until``, by :meth:`execute_part`, after which it stops, to be resumed. ``watcher`` is told of it.
     """
 
     def __init__(
@@ -72,43 +72,6 @@ class Run:
         self.until = self.plan.steps if until is None else until
         self._untold: int | None = None  # steps that the ledger could not be told of
         self._unseen = 0  # steps that may have been taken, and this folder does not know it
-
-    def _describe(self) -> None:
-        prepared, plan, say = self.prepared, self.plan, self._say
-        rule = "" if plan.clipping.name == "flat" else f" ({plan.clipping.name})"
-        trainable = sum(p.numel() for p in self.trainer.parameters.values())
-        total = sum(p.numel() for p in prepared.model.parameters())
-        say(
-            f"dptrain: {Path(self.config.model).name} on {prepared.data_name}: {len(prepared.model.names)} classes, "
-            f"{trainable:,} of {total:,} parameters train, {prepared.where}"
-        )
-        say(
-            f"epsilon {shown(plan.epsilon())} (RDP; PLD {shown(plan.epsilon('pld'))}), delta {plan.delta:.3g}, "
-            f"unit {plan.unit}: {plan.steps} steps, noise multiplier {plan.noise_multiplier:.4g}, "
-            f"clip norm {plan.clip_norm:g}{rule}, sample rate {plan.sample_rate:.4g}, "
-            f"expected batch {plan.expected_batch_size} ({prepared.physical_batch_size} at a time)"
-        )
-        if plan.bands > 1:
-            rate, count = plan.accounted()
-            say(
-                f"noise is correlated over {plan.bands} steps; an image is drawn in one of every {plan.bands} steps "
-                f"only, which is accounted as {count} steps at sample rate {rate:.4g}"
-            )
-        if self.config.phases:
-            say(in_words(self.config, self.trainer, prepared.rate_by_rule))
-        elif any(prepared.rate_by_rule):
-            say(f"optimizer.lr is not set: {self.config.optimizer.lr:g}, by the rule of docs/training.md")
-        if (warning := foretold(plan, prepared.model)) is not None:
-            say(warning)
-        if prepared.validation is not None:
-            say("validation=public: the metrics of the val split are released without noise")
-            if prepared.scaled_by is not None and prepared.scaled_by.val:
-                say(
-                    f"layers are scaled by their gradients on {prepared.scaled_by.images} images of the val split; "
-                    "privacy.clipping=flat turns it off"
-                )
-        elif self.config.validation == "public":
-            say(f"no evaluation: {self.config.data} has no val split")
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
@@ -126,7 +89,8 @@ class Run:
             begin: Called before the first step, with the state restored. It may put other parameters in the place of
                 the iterate, if they are public or were released by this run or another; nothing else.
         """
-        self._describe()
+        for line in lines_before(self.prepared):
+            self._say(line)
         try:
             return self._execute(begin)
         finally:
@@ -150,7 +114,7 @@ class Run:
                 self._checkpoint()  # the start, which may be random
             self.watcher.began(self.prepared)
             if self.trainer.step == 0 and self._evaluate(tracker):
-                self._stop_early(tracker)
+                self._end_here(tracker)
             with Progress(self.console, self.plan) as progress:
                 progress.update(self.trainer.step)
                 self._lease()
@@ -159,13 +123,12 @@ class Run:
                     if step == self.until:
                         break
                     if stop.is_set():
-                        self._stop(tracker)
-                        raise SystemExit(f"stopped after step {step} of {self.plan.steps}; {self._next_command}")
+                        self._end_here(tracker)
                     if step % self._every == 0:
                         self._write_weights()
                         self._write_statement("running")
                         if self._evaluate(tracker, progress):
-                            self._stop_early(tracker)
+                            self._end_here(tracker)
                     elif step % (self.config.checkpoint_every or self._every) == 0:
                         self._checkpoint()
                     self._lease()
@@ -380,6 +343,10 @@ class Run:
             "dp/epsilon_pld": self.plan.epsilon("pld", steps=step),
             "dp/epsilon_claimed": self.plan.epsilon(),
         }
+
+    def _end_here(self, tracker: Tracker) -> NoReturn:
+        self._stop(tracker)
+        raise SystemExit(f"stopped after step {self.trainer.step} of {self.plan.steps}; {self._next_command}")
 
     def _stop(self, tracker: Tracker) -> None:
         """Leave the run as it is resumed from, with the steps it has taken charged and stated."""

@@ -74,4 +74,6 @@ def _train(config: TrainConfig, watcher: Watcher | None) -> TrainResult:
     config = settle_steps(config)
     plan = settings.make_plan(config)
     with gathered(config) as group:
-        return Run(prepare(settings.with_plan(config, plan), plan, group=group), make_console(), watcher=watcher).execute()
+        return Run(
+            prepare(settings.with_plan(config, plan), plan, group=group), make_console(), watcher=watcher
+        ).execute()

@@ -142,7 +142,7 @@ RECORD_BUGS = (
     bug(
         "number of images on the screen",
         "The first lines of a run say how many images it found.",
-        "dptrain.run.job:Run._describe",
+        "dptrain.run.lines:lines_before",
         "parameters train, {prepared.where}",
         "parameters train on {len(prepared.pictures)} images, {prepared.where}",
         WHOLE,
@@ -153,6 +153,13 @@ RECORD_BUGS = (
         "dptrain.training.trainer:PrivateTrainer.state", '"step": self.step,',
         '"step": self.step, "gradient": {name: p.grad for name, p in self.parameters.items()},',
         WHOLE, "tests/privacy/test_spent_steps.py::test_a_run_that_fails_is_charged_the_steps_it_started",
+    ),
+    bug(
+        "a rehearsal on private images",
+        "A rehearsal trains without a guarantee on images that the ledger protects.",
+        "dptrain.run.rehearsal:_Stage.__init__",
+        "compared = declared.refuse_protected(config.budget)", 'compared = ""',
+        "tests/run/test_rehearsal.py::test_images_that_a_ledger_protects_are_refused",
     ),
     # the public start
     bug(
