@@ -147,10 +147,17 @@ class Server:
         write_atomically(self.folder / STATE, lambda stream: torch.save(state, stream))
         write_json(self.folder / RECORD, record)
         write_text(self.folder / "federation.md", to_markdown(record))
-        row: dict[str, float] = {"step": self.done, "dp/epsilon": 0.0, "dp/epsilon_claimed": 0.0, "sites": 0}
+        row: dict[str, float] = {
+            "step": self.done,
+            "dp/epsilon": 0.0,
+            "dp/epsilon_claimed": 0.0,
+            "dp/delta": 0.0,
+            "sites": 0,
+        }
         for name, site in self.sites.items():
             row["dp/epsilon"] = max(row["dp/epsilon"], site.epsilon_so_far)
             row["dp/epsilon_claimed"] = max(row["dp/epsilon_claimed"], site.epsilon)
+            row["dp/delta"] = max(row["dp/delta"], site.delta)
             row["sites"] += site.rounds[-1] == self.done
             tracker.metrics({f"site/{name}/epsilon": site.epsilon_so_far}, self.done)
         values: dict[str, float] = {}
