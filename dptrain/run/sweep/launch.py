@@ -19,14 +19,12 @@ from ...errors import BudgetError, ConfigError
 from ...settings.left_open import steps_are_open
 from ...settings.resolve import from_omegaconf
 from ...settings.schema import FREE_TO_CHANGE, TrainConfig
-from ...statement.results import MAP
 from ...support.released import found_start
 from ...training.journal import JOURNAL
 from ..tracking import PARENT_RUN
 from .breaks import NoBudget, SweepRefused
 from .engines import go_to, is_hydras_own, keeps_lines, launcher_of, refuse_secrets, set_up
 from .jobs import BEGUN, FINISHED, Study, SweepJob, SweepRecord, comparable
-from .table import last_metrics
 
 if TYPE_CHECKING:
     from .session import Sweep
@@ -220,6 +218,9 @@ def run_job(
 
 
 def _score(folder: Path) -> float | None:
+    from ...statement.results import MAP  # here, since they import the accountant, and --help needs none
+    from .table import last_metrics
+
     return last_metrics(folder / "results.csv").get(MAP)
 
 
