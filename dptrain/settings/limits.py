@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .schema import PrivacyConfig
 
 LARGEST = 1e15  # of any setting: numbers beyond are neither counts nor rates, and overflow where they are used
+_SECRET = re.compile(r"^\s*[0-9a-fA-F]{64}\s*$|AGE-SECRET-KEY-1", re.IGNORECASE)  # of a ledger; of a sealed file
 _CHOICES: dict[str, tuple[str, ...]] = {
     "privacy.unit": UNITS,
     "privacy.same_picture": SAME_PICTURE,
@@ -87,6 +89,12 @@ def check_values(config: TrainConfig) -> None:
     Raises:
         ConfigError: It names the key, its value and the fix.
     """
+    for key, instead in (("budget.key", "DPTRAIN_BUDGET_KEY"), ("seal.identity", "DPTRAIN_SEAL_IDENTITY")):
+        if _SECRET.search(str(value_at(config, key) or "")):
+            raise ConfigError(
+                f"{key} holds the key itself, which config.yaml would publish: give the file that holds it, or set "
+                f"{instead}"
+            )
     for key in (*_CHOICES, "model"):
         if (removed := REMOVED.get(f"{key}={value_at(config, key)}")) is not None:
             raise ConfigError(f"{key}={value_at(config, key)} was removed: {removed}")

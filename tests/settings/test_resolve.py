@@ -405,3 +405,11 @@ def test_a_multiplicity_needs_augmentations_that_differ() -> None:
     assert resolved(augment={"multiplicity": 4, "crop": 0.3}).augment.multiplicity == 4
     assert "augment.multiplicity=4 without an augmentation" in refusal(augment={"multiplicity": 4})
     assert "augment.multiplicity=0 must be 1 or more" in refusal(augment={"multiplicity": 0, "crop": 0.3})
+
+
+@pytest.mark.parametrize(("key", "value"), [("budget.key", "0f" * 32), ("seal.identity", "AGE-SECRET-KEY-1QQQQQQQQQQ")])
+def test_a_key_itself_is_refused_since_the_settings_are_published(key: str, value: str) -> None:
+    section, _, name = key.partition(".")
+    with pytest.raises(ConfigError, match="holds the key itself") as caught:
+        settings.resolve(settings.from_kwargs(model="a.pt", data="b.yaml", steps=1, **{section: {name: value}}))
+    assert value not in str(caught.value)
