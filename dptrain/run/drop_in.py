@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ..datasets.roots import shipped
 from ..detection.evaluate import KEYS, Metrics
 from ..detection.model import open_checkpoint, save_weights
 from ..errors import ConfigError, ModelError
@@ -19,6 +20,7 @@ from ..settings import resolve as settings
 from ..settings.schema import PrivacyConfig
 from ..settings.ultralytics import as_keywords
 from ..statement.results import stock_name
+from ..support.released import found_start
 from .prepare import Prepared
 from .train import train_from_config
 from .watcher import Watcher
@@ -120,7 +122,7 @@ class PrivateDetectionTrainer(Watcher):
             ModelError: They are others, so the statement would name a start that is not the start.
         """
         if weights is not None:
-            start = Path(self.config.model)
+            start = Path(found_start(self.config.model, download=self.config.download))
             held, filed = weights.state_dict(), open_checkpoint(start).state_dict()
             if held.keys() != filed.keys() or any(
                 not torch.equal(held[key].to(filed[key]), filed[key]) for key in held
@@ -191,6 +193,6 @@ class PrivateDetectionTrainer(Watcher):
         self.run_callbacks("on_train_end")
 
     def _write_best(self, run: Prepared) -> None:
-        place = {"data": str(Path(self.config.data).absolute()), "imgsz": self.config.imgsz}
+        place = {"data": str(shipped(Path(self.config.data)).absolute()), "imgsz": self.config.imgsz}
         with run.trainer.average.applied():
             save_weights(run.model, self.best, train_args=place)

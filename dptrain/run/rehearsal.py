@@ -26,6 +26,7 @@ from ..settings import resolve as settings
 from ..settings.schema import TrainConfig
 from ..support.devices import usable_device
 from ..support.files import read_json, write_json
+from ..support.released import found_start
 from .build import augmentation_of, model_to_train, with_rate
 from .by_time import settle_steps
 from .declared_public import DeclaredPublic
@@ -142,7 +143,17 @@ def _refuse(config: TrainConfig) -> None:
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """What all rehearsals of a folder share."""
     values = asdict(config)
-    for name in ("output_dir", "workers", "physical_batch_size", "device", "tracking", "budget", "seal", "resume"):
+    for name in (
+        "output_dir",
+        "workers",
+        "physical_batch_size",
+        "device",
+        "tracking",
+        "budget",
+        "seal",
+        "resume",
+        "download",
+    ):
         values.pop(name)
     values["privacy"] = {k: v for k, v in values["privacy"].items() if k not in ("epsilon", "dataset_size", "delta")}
     return values
@@ -166,7 +177,7 @@ class _Stage:
     """The stand-in: its images, compared with the ledger once."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+        self.config = config = replace(config, model=found_start(config.model, download=config.download))
         self.device = torch.device(usable_device(config.device))
         self.data = load_data(config.data, config.labels)
         if not self.data.val:

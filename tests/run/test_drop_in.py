@@ -10,6 +10,7 @@ import pyrage
 import pytest
 import torch
 from ultralytics import YOLO
+from ultralytics.utils import SETTINGS
 
 import dptrain
 from dptrain import ConfigError, ModelError, PrivacyError
@@ -79,6 +80,28 @@ def test_a_script_of_theirs_goes_on_as_with_their_trainer(
     assert again.box.map == pytest.approx(found.box.map, abs=1e-3)
     assert model.overrides["imgsz"] == 64
     assert len(model.predict(torch.rand(1, 3, 64, 64), verbose=False)) == 1
+
+
+def test_names_that_ultralytics_finds_elsewhere_are_found_by_the_trainer_too(
+    make_dataset: MakeDataset, tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in the weights folder of its settings, and a data.yaml that it ships."""
+    data = make_dataset(8, 4)
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "squares.yaml").write_text(f"path: {data.parent}\n{data.read_text()}")
+    (tmp_path / "elsewhere").mkdir()
+    start.rename(tmp_path / "elsewhere/yolo26n.pt")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("ultralytics.utils.SETTINGS", {**SETTINGS, "weights_dir": str(tmp_path / "elsewhere")})
+    monkeypatch.setattr("dptrain.support.released.ultralytics_folder", lambda _: tmp_path / "elsewhere")
+    monkeypatch.setattr("dptrain.datasets.roots._shipped_folder", lambda: shipped)
+    model = YOLO("yolo26n.pt")
+    given = {"epochs": 1, "batch": 10, "imgsz": 64, "project": str(tmp_path), "name": "run"}
+    model.train(trainer=private(tmp_path), data="squares.yaml", **given)
+    best = torch.load(model.trainer.best, weights_only=False)
+    assert best["train_args"]["data"] == str(shipped / "squares.yaml")
 
 
 def test_what_is_shared_does_not_hold_the_place_of_the_data(
