@@ -304,3 +304,11 @@ def test_pretraining_and_evaluation_fetch_too(
     record = json.loads(Path("start/weights/pretraining.json").read_text())
     assert record["public_data"].endswith(f"from {NAME}: {MADE_FROM}")
     assert small_release.asked == [f"/{NAME}"] * 2
+
+
+def test_a_rehearsal_fetches_too(small_release: Server, make_dataset: MakeDataset) -> None:
+    small_release.status = 404
+    given = [f"model={NAME}", f"data={make_dataset()}", "imgsz=64", "steps=2", "output_dir=rehearsed", "workers=0"]
+    privacy = ["privacy.epsilon=8", "privacy.dataset_size=1000", "privacy.expected_batch_size=100"]
+    assert main(["rehearse", *given, *privacy]) == 2
+    assert small_release.asked == [f"/{NAME}"] and not Path("rehearsed").exists()
