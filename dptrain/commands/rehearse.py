@@ -9,6 +9,7 @@ from ..settings.ultralytics import as_arguments
 from .options import Commands
 
 if TYPE_CHECKING:
+    from ..run.rehearsal import Rehearsed
     from ..settings.schema import TrainConfig
 
 _OWN = ("sizes", "epsilons", "rates")
@@ -64,22 +65,33 @@ def _rehearse(given: TrainConfig, own: dict[str, str]) -> None:
     from pathlib import Path
 
     from rich.console import Console
+    from rich.progress import Progress
 
     from ..run.rehearsal import cells_of, rehearse
     from ..run.rehearsal_files import EXPERIMENT, best_of, draw, log, table_of, write_experiment
 
-    console, rows, new = Console(), [], []
+    console = Console()
+    rows: list[Rehearsed] = []
+    new: list[Rehearsed] = []
     cells = cells_of(sizes, epsilons, rates)
-    console.print(f"dptrain: {len(cells)} rehearsals on {config.data}, whose images you declare public")
-    for row, was_there in rehearse(config, cells):
-        rows.append(row)
-        new += [] if was_there else [row]
-        of = "no noise" if row.cell.epsilon is None else f"epsilon {row.cell.epsilon:g}"
-        console.print(
-            f"{len(rows)}/{len(cells)}  {row.cell.size:,} images, {of}, rate {row.lr:.2g}: mAP50 {row.mAP50:.3f}"
-            f"{' (from before)' if was_there else f', {row.seconds:.0f} s'}",
-            highlight=False,
-        )
+    said = f"dptrain: {len(cells)} rehearsals on {config.data}, whose images you declare public"
+    console.print(said, soft_wrap=True, highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=None)
+
+        def on_step(step: int, steps: int) -> None:
+            what = f"rehearsal {len(rows) + 1} of {len(cells)}, step {step} of {steps}"
+            progress.update(bar, description=what, completed=len(rows) * steps + step, total=len(cells) * steps)
+
+        for row, was_there in rehearse(config, cells, on_step):
+            rows.append(row)
+            new += [] if was_there else [row]
+            of = "no noise" if row.cell.epsilon is None else f"epsilon {row.cell.epsilon:g}"
+            progress.console.print(
+                f"{len(rows)}/{len(cells)}  {row.cell.size:,} images, {of}, rate {row.lr:.2g}: mAP50 {row.mAP50:.3f}"
+                f"{' (from before)' if was_there else f', {row.seconds:.0f} s'}",
+                highlight=False,
+            )
     console.print(table_of(rows))
     folder = Path(config.output_dir)
     draw(rows, folder / "rehearsal.png")

@@ -8,7 +8,7 @@ burn"): multiplier sigma b / B, and as many steps. It says nothing of how alike 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -93,12 +93,15 @@ def cells_of(sizes: Sequence[int], epsilons: Sequence[float], times: Sequence[fl
     return [*private, Cell(max(sizes), None, 1.0)]
 
 
-def rehearse(config: TrainConfig, cells: Sequence[Cell]) -> Iterator[tuple[Rehearsed, bool]]:
+def rehearse(
+    config: TrainConfig, cells: Sequence[Cell], on_step: Callable[[int, int], None] = lambda step, steps: None
+) -> Iterator[tuple[Rehearsed, bool]]:
     """Rehearse private runs one after the other; what is in ``output_dir`` from before is not done again.
 
     Args:
         config: Resolved settings of the private run, but for ``data``, which names public images.
         cells: What to rehearse.
+        on_step: Told of every step of a rehearsal, and of how many it has.
 
     Yields:
         What each came to, and whether it was there before.
@@ -117,7 +120,7 @@ def rehearse(config: TrainConfig, cells: Sequence[Cell]) -> Iterator[tuple[Rehea
             if cell in found:
                 yield found[cell], True
                 continue
-            stage = stage or _Stage(config)
+            stage = stage or _Stage(config, on_step)
             found[cell] = stage.play(cell)
             write_json(file, {"settings": own, "rows": [asdict(row) for row in found.values()]})
             yield found[cell], False
@@ -176,8 +179,9 @@ def _earlier(file: Path, own: dict[str, Any]) -> dict[Cell, Rehearsed]:
 class _Stage:
     """The stand-in: its images, compared with the ledger once."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config = replace(config, model=found_start(config.model, download=config.download))
+    def __init__(self, config: TrainConfig, on_step: Callable[[int, int], None]) -> None:
+        config = replace(config, model=found_start(config.model, download=config.download))
+        self.config, self.on_step = config, on_step
         self.device = torch.device(usable_device(config.device))
         self.data = load_data(config.data, config.labels)
         if not self.data.val:
@@ -220,8 +224,8 @@ class _Stage:
             at_once = int(config.physical_batch_size)
         task = Task(config, small, model, self.train, list(self.pictures.values()), None, None, at_once)
         trainer = task.trainer(self.device)
-        for _ in trainer.run():
-            pass
+        for step in trainer.run():
+            self.on_step(step, plan.steps)
         with trainer.average.applied():
             values = evaluate(model, self.val.images, batch_size=at_once, device=self.device).values
         return Rehearsed(
