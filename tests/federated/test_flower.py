@@ -147,7 +147,7 @@ def test_a_whole_federation_averages_by_declared_sizes_and_leaves_weights_and_a_
         torch.testing.assert_close(parameter.detach(), wanted)
     assert YOLO(out / "weights" / "last.pt").names == {0: "green", 1: "blue"}
     rows = (out / "results.csv").read_text().splitlines()
-    assert len(rows) == ROUNDS + 2 and "metrics/mAP50B" in rows[0]
+    assert len(rows) == ROUNDS + 2 and "metrics/mAP50(B)" in rows[0]
     assert f"epsilon {sum(epsilons):.4g}" in (out / "federation.md").read_text()
     from mlflow.tracking import MlflowClient
 
