@@ -182,9 +182,8 @@ def report(
     ):
         console.print(f"  {what:30} {path}", soft_wrap=True, highlight=False)
     uri = f"sqlite:///{(root / 'mlflow.db').as_posix()}"
-    console.print(
-        f"  {'epsilon next to mAP':30} .venv/bin/mlflow ui --backend-store-uri {uri}", soft_wrap=True, highlight=False
-    )
+    ui = f".venv/bin/dptrain ui --tracking-uri {uri}"
+    console.print(f"  {'epsilon next to mAP':30} {ui}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from . import (
     plan,
     pretrain,
     redact,
+    register,
     rehearse,
     scrub,
     seal,
     statement,
     train,
+    ui,
 )
 from .console import (
     EXIT_FAILED,
@@ -38,8 +40,8 @@ from .options import Parser, flag_hint
 
 # In the order of --help.
 _COMMANDS = (
-    pretrain, rehearse, train, federate, plan, calibrate, evaluate, budget, statement, audit, check, scrub, redact,
-    perturb, seal,
+    pretrain, rehearse, train, federate, plan, calibrate, evaluate, budget, statement, ui, register, audit, check,
+    scrub, redact, perturb, seal,
 )  # fmt: skip
 
 

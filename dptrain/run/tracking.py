@@ -72,8 +72,8 @@ class Tracker:
         """
         parent = os.environ.get(PARENT_RUN)
         tags = {**tags, "mlflow.parentRunId": parent} if parent else dict(tags)
-        with _reaching(uri, work):
-            client = _client(uri)
+        with reaching(uri, work):
+            client = client_of(uri)
             if run_id is None:
                 number = _experiment_id(client, experiment)
                 at = _next_time(client, number)
@@ -90,8 +90,8 @@ class Tracker:
         Raises:
             TrackingError: The store cannot be reached or refuses.
         """
-        with _reaching(uri):
-            _experiment_id(_client(uri), experiment)
+        with reaching(uri):
+            _experiment_id(client_of(uri), experiment)
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Log parameters; MLflow keeps them as text."""
@@ -170,7 +170,8 @@ class NoTracker(Tracker):
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
 
 
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
+    """An MLflow client of a store; MLflow's own noise is turned off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -182,7 +183,8 @@ def _client(uri: str) -> Any:
 
 
 @contextmanager
-def _reaching(uri: str, work: Wording = TRAINING) -> Iterator[None]:
+def reaching(uri: str, work: Wording = TRAINING) -> Iterator[None]:
+    """Turn every error of the store within the block into a :class:`TrackingError` that says what to do."""
     try:
         yield
     except Exception as error:  # every store has its own errors; all mean that nothing would be recorded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ def fetched(run_id: str, uri: str) -> Iterator[Path]:
         ConfigError: The run holds no statement.
         PrivacyError: The run logged a higher epsilon than its statement claims.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         from mlflow.tracking import MlflowClient
 
