@@ -59,7 +59,7 @@ def attack_training(
             chosen = [draw_scene(imgsz, rng) for _ in range(scenes)] + chosen
         training = write_dataset(folder / "data", chosen, names)
         if data is not None:
-            _add_images(training, load_data(data).train)
+            _add_images(training, load_data(data, text_for="dptrain audit").train)
         model_names = dict(enumerate(names))
         start = folder / "start.pt"
         save_weights(load_model(model, len(names), names=model_names), start)

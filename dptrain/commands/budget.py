@@ -114,7 +114,8 @@ def _create(options: argparse.Namespace) -> int:
     data = load_data(options.data)
     groups = groups_of(given, data.train) if options.unit == "group" else None
     ledger = _open(options, create=True)
-    manifest = hash_images(ledger, data.train, groups, copies_are_one=True)  # a limit counts pictures, not files
+    boxes = data.boxes_in("train")
+    manifest = hash_images(ledger, data.train, groups, copies_are_one=True, boxes=boxes)  # a limit counts pictures
     name = options.name or data_name(Path(options.data))
     reading = ledger.create(name, epsilon=options.epsilon, delta=options.delta, unit=options.unit, manifest=manifest)
     return _print_readings([reading], ledger, options.json)

@@ -16,6 +16,8 @@ from .contents import read_data
 
 #: Suffixes by which a file is taken for a data.yaml; in small letters.
 YAML_SUFFIXES = (".yaml", ".yml")
+#: How boxes may be written, which ``labels`` says where the files do not.
+FORMATS = ("yolo", "coco", "voc")
 MOST_CLASSES = 100_000
 _MOST_KEYPOINTS = 100_000
 
@@ -161,6 +163,46 @@ def refuse_unread_val(file: Path, data: Mapping[Any, Any]) -> None:
     """
     if data.get("val") is None and data.get("validation") is None and data.get("valid") is not None:
         raise DataError(f"{file}: valid: {shown(data['valid'])} is not read, the split is called val: rename it")
+
+
+def boxes_written(file: Path, data: Mapping[Any, Any]) -> str | None:
+    """Return how the boxes are written, one of :data:`FORMATS`; None where the files must tell.
+
+    Raises:
+        DataError: ``labels`` is none of them.
+    """
+    written = data.get("labels")
+    if written is not None and written not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{file}: labels: {shown(written)} is not one of {known}; correct it or leave it out")
+    return written
+
+
+def refuse_no_yaml(file: Path) -> None:
+    """Refuse a COCO or an NDJSON file in the place of a ``data.yaml``.
+
+    Raises:
+        DataError: It is one; the line says what to do.
+    """
+    refuse_ndjson(file)
+    if file.suffix.lower() == ".json":
+        raise DataError(
+            f"{file}: is the annotation of one split: write a data.yaml with 'train: {file.name}', 'val: ...' and "
+            "'path: <folder of both>', and give that"
+        )
+
+
+def refuse_ndjson(file: Path) -> None:
+    """Refuse a dataset in Ultralytics' NDJSON, which holds addresses to download from.
+
+    Raises:
+        DataError: It is one; the line says how Ultralytics makes a ``data.yaml`` of it.
+    """
+    if file.suffix.lower() == ".ndjson":
+        raise DataError(
+            f"{file}: NDJSON lists images to download, and dptrain downloads no data: let Ultralytics make a data.yaml "
+            'of it, asyncio.run(ultralytics.data.converter.convert_ndjson_to_yolo("' + file.name + '")), and give that'
+        )
 
 
 def windows_hint(path: str) -> str:

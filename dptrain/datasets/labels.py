@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,10 +25,13 @@ __all__ = [
     "LABELS",
     "STRICT",
     "TOLERANCE",
+    "Row",
+    "boxes_of",
     "label_path",
-    "label_rows",
     "plain_labels",
     "read_labels",
+    "row_keys",
+    "text_rows",
 ]
 
 #: What is done about a bad row: the file is refused, or the row is left out, by a rule for this file alone.
@@ -37,6 +41,20 @@ ANY_CLASS = 2**31
 #: How far an edge may lie outside the image, in parts of its side. Ultralytics allows coordinates the same 1 %: tools
 #: that count pixels from 1, or round, put an honest edge that far out.
 TOLERANCE = 0.01
+
+
+class Row(NamedTuple):
+    """What a dataset says of one object of an image, before it is checked.
+
+    Attributes:
+        place: Where it says so, for a message: file and line.
+        words: Class number, then centre, width and height in parts of the image, or a polygon; each as it is written.
+        wrong: Why it is no box at all, and the fix; empty where ``words`` tell.
+    """
+
+    place: str
+    words: Sequence[str]
+    wrong: str = ""
 
 
 def read_labels(
@@ -60,8 +78,21 @@ def read_labels(
         DataError: A line has the wrong number of columns, a value that is not a finite number, a class out of range,
             or a box outside the image; it names file, line, value and fix.
     """
+    rows = text_rows(path)
+    return None if rows is None else boxes_of(rows, num_classes, keypoints, dropped)
+
+
+def text_rows(path: Path) -> list[Row] | None:
+    """Return the lines of a label file, unchecked; None where there is no such file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     text = _text(path)
-    return None if text is None else _rows(path, text, num_classes, keypoints, dropped)
+    if text is None:
+        return None
+    lines = enumerate(map(str.split, text.splitlines()), start=1)
+    return [Row(f"{path}:{number}", words) for number, words in lines if words]
 
 
 def plain_labels(path: Path, keypoints: int = 0) -> str:
@@ -70,20 +101,16 @@ def plain_labels(path: Path, keypoints: int = 0) -> str:
     Raises:
         DataError: It cannot be read, or a line is none of :func:`read_labels`.
     """
-    text = _text(path)
-    if text is None:
+    rows = text_rows(path)
+    if rows is None:
         raise DataError(f"{path}: cannot read the label file (it is not there); check path and permission")
-    _rows(path, text, ANY_CLASS, keypoints)
-    return "".join(f"{' '.join(words)}\n" for words in map(str.split, text.splitlines()) if words)
+    boxes_of(rows, ANY_CLASS, keypoints)
+    return "".join(f"{' '.join(row.words)}\n" for row in rows)
 
 
-def label_rows(path: Path) -> set[bytes]:
-    """Return what each line of a label file says, whatever it means: numbers in one spelling, other words as they are.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    return {_key(words) for words in map(str.split, (_text(path) or "").splitlines()) if words}
+def row_keys(rows: Iterable[Row]) -> set[bytes]:
+    """Return what each row says, whatever it means: numbers in one spelling, other words as they are."""
+    return {_key(row.words) if not row.wrong else f"{row.wrong} {row.words}".encode() for row in rows}
 
 
 def _key(words: Sequence[str]) -> bytes:
@@ -109,26 +136,26 @@ def _text(path: Path) -> str | None:
         raise DataError(f"{path}: cannot read the label file ({error.strerror}); check path and permission") from None
 
 
-def _rows(path: Path, text: str, num_classes: int, keypoints: int, dropped: list[str] | None = None) -> np.ndarray:
-    rows: list[list[float]] = []
+def boxes_of(rows: Iterable[Row], num_classes: int, keypoints: int = 0, dropped: list[str] | None = None) -> np.ndarray:
+    """Check the rows of one image; arguments, return value and errors are those of :func:`read_labels`."""
+    found: list[list[float]] = []
     seen: set[bytes] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if not words:
-            continue
+    for row in rows:
         try:
-            row = _row(words, num_classes, keypoints, f"{path}:{number}")
+            if row.wrong:
+                raise DataError(f"{row.place}: {row.wrong}")
+            values = _row(row.words, num_classes, keypoints, row.place)
         except DataError as error:
             if dropped is None:
                 raise
             dropped.append(str(error))
             continue
         # Rows that differ in their keypoints alone are one box.
-        key = _key(words[:5] if keypoints else words)
+        key = _key(row.words[:5] if keypoints else row.words)
         if key not in seen:
             seen.add(key)
-            rows.append(row)
-    return np.array(rows, np.float32).reshape(-1, 5) + np.float32(0)
+            found.append(values)
+    return np.array(found, np.float32).reshape(-1, 5) + np.float32(0)
 
 
 def _row(words: Sequence[str], num_classes: int, keypoints: int, place: str) -> list[float]:

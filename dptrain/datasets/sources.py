@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..sealing.archive import is_sealed_dataset, open_dataset
 from ..support.files import MOST_TEXT
+from .boxes import CocoBoxes, TextBoxes, VocBoxes
+from .coco import CocoFile, read_coco
 from .contents import read_data
 from .data_yaml import (
+    boxes_written,
     channel_count,
     class_names,
     keypoint_shape,
     read_yaml,
+    refuse_ndjson,
+    refuse_no_yaml,
     refuse_unread_val,
     shown,
     windows_hint,
 )
-from .labels import STRICT, label_path
+from .labels import STRICT, boxes_of
 from .roots import root_of, shipped
+from .voc import is_voc, listed, with_annotations
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "val", "test")
+_TEXT = TextBoxes()
 #: Suffixes that count as images inside a folder or a list, as in Ultralytics.
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
@@ -47,6 +57,7 @@ class DataConfig:
         kpt_shape: Of a pose dataset: keypoints of each object, and numbers of each keypoint. A detector reads none.
         labels: What is done about a bad row in a label file, one of ``datasets.labels.LABELS``.
         channels: Of a detector for these images in Ultralytics.
+        boxes: Where the boxes of a split are written, by split; YOLO text where nothing is said.
     """
 
     path: Path
@@ -59,6 +70,16 @@ class DataConfig:
     kpt_shape: tuple[int, int] | None = None
     labels: str = STRICT
     channels: int = 3
+    boxes: Mapping[str, TextBoxes] = field(default_factory=dict, repr=False)
+
+    def boxes_in(self, split: str) -> TextBoxes:
+        """Where the boxes of a split are written."""
+        return self.boxes.get(split, _TEXT)
+
+    def labels_of(self, split: str, image: Path, dropped: list[str] | None = None) -> np.ndarray | None:
+        """Read and check the boxes of an image, as :func:`dptrain.datasets.labels.read_labels` does."""
+        rows = self.boxes_in(split).rows(image)
+        return None if rows is None else boxes_of(rows, self.num_classes, self.keypoints, dropped)
 
     @property
     def keypoints(self) -> int:
@@ -79,8 +100,11 @@ class DataConfig:
     @property
     def folders(self) -> set[Path]:
         """Where its images are, and where their labels are looked for."""
-        images = {file.parent.resolve() for file in (*self.train, *self.val, *self.test)}
-        return images | {label_path(folder / "x.jpg").parent for folder in images}
+        found: set[Path] = set()
+        for split in SPLITS:
+            for file in getattr(self, split):
+                found |= {file.parent.resolve(), self.boxes_in(split).place(file.resolve()).parent}
+        return found
 
     def folder_around(self, place: Path) -> Path | None:
         """The one of :attr:`folders` that a place is, or lies in: what is written there would be read as data."""
@@ -97,19 +121,21 @@ class DataConfig:
         return found
 
 
-def load_data(path: str | Path, labels: str = STRICT, trains: bool = True) -> DataConfig:
+def load_data(path: str | Path, labels: str = STRICT, trains: bool = True, text_for: str = "") -> DataConfig:
     """Read a ``data.yaml`` and list the images of its splits.
 
-    Entries are folders (searched to any depth), ``.txt`` lists of image files, or a list of either. As in Ultralytics,
-    a list's line that begins with ``./`` starts from the list's own folder and any other relative line from the
-    current folder. Where a relative ``path`` starts, :func:`dptrain.datasets.roots.root_of` says. ``download`` is never
-    followed.
+    Entries are folders (searched to any depth), ``.txt`` lists of image files, COCO files, or a list of either. As in
+    Ultralytics, a list's line that begins with ``./`` starts from the list's own folder and any other relative line
+    from the current folder. Where a relative ``path`` starts, :func:`dptrain.datasets.roots.root_of` says.
+    ``download`` is never followed. ``labels: yolo``, ``coco`` or ``voc`` says how boxes are written; without it a JSON
+    file is COCO, and images are VOC if there are XML files for them.
 
     Args:
         path: The ``data.yaml``, the name of one that Ultralytics ships (``coco8.yaml``), or a sealed dataset, which is
             read from memory.
         labels: What is done about a bad row in a label file, when labels are read.
         trains: Whether a training split must be there.
+        text_for: Who can use YOLO text only, in words; others than that are then refused.
 
     Returns:
         The splits' image files; ``test`` may be empty, and ``val`` where none is declared.
@@ -122,31 +148,71 @@ def load_data(path: str | Path, labels: str = STRICT, trains: bool = True) -> Da
     file = shipped(Path(path))
     if is_sealed_dataset(file):
         return _load_sealed(file, labels)
+    refuse_no_yaml(file)
     data = read_yaml(file)
     root = root_of(file, data)
-    meaning = _meaning(file, data, labels)
     refuse_unread_val(file, data)
+    written = boxes_written(file, data)
     files: dict[str, tuple[Path, ...]] = {}
     missing: dict[str, str] = {}
+    coco: dict[str, list[CocoFile]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         entry = data.get(split)
         if split == "val" and entry is None:
             entry = data.get("validation")  # Ultralytics' other name for it
         try:
-            files[split] = _list_split(file, split, root, entry)
+            files[split] = _list_split(file, split, root, entry, coco[split])
         except DataError as error:
             if split != "test" and entry is not None:
                 raise  # a test split that is not on this machine stops only those who ask for it
             missing[split] = str(error)
     if trains and not files.get("train"):
         raise DataError(missing["train"])
-    return DataConfig(root, file=file, missing=missing, **(meaning | files))
+    meaning = _meaning(file, data, labels, [part for parts in coco.values() for part in parts])
+    boxes = {
+        split: found
+        for split, images in files.items()
+        if (found := _boxes(file, split, images, coco[split], written, data, meaning["names"])) is not _TEXT
+    }
+    if text_for and boxes:
+        split, other = next(iter(boxes.items()))
+        raise DataError(
+            f"{file}: {split}: its boxes are {other.format.upper()}, and {text_for} takes YOLO text only: convert them "
+            "first (ultralytics.data.converter.convert_coco for COCO)"
+        )
+    return DataConfig(root, file=file, missing=missing, boxes=boxes, **(meaning | files))
 
 
-def _meaning(file: Path, data: Mapping[Any, Any], labels: str) -> dict[str, Any]:
+def _boxes(
+    file: Path,
+    split: str,
+    images: Sequence[Path],
+    coco: Sequence[CocoFile],
+    written: str | None,
+    data: Mapping[Any, Any],
+    names: Mapping[int, str],
+) -> TextBoxes:
+    """Where the boxes of a split are written."""
+    if coco:
+        if written not in (None, "coco") or sum(len(part.images) for part in coco) != len(images):
+            other = f"labels: {written}" if written not in (None, "coco") else "other images"
+            raise DataError(f"{file}: {split}: {coco[0].file.name} is a COCO file beside {other}; keep one of them")
+        rows = {image: found for part in coco for image, found in part.rows(names).items()}
+        return CocoBoxes(rows, {image: part.file for part in coco for image in part.images})
+    if written == "coco":
+        raise DataError(f"{file}: labels: coco, and {split} names no COCO file; write '{split}: <file>.json'")
+    if written == "voc" or (written is None and is_voc(images)):
+        if data.get("names") is None:
+            raise DataError(f"{file}: the boxes of {split} are VOC, which has no list of classes; add 'names: [...]'")
+        return VocBoxes({name: number for number, name in names.items()})
+    return _TEXT
+
+
+def _meaning(file: Path, data: Mapping[Any, Any], labels: str, coco: Sequence[CocoFile] = ()) -> dict[str, Any]:
     """What a data.yaml says of its images and labels, as keywords of :class:`DataConfig`."""
+    unnamed = data.get("names") is None and data.get("nc") is None
     return {
-        "names": class_names(file, data),
+        "names": coco[0].names if coco and unnamed else class_names(file, data),
         "kpt_shape": keypoint_shape(file, data),
         "channels": channel_count(file, data),
         "labels": labels,
@@ -198,8 +264,8 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, ...]:
-    """Every image file of a split, sorted by path, each once."""
+def _list_split(file: Path, split: str, root: Path, entry: Any, coco: list[CocoFile]) -> tuple[Path, ...]:
+    """Every image file of a split, sorted by path, each once; COCO files that list them are added to ``coco``."""
     if entry is None or entry == []:
         raise DataError(f"{file}: split '{split}' is not declared; add '{split}: <folder of images>'")
     entries = entry if isinstance(entry, list) else [entry]
@@ -208,7 +274,7 @@ def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, .
         if not isinstance(item, str) or not item.strip():
             raise DataError(f"{file}: {split}: {shown(item)} is not a folder or a .txt file; write a path")
         try:
-            found += _images_of(file, split, root, item)
+            found += _images_of(file, split, root, item, coco)
         except DataError:
             raise
         except (OSError, RuntimeError, ValueError) as error:
@@ -222,12 +288,16 @@ def _list_split(file: Path, split: str, root: Path, entry: Any) -> tuple[Path, .
     return _each_once(file, split, sorted(found))
 
 
-def _images_of(file: Path, split: str, root: Path, item: str) -> list[Path]:
+def _images_of(file: Path, split: str, root: Path, item: str, coco: list[CocoFile]) -> list[Path]:
     place = (root / item).resolve()
     if not place.exists() and item.startswith("../"):
         place = (root / item[3:]).resolve()  # Roboflow exports write ../train/images for train/images
     if place.is_dir():
-        return list(_images_under(place))
+        return list(_images_under(with_annotations(place)))
+    if place.is_file() and place.suffix.lower() == ".json":
+        coco.append(read_coco(place, root))
+        return list(coco[-1].images)
+    refuse_ndjson(place)
     if place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
         return [place]
     if place.is_file():
@@ -267,7 +337,7 @@ def _images_listed(file: Path) -> list[Path]:
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
-        image = file.parent / line[2:] if line.startswith("./") else Path(line).absolute()
+        image = listed(file, line) or (file.parent / line[2:] if line.startswith("./") else Path(line).absolute())
         if image.suffix.lower() not in IMAGE_SUFFIXES:
             raise DataError(f"{file}:{number}: '{line}' is not an image file name; correct the line or delete it")
         try:

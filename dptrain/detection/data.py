@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..datasets.images import Letterbox, check_image, read_image
-from ..datasets.labels import DROP_BAD_ROWS, STRICT, label_path, read_labels
+from ..datasets.labels import DROP_BAD_ROWS, STRICT
 from ..datasets.sources import DataConfig, load_data
 from ..errors import DataError
 from ..support.threads import in_threads
@@ -72,7 +72,7 @@ class DetectionDataset(Dataset):
         if all(rows is None for rows in labels):
             raise DataError(
                 f"{data.file}: none of the {split} images has a label file (looked for "
-                f"{label_path(self.image_files[0])}); an empty .txt declares a background image"
+                f"{data.boxes_in(split).place(self.image_files[0])}); an empty one declares a background image"
             )
         # One array, not one a row: workers started by fork then share it instead of copying it.
         filled = [np.zeros((0, 5), np.float32) if rows is None else rows for rows in labels]
@@ -83,17 +83,13 @@ class DetectionDataset(Dataset):
 
     def _read_labels(self, image: Path) -> tuple[np.ndarray | None, list[str]]:
         dropped: list[str] = []
-        data, strict = self.data, self.data.labels == STRICT
-
-        def read(collected: list[str] | None) -> np.ndarray | None:
-            return read_labels(label_path(image), data.num_classes, data.keypoints, collected)
-
+        strict = self.data.labels == STRICT
         try:
-            return read(None if strict else dropped), dropped
+            return self.data.labels_of(self.split, image, None if strict else dropped), dropped
         except DataError as error:
             if strict:
                 with suppress(DataError):  # a bad row, and not a bad file
-                    read(dropped)
+                    self.data.labels_of(self.split, image, dropped)
                     error.add_note(f"labels={DROP_BAD_ROWS} leaves out bad lines")
             raise
 

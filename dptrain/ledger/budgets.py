@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import update
 
@@ -17,6 +17,9 @@ from .state import read_state
 from .store import Store, sqlite_file
 from .tables import datasets
 from .verify import Verification, export, verify
+
+if TYPE_CHECKING:
+    from ..datasets.boxes import TextBoxes
 
 
 class BudgetLedger(Charges):
@@ -71,19 +74,23 @@ class BudgetLedger(Charges):
         groups: Sequence[str] | None = None,
         pictures: Mapping[Path, bytes] | None = None,
         copies_are_one: bool = False,
+        boxes: TextBoxes | None = None,
     ) -> Manifest:
         """Hash the pictures and labels of a training split; files that the ledger knows need no decoding.
 
         ``groups`` has the group of every image, for runs and budgets that protect groups; ``pictures`` the identities
         of the images, where they have been decoded already (:func:`dptrain.datasets.identity.pictures_in`). With
-        ``copies_are_one`` you promise that no step draws two copies of a picture as two units.
+        ``copies_are_one`` you promise that no step draws two copies of a picture as two units. ``boxes`` says where
+        their labels are (``data.boxes_in("train")``); without it they are where Ultralytics looks for them.
 
         Raises:
             DataError: An image or a label file cannot be read, or the same picture is there twice, turned and mirrored
                 copies included, but for copies that are in one group.
         """
         files = [Path(file) for file in image_files]
-        return make_manifest(self._store.key, files, self._known_files, progress, groups, pictures, copies_are_one)
+        return make_manifest(
+            self._store.key, files, self._known_files, progress, groups, pictures, copies_are_one, boxes
+        )
 
     def holders(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..support.threads import bar
 
 if TYPE_CHECKING:
+    from ..datasets.boxes import TextBoxes
     from . import BudgetLedger, Manifest
 
 
@@ -18,7 +19,8 @@ def hash_images(
     groups: Sequence[str] | None = None,
     pictures: Mapping[Path, bytes] | None = None,
     copies_are_one: bool = False,
+    boxes: TextBoxes | None = None,
 ) -> Manifest:
     """Make the manifest of a training split, with a bar where it takes long."""
     with bar("images known to the ledger", len(images)) as progress:
-        return ledger.manifest(images, progress, groups, pictures, copies_are_one)
+        return ledger.manifest(images, progress, groups, pictures, copies_are_one, boxes)

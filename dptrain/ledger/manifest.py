@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..datasets.contents import read_data
 from ..datasets.repeats import refuse_repeats
@@ -22,6 +23,9 @@ from ..errors import BudgetError, DataError
 from ..support.threads import in_threads
 from ..support.words import counted
 from .keys import mac
+
+if TYPE_CHECKING:
+    from ..datasets.boxes import TextBoxes as Boxes
 
 KnownFiles = Callable[[Sequence[bytes]], dict[bytes, bytes]]
 _CHUNK = 256
@@ -116,17 +120,19 @@ def make_manifest(
     groups: Sequence[str] | None = None,
     pictures: Mapping[Path, bytes] | None = None,
     copies_are_one: bool = False,
+    boxes: Boxes | None = None,
 ) -> Manifest:
     """Hash the pictures and labels of a training split, and where groups are protected, the groups.
 
     Args:
         key: The ledger's.
-        image_files: The images; each one's labels are where Ultralytics looks for them.
+        image_files: The images.
         known_files: Returns, for some of the file hashes it is given, the unit: those are not decoded again.
         progress: Called with the number of files done and their total.
         groups: The group of every image, where groups are protected.
         pictures: The identities of the images, where they have been decoded already.
         copies_are_one: Whether whoever draws from these images takes the copies of a picture as one unit.
+        boxes: Where their labels are; None: where Ultralytics looks for them.
 
     Raises:
         DataError: An image or a label file cannot be read, or the same picture is there twice, but for copies that are
@@ -140,7 +146,7 @@ def make_manifest(
     labels: list[bytes] = []
     for part, hashes in find_units(key, image_files, known_files, pictures, known):
         hashed += hashes
-        labels += in_threads(lambda file: label_hash(key, file), part)
+        labels += in_threads(lambda file: label_hash(key, file, boxes), part)
         if progress is not None:
             progress(len(hashed), len(image_files))
     units = [unit for _, unit in hashed]
@@ -219,8 +225,9 @@ def group_of(key: bytes, group: str) -> bytes:
     return mac(key, "group", group.encode())
 
 
-def label_hash(key: bytes, file: Path) -> bytes:
-    """Return the keyed hash of a picture's labels; the order of the lines and their spelling make no difference."""
-    from ..datasets.labels import label_path, label_rows
+def label_hash(key: bytes, file: Path, boxes: Boxes | None = None) -> bytes:
+    """Return the keyed hash of a picture's labels; the order of the rows and their spelling make no difference."""
+    from ..datasets.labels import label_path, row_keys, text_rows
 
-    return mac(key, "labels", *sorted(label_rows(label_path(file))))  # what they mean is the dataset's business
+    rows = text_rows(label_path(file)) if boxes is None else boxes.rows(file)
+    return mac(key, "labels", *sorted(row_keys(rows or ())))  # what they mean is the dataset's business

@@ -28,6 +28,7 @@ from .owner import OWNER, owner_folder
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
+    from ..datasets.boxes import TextBoxes
     from ..ledger import BudgetLedger, Charge, Manifest
     from ..settings.schema import BudgetConfig
 
@@ -61,6 +62,7 @@ class RunCharge:
         whole: Whether the event counts as taken from the start, all of it, so that nothing asks for :meth:`lease`.
         bands: Steps that one of the event's repetitions is for.
         steps: Steps of the run; None where the event has one repetition for each.
+        boxes: Where the labels of the pictures are.
     """
 
     budget: BudgetConfig
@@ -75,6 +77,7 @@ class RunCharge:
     whole: bool = False
     bands: int = 1
     steps: int | None = None
+    boxes: TextBoxes | None = None
 
     def __post_init__(self) -> None:
         self._ledger: BudgetLedger | None = None
@@ -102,7 +105,9 @@ class RunCharge:
         from ..ledger import BudgetLedger
 
         self._ledger = BudgetLedger(self.budget.url, self.budget.key)
-        self._manifest = hash_images(self._ledger, list(self.pictures), self.groups, self.pictures, self.copies_are_one)
+        self._manifest = hash_images(
+            self._ledger, list(self.pictures), self.groups, self.pictures, self.copies_are_one, self.boxes
+        )
 
     def begin(self, folder: Path, resume: bool = False, steps: int = 0) -> str:
         """Reserve the whole run, or go on with the charge of a resumed one after ``steps`` started steps.

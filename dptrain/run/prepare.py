@@ -184,6 +184,7 @@ def prepare(
         config.privacy.copies_are_one,
         bands=final.bands,
         steps=final.steps,
+        boxes=data.boxes_in("train"),
     )
     charge = own if paid is None or paid.charge is None else paid.charge
 

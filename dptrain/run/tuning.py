@@ -35,7 +35,6 @@ from ..settings.schema import TrainConfig
 from ..statement.results import MAP, read_rows
 from ..support.files import even_times, write_text
 from ..support.words import shown
-from .charge import RunCharge
 from .folder import RunFolder
 from .notes import tell_owner
 from .progress import make_console
@@ -44,7 +43,9 @@ from .tracking import NoTracker, Tracker
 if TYPE_CHECKING:
     from ..privacy.plan import PrivacyPlan
     from ..statement.start_runs import StartRun
+    from .charge import RunCharge
     from .job import TrainResult
+    from .prepare import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -124,24 +125,14 @@ def tune(config: TrainConfig) -> TrainResult:
     output = Path(config.output_dir)
     _refuse(config, output)
     with _silence():
-        data_name, pictures, groups, notes = _try_candidates(tuning, output)
+        first = _try_candidates(tuning, output)
         behind = each_once(
             run for candidate in tuning.candidates for run in runs_behind(Path(candidate.model), candidate.start_runs)
         )
     console = make_console()
     _announce(tuning, console)
     plan = tuning.plan
-    charge = RunCharge(
-        config.budget,
-        tuning.event,
-        plan.delta,
-        plan.unit,
-        pictures,
-        data_name,
-        groups,
-        config.privacy.copies_are_one,
-        whole=True,
-    )
+    charge = replace(first.charge, budget=config.budget, event=tuning.event, delta=plan.delta, steps=None, whole=True)
     charge.prepare()
     if config.tracking.enabled:
         Tracker.check(config.tracking.uri, config.tracking.experiment)
@@ -170,17 +161,17 @@ def tune(config: TrainConfig) -> TrainResult:
             output.rmdir()
     revealed = replace(winner, output_dir=config.output_dir, tracking=config.tracking)
     write_text(output / "config.yaml", config_text(revealed))
-    tell_owner(output, notes)
+    tell_owner(output, first.notes)
     # Only now, so that the run in MLflow does not tell by its duration how many runs there were.
-    tracker = (
-        open_tracker(revealed, tuning.plan, output, data_name, True, facts) if config.tracking.enabled else NoTracker()
-    )
+    tracker: Tracker = NoTracker()
+    if config.tracking.enabled:
+        tracker = open_tracker(revealed, tuning.plan, output, first.data_name, True, facts)
     with tracker:
         rows = read_rows(output / "results.csv")
         for row in rows:
             tracker.metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
         tracker.metrics({"dp/epsilon_tuning": tuning.epsilon}, int(rows[-1]["step"]))
-        draw(revealed, output, data_name)
+        draw(revealed, output, first.data_name)
         publish(output, tracker)
     even_times(output)
     chosen = ", ".join(f"{key}={OmegaConf.select(OmegaConf.structured(revealed), key)}" for key in config.tuning.search)
@@ -264,13 +255,8 @@ def _refuse(config: TrainConfig, output: Path) -> None:
     RunFolder(output, False).check()
 
 
-def _try_candidates(
-    tuning: Tuning, output: Path
-) -> tuple[str, Mapping[Path, bytes], Sequence[str] | None, Sequence[str]]:
-    """Find out before the first run whether every candidate could start.
-
-    Returns the data's name, pictures and groups, and what their owner is told.
-    """
+def _try_candidates(tuning: Tuning, output: Path) -> Prepared:
+    """Find out before the first run whether every candidate could start; return the first as it is prepared."""
     from ..detection.data import load_data
     from .build import model_of
     from .prepare import PaidByTuning, prepare
@@ -281,8 +267,7 @@ def _try_candidates(
         raise ConfigError(f"{first.data} has no val split, and the winner is picked by its score there: add one")
     for candidate in tuning.candidates[1:]:
         model_of(candidate, data)
-    prepared = prepare(_private(first, output / _PARTIAL / "run"), tuning.plan, PaidByTuning({}, None, ()))
-    return prepared.data_name, prepared.pictures, prepared.groups, prepared.notes
+    return prepare(_private(first, output / _PARTIAL / "run"), tuning.plan, PaidByTuning({}, None, ()))
 
 
 def _announce(tuning: Tuning, console: Console) -> None:

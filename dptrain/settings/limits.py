@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.data_yaml import FORMATS
 from ..datasets.labels import LABELS
 from ..errors import ConfigError
 from ..privacy.clipping import CLIPPINGS, Clipping
@@ -98,6 +99,10 @@ def check_values(config: TrainConfig) -> None:
     for key in (*_CHOICES, "model"):
         if (removed := REMOVED.get(f"{key}={value_at(config, key)}")) is not None:
             raise ConfigError(f"{key}={value_at(config, key)} was removed: {removed}")
+    if config.labels in FORMATS:
+        raise ConfigError(
+            f"labels={config.labels} is how boxes are written: say so in the data.yaml, labels: {config.labels}"
+        )
     for key, choices in _CHOICES.items():
         value = value_at(config, key)
         if value is not None and not (key == "privacy.clipping" and is_outside_name(value)):  # None: left open

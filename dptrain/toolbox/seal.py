@@ -188,7 +188,7 @@ def _members(place: Path, kind: str) -> Iterator[Member]:
         return folder_members(place)
     from ..datasets.sources import load_data
 
-    return dataset_members(load_data(place))
+    return dataset_members(load_data(place, text_for="dptrain seal"))
 
 
 def dataset_members(data: DataConfig) -> Iterator[Member]:

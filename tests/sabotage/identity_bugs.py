@@ -6,6 +6,7 @@ from .edits import bug, bugs
 
 MANIFEST = "tests/ledger/test_manifest.py::"
 REPEATS = "tests/datasets/test_repeats.py::"
+ANNOTATIONS = "tests/datasets/test_annotations.py::"
 PUBLIC = "tests/run/test_declared_public.py::"
 
 _TRAINING = "dptrain.run.declared_public:DeclaredPublic.refuse_training"
@@ -54,5 +55,26 @@ IDENTITY_BUGS = (
         "Copies of a picture are let in as one image, and drawn one by one: four of them move the sum by 4 C.",
         "dptrain.run.prepare:_units", "if config.privacy.copies_are_one:", "if False:",
         "tests/datasets/test_repeats.py::test_copies_that_count_as_one_image_move_the_sum_by_one_clip_norm",
+    ),
+    bug(
+        "boxes of a COCO file not charged",
+        "The ledger looks for text beside the images, and finds none: other boxes are the same dataset to it.",
+        "dptrain.ledger.manifest:label_hash", "if boxes is None else", "if True else",
+        ANNOTATIONS + "test_a_replaced_annotation_is_found_and_the_charge_is_that_of_the_converted_dataset",
+        ANNOTATIONS + "test_a_resumed_run_with_other_annotations_is_refused",
+    ),
+    bug(
+        "one label file decides for all",
+        "Images are VOC unless one has YOLO text: adding that one takes the boxes of all others away.",
+        "dptrain.datasets.voc:is_voc", "if found is not None and text is not None:",
+        "if text: return False\n    if False:",
+        ANNOTATIONS + "test_one_image_does_not_decide_how_the_others_are_read",
+    ),
+    bug(
+        "entities of a VOC file",
+        "XML with a document type is read: a few lines of it can stand for gigabytes.",
+        "dptrain.datasets.voc:_parsed",
+        "parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse", "pass",
+        ANNOTATIONS + "test_what_is_wrong_in_a_voc_file_is_one_line",
     ),
 )  # fmt: skip

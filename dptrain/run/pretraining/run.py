@@ -87,7 +87,7 @@ class PublicRun:
         self._check_folder()
         if self.generator is None:
             assert config.data is not None
-            self.data = load_data(config.data)
+            self.data = load_data(config.data, text_for="dptrain pretrain")
             self._compare_with_ledger()
         names = self.data.names if self.generator is None else self.generator.names
         self.detector = None if self._checkpoint.exists() else public_model(config.model, names, config.norm)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from ...datasets.contents import read_data
-from ...datasets.labels import label_path, read_labels
 from ...datasets.sources import DataConfig
 from ...errors import DataError
-from ...support.files import MOST_TEXT
 from ...support.words import counted
 from .findings import Finding
 
@@ -21,33 +18,38 @@ _TWICE = 0.9  # overlap from which two boxes of one class are one object
 _LEAST_PIXELS = 3.0
 
 
-def read_all(images: Sequence[Path], data: DataConfig) -> tuple[list[np.ndarray | None], list[Finding]]:
+Splits = Mapping[str, Sequence[Path]]
+
+
+def read_all(splits: Splits, data: DataConfig) -> tuple[list[np.ndarray | None], list[Finding]]:
     """Return the boxes of each image, None where there are none to read, and an error for each file that is wrong."""
     rows: list[np.ndarray | None] = []
     found = []
-    for image in images:
-        try:
-            rows.append(read_labels(label_path(image), data.num_classes, data.keypoints))
-        except DataError as error:
-            rows.append(None)
-            found.append(Finding("label error", str(error), (image,)))
+    for split, images in splits.items():
+        for image in images:
+            try:
+                rows.append(data.labels_of(split, image))
+            except DataError as error:
+                rows.append(None)
+                found.append(Finding("label error", str(error), (image,)))
     return rows, found
 
 
-def unsaid_keypoints(images: Sequence[Path], data: DataConfig) -> list[Finding]:
+def unsaid_keypoints(splits: Splits, data: DataConfig) -> list[Finding]:
     """Say where most polygons of a dataset look like boxes with keypoints, of which its data.yaml says nothing."""
     if data.keypoints:
         return []
     shapes: Counter[int] = Counter()
     first: dict[int, Path] = {}
-    for image in images:
-        with suppress(OSError, ValueError, DataError):  # told of elsewhere
-            for line in read_data(label_path(image), MOST_TEXT).decode("utf-8-sig").splitlines():
-                values = [float(word) for word in line.split()]
-                if len(values) > 5:
-                    points = _visible_keypoints(values)
-                    shapes[points] += 1
-                    first.setdefault(points, image)
+    for split, images in splits.items():
+        for image in images:
+            with suppress(ValueError):  # told of elsewhere; a DataError is one
+                for row in data.boxes_in(split).rows(image) or ():
+                    values = [float(word) for word in row.words]
+                    if len(values) > 5:
+                        points = _visible_keypoints(values)
+                        shapes[points] += 1
+                        first.setdefault(points, image)
     points, count = max(shapes.items(), key=lambda item: item[1], default=(0, 0))
     if not points or 2 * count <= shapes.total():
         return []
@@ -84,11 +86,11 @@ def doubtful(image: Path, rows: np.ndarray, size: tuple[int, int], names: dict[i
     return found
 
 
-def orphans(images: Sequence[Path]) -> list[Finding]:
+def orphans(splits: Splits, data: DataConfig) -> list[Finding]:
     """Label files whose image is not there: a split that was moved, or an image that was deleted for a reason."""
-    known = {label_path(image) for image in images}
-    folders = sorted({labels.parent for labels in known if labels.parent.is_dir()})
-    lost = [file for folder in folders for file in sorted(folder.glob("*.txt")) if file not in known]
+    known = {data.boxes_in(split).place(image) for split, images in splits.items() for image in images}
+    places = {(file.parent, file.suffix) for file in known if file.suffix != ".json" and file.parent.is_dir()}
+    lost = [file for folder, end in sorted(places) for file in sorted(folder.glob(f"*{end}")) if file not in known]
     lost = [file for file in lost if file.name != "classes.txt"]
     return [Finding("label error", f"{file}: labels of an image that is not there") for file in lost]
 

@@ -67,7 +67,7 @@ def check(
     names = {} if listed is None else listed.names
     images = [image for split in splits.values() for image in split]
     of_split = [split for split, files in splits.items() for _ in files]
-    labels, found = ([None] * len(images), []) if listed is None else read_all(images, listed)
+    labels, found = ([None] * len(images), []) if listed is None else read_all(splits, listed)
     wrong = {image for finding in found for image in finding.images}
     bare = Counter(s for s, i, rows in zip(of_split, images, labels, strict=True) if rows is None and i not in wrong)
     summaries = list(summarize(images))
@@ -76,9 +76,9 @@ def check(
         if summary.error is None and rows is not None and len(rows):
             found += doubtful(summary.image, rows, summary.size, names)
     if listed is not None:
-        found += unsaid_keypoints(images, listed)
-    if names and not is_sealed_dataset(data):
-        found += orphans(images)
+        found += unsaid_keypoints(splits, listed)
+    if listed is not None and not is_sealed_dataset(data):
+        found += orphans(splits, listed)
     alike = _duplicates(summaries)
     found += _duplicate_findings(alike, summaries, of_split)
     found += _series_findings(splits, alike, summaries)

@@ -71,7 +71,7 @@ def export_perturbed(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"-o {folder} is there and not empty: choose a new folder, so that nothing is overwritten")
     refuse_unwritable(folder, "-o")
-    config = load_data(data)
+    config = load_data(data, text_for="dptrain perturb")
     if (read := config.folder_around(folder)) is not None:
         raise ConfigError(f"-o {folder} is inside {read}, which is read: choose a folder beside it")
     suffix = ".jpg" if kind == "jpeg" else ".png"

@@ -37,7 +37,7 @@ class Dataset:
     @classmethod
     def listed(cls, file: Path) -> Dataset:
         """The dataset of a data.yaml; its root is the dataset's folder, or one above where its images are elsewhere."""
-        config = load_data(file)
+        config = load_data(file, text_for="dptrain redact")
         folders = {normal(image.parent) for split in SPLITS for image in getattr(config, split)}
         return cls(config, Path(os.path.commonpath([config.path, *folders])))
 

@@ -116,7 +116,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _dataset(file: Path) -> Source:
-    data = load_data(file)
+    data = load_data(file, text_for="dptrain scrub")
     items = []
     for split in SPLITS:
         for image in getattr(data, split):
