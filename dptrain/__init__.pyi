@@ -4,6 +4,8 @@
 from . import detection as detection
 from .audit import AuditResult as AuditResult
 from .audit import audit_training as audit_training
+from .datasets.own import Dataset as Dataset
+from .datasets.own import GroupedDataset as GroupedDataset
 from .detection.data import DetectionDataset as DetectionDataset
 from .detection.data import load_data as load_data
 from .detection.evaluate import Metrics as Metrics

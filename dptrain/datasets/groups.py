@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import ConfigError, DataError
 from ..support.files import MOST_TEXT
 from .contents import read_data
+from .own import unit_in
 
 FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
 _COLUMN = "group"
@@ -96,8 +97,10 @@ def groups_of(groups: GroupsConfig, images: Sequence[Path]) -> list[str]:
     return [_by_name(image, pattern) for image in images]
 
 
-def in_words(groups: GroupsConfig) -> str:
-    """Return how groups are told, for the statement; a table by its name alone."""
+def in_words(groups: GroupsConfig, own: bool = False) -> str:
+    """Return how groups are told, for the statement; a table by its name alone; ``own``: by a dataset of one's own."""
+    if own:
+        return "unit() of the dataset"
     if groups.csv is not None:
         return f"column {groups.column or _COLUMN} of {Path(groups.csv).name}"
     return f"folder {groups.folder}, counted from the image" if groups.folder else f"file names, by {groups.regex}"
@@ -119,6 +122,8 @@ def refuse_shared_groups(train: Mapping[Path, str], val: Mapping[Path, str]) -> 
 
 
 def _by_folder(image: Path, level: int) -> str:
+    if (unit := unit_in(image)) is not None:
+        return unit
     folders = image.absolute().parent
     if level > len(folders.parts) - 1:
         raise DataError(f"{image}: has no folder {level} levels up for privacy.groups.folder={level}; give a lower one")

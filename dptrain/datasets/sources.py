@@ -28,6 +28,7 @@ from .data_yaml import (
     windows_hint,
 )
 from .labels import STRICT, boxes_of
+from .own import OwnFiles, find_own
 from .roots import root_of, shipped
 from .voc import is_voc, listed, with_annotations
 
@@ -145,6 +146,12 @@ def load_data(path: str | Path, labels: str = STRICT, trains: bool = True, text_
             not match, a missing folder or image, an image listed twice within a split.
         SealError: It is a sealed dataset that cannot be opened.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(
+            f"data is a {type(path).__name__}: a dataset of your own goes to dptrain.train; give a data.yaml"
+        )
+    if (own := find_own(Path(path))) is not None:
+        return _load_own(Path(path), own, labels)
     file = shipped(Path(path))
     if is_sealed_dataset(file):
         return _load_sealed(file, labels)
@@ -228,6 +235,14 @@ def _load_sealed(file: Path, labels: str) -> DataConfig:
         raise DataError(missing["train"])
     found = {split: splits.get(split, ()) for split in SPLITS}
     return DataConfig(inside.parent, file=inside, missing=missing, **(_meaning(inside, data, labels) | found))
+
+
+def _load_own(file: Path, own: OwnFiles, labels: str) -> DataConfig:
+    if not own.images["train"]:
+        raise DataError(f"{file.parent}: the dataset has no item; its length is 0")
+    missing = {split: f"{file.parent}: the dataset has no {split} split" for split in SPLITS if split not in own.images}
+    train, val = own.images["train"], own.images.get("val", ())
+    return DataConfig(file.parent, own.names, train, val, file=file, missing=missing, labels=labels)
 
 
 def public_images(place: str | Path) -> list[Path]:

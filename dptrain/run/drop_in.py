@@ -90,6 +90,8 @@ class PrivateDetectionTrainer(Watcher):
         given = {key: value for key, value in overrides.items() if key not in _OF_THE_CALL and value is not None}
         if twice := sorted(options.keys() & given.keys()):
             raise ConfigError(f"{twice[0]} is given to dptrain.trainer() and to train(): give it once")
+        if not isinstance(given.get("data", ""), str | Path):
+            raise ConfigError("data: Ultralytics takes a data.yaml; give a dataset of your own to dptrain.train")
         if isinstance(device := given.get("device"), list | tuple):
             given["device"] = ",".join(map(str, device))
         self.config = settings.resolve(settings.from_kwargs(**as_keywords({**options, **given})))

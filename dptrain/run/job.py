@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from ..datasets.groups import in_words as groups_in_words
+from ..datasets.own import is_own
 from ..detection.evaluate import evaluate
 from ..detection.model import save_weights
 from ..errors import BudgetError, PrivacyError, SupersededError
@@ -262,7 +263,11 @@ class Run:
             dataset={
                 "name": prepared.data_name,
                 "declared_size": config.privacy.dataset_size,
-                **({} if prepared.groups is None else {"groups": groups_in_words(config.privacy.groups)}),
+                **(
+                    {}
+                    if prepared.groups is None
+                    else {"groups": groups_in_words(config.privacy.groups, is_own(config.data))}
+                ),
                 **(
                     {"same_picture": "copies of one picture count as one image"}
                     if config.privacy.copies_are_one

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from ..datasets.contents import files_held
 from ..datasets.identity import picture_in
+from ..datasets.own import is_own
 from ..datasets.silence import silence_process
 from ..detection.memory import memory_of
 from ..errors import ConfigError, DataError, DptrainError, ProcessError
@@ -54,6 +55,7 @@ def refuse_unshared(config: TrainConfig) -> None:
         f"engine={config.engine}": config.engine == "opacus",
         f"privacy.noise={config.privacy.noise}": config.privacy.noise == "banded",
         f"data={config.data}, which is sealed,": is_sealed_dataset(config.data),
+        f"data={config.data}, which is in the memory of one,": is_own(config.data),
     }
     for name, given in alone.items():
         if given:

@@ -124,20 +124,26 @@ def even_times(folder: Path, deep: bool = True) -> None:
             os.utime(place, (at, at), follow_symlinks=False)
 
 
-_archives: dict[str, Mapping[str, memoryview]] = {}  # opened archives, by their path
+Members = Mapping[str, memoryview] | Mapping[str, bytes]
+_archives: dict[str, Members] = {}  # opened archives, by their path
 
 
-def mount(archive: Path, members: Mapping[str, memoryview]) -> None:
+def mount(archive: Path, members: Members) -> None:
     """Let :func:`read_file` find the members of an archive in memory as files below its path."""
     _archives[str(archive)] = members
 
 
-def mounted(archive: Path) -> Mapping[str, memoryview] | None:
+def unmount(archive: Path) -> None:
+    """Forget what :func:`mount` was told."""
+    del _archives[str(archive)]
+
+
+def mounted(archive: Path) -> Members | None:
     """The members of an archive that is in memory, None where it is not."""
     return _archives.get(str(archive))
 
 
-def _member(file: Path) -> memoryview | None:
+def _member(file: Path) -> memoryview | bytes | None:
     """The member that a path names, None where it leads into no archive."""
     text = str(file)
     for archive, members in _archives.items():

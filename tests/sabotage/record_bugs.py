@@ -5,6 +5,7 @@ from __future__ import annotations
 from .edits import bug, bugs
 from .noise_bugs import WHOLE
 
+OWN = "tests/run/test_own_dataset.py::"
 ACCOUNTANT = "tests/privacy/test_accounting.py::"
 LEDGER = "tests/ledger/test_ledger.py::"
 PRETRAINING = "tests/run/pretraining/test_pretrain.py::"
@@ -192,5 +193,17 @@ RECORD_BUGS = (
         "dptrain.support.released:_fetch",
         "digest.hexdigest() != known.sha256 or size > known.size", "size != known.size",
         "tests/run/test_released.py::test_another_content_than_the_pinned_one_is_not_kept",
+    ),
+    bug(
+        "boxes of an item may change",
+        "Of a dataset in memory only the pixels are compared at each read: other boxes are trained on than charged.",
+        "dptrain.datasets.own:OwnFiles._read", "hashlib.sha256(content).digest() + text)", "content)",
+        OWN + "test_an_item_that_is_another_at_any_read_ends_the_run",
+    ),
+    bug(
+        "items of a group drawn one by one",
+        "A dataset says what group an item is of, and a run that protects single items takes it without a word.",
+        "dptrain.run.train:_of_own", '(privacy.unit == "group") != own.has_units', "False",
+        OWN + "test_what_cannot_be_is_one_line_before_anything_is_written",
     ),
 )  # fmt: skip
