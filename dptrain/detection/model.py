@@ -11,12 +11,13 @@ from typing import IO, Any
 import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.modules import Conv, Detect, RepConv, RepVGGDW
+from ultralytics.nn.modules import Conv, Detect, DWConv, RepConv, RepVGGDW
 from ultralytics.nn.tasks import DetectionModel, guess_model_task, torch_safe_load
 from ultralytics.utils import LOGGER
 
 from ..errors import ConfigError, ModelError, SealError
 from ..gradients.modules import CentredConv2d, FrozenBatchNorm2d, LowRankConv2d, group_norm_from_batch_norm
+from ..gradients.rules import register_pair
 from ..sealing.weights import is_weights, plain_weights
 from ..support.files import refuse_damage, write_atomically
 from .description import read_description, refuse_code
@@ -25,6 +26,9 @@ from .trainable import Lora, add_adapters, set_trainable
 
 NORMS = ("auto", "frozen_bn", "group")
 _BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
+
+register_pair(Conv, "conv", "bn")
+register_pair(DWConv, "conv", "bn")
 
 
 def load_model(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .checks import named_layers, refuse_missing, trainable_parameters
-from .rules import Record, Tape, rule_for
+from .rules import Record, Tape, fold, rule_for
 from .rules.base import ConcatenatedGradients, PerExampleGradients, add_squares, without_autocast
 from .units import Units
 
@@ -41,6 +41,7 @@ def recording(module: nn.Module, clips: bool = False, units: Units | None = None
                     raise ModelError(f"no per-example gradient rule for this {type(layer).__name__}")
                 layer.__dict__["forward"] = rule(layer, tape)
                 patched.append(layer)
+        fold(module, tape, patched)
         yield tape
     finally:
         for layer in patched:

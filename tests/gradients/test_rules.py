@@ -261,13 +261,13 @@ def test_held_gradients_never_outgrow_the_maps_that_were_freed(images: int, monk
 def test_what_is_timed_is_not_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A choice by the batch's own run time would let the images speak through the clock and the rounding."""
     seen: list[Tensor] = []
-    original = conv._record
+    original = conv.record_of
 
     def record(geometry: Any, x: Tensor, b: Tensor, *rest: Any) -> Any:
         seen.append(x)
         return original(geometry, x, b, *rest)
 
-    monkeypatch.setattr(conv, "_record", record)
+    monkeypatch.setattr(conv, "record_of", record)
     monkeypatch.setattr(conv, "_fastest", autotune.Chooser())
     layer = nn.Conv2d(3, 5, 3)
     x = torch.full((7, 3, 12, 12), 7.0)

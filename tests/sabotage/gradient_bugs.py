@@ -8,6 +8,7 @@ PAIRS = "tests/privacy/test_neighbours.py::test_one_image_changes_the_sum_by_at_
 SERVED = "tests/privacy/test_served_units.py::"
 ENGINES = "tests/gradients/test_engines.py::"
 LAYERS = "tests/gradients/test_rules.py::"
+FOLDED = "tests/gradients/test_folded.py::"
 DATA = "tests/detection/test_data.py::"
 CLIPS = "tests/privacy/test_clipping.py::"
 GROUPS = "tests/gradients/test_clip_rules.py::test_one_example_moves_the_sum_by_at_most_the_sensitivity"
@@ -47,9 +48,9 @@ GRADIENT_BUGS = (
     ),
     bug(
         "centred by the batch",
-        "A convolution's input is centred by the mean of the images in the batch, so each moves the others' gradients.",
-        "dptrain.gradients.rules.conv:_centred_record",
-        "module.input_mean.to(x.dtype)", "x.mean((0, 2, 3))",
+        "A convolution is centred by a mean over the images in the batch, so each moves the others' gradients.",
+        "dptrain.gradients.rules.conv:centre",
+        "module.input_mean.to(gradient.dtype)", "gradient.flatten(3).mean((0, 1, 3)).repeat(module.groups)",
         LAYERS + "test_centred_convolutions",
     ),
     bug(
@@ -263,6 +264,25 @@ GRADIENT_BUGS = (
         "dptrain.gradients.modules:FrozenBatchNorm2d.forward",
         "False, 0.0, self.eps", "self.training, 0.03, self.eps",
         PAIRS, "tests/detection/test_model.py::test_train_never_turns_a_frozen_norm_back_on",
+    ),
+    bug(
+        "a folded norm's mean is forgotten",
+        "The gradient of the norm's weight is that of a norm whose running mean is zero.",
+        "dptrain.gradients.rules.folded:folded_records", "products + offset * sums", "products",
+        FOLDED + "test_the_gradients_are_those_of_autograd",
+    ),
+    bug(
+        "a folded convolution is not scaled",
+        "The weight's gradient is that of the folded weight: its norm is another than that of what is trained.",
+        "dptrain.gradients.rules.folded:folded_records",
+        "gradient *= scale.view(1, -1, *[1] * (gradient.dim() - 2))", "pass",
+        FOLDED + "test_the_gradients_are_those_of_autograd",
+    ),
+    bug(
+        "a norm lets anything through",
+        "A folded norm does not look whether its input is what its convolution made, and leaves a map as it is.",
+        "dptrain.gradients.rules.folded:_forwards", "if waiting.pop() is not x or waiting:", "if False:",
+        FOLDED + "test_a_norm_that_is_given_something_else_is_refused",
     ),
     bug(
         "running statistics not watched",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from . import conv, embedding, linear, norm  # noqa: F401 - each registers its rules
 from .base import Record, Rule, Tape, registered_rules, rule_for
+from .folded import fold, register_pair
 from .outside import LayerRule, OutsideRule, register_layer_rule
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "Record",
     "Rule",
     "Tape",
+    "fold",
     "register_layer_rule",
+    "register_pair",
     "registered_rules",
     "rule_for",
 ]

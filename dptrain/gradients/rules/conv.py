@@ -36,27 +36,30 @@ class _Conv(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.module, ctx.geometry, ctx.tape = module, geometry, tape
         with without_autocast(x):
-            return _forward(x, weight, bias, geometry)
+            return forward_of(x, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         module, geometry = ctx.module, ctx.geometry
         ctx.tape.add(module, conv_record(module, geometry, x, b, ctx.tape))
-        grad = None
-        if ctx.needs_input_grad[0]:
-            if _multiplies("backward", geometry, x, weight):
-                grad = _product(weight.flatten(1).t(), b)
-            else:
-                grad = geometry.input_gradient(b, x, weight)
+        grad = input_gradient_of(b, x, weight, geometry) if ctx.needs_input_grad[0] else None
         return grad, None, None, None, None, None
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def forward_of(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Return the output, in the faster of two ways."""
     if _multiplies("forward", geometry, x, weight):
         product = _product(weight.flatten(1), x)
         return product if bias is None else product.add_(bias.view(-1, 1, 1))
     return geometry.forward(x, weight, bias)
+
+
+def input_gradient_of(b: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the gradient of the input, in the faster of two ways."""
+    if _multiplies("backward", geometry, x, weight):
+        return _product(weight.flatten(1).t(), b)
+    return geometry.input_gradient(b, x, weight)
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
@@ -96,39 +99,53 @@ def conv_record(
         return PerExampleGradients({"bias": bias})
     x, b = tape.even(module, x), tape.even(module, b)
     weight = module.weight.detach().to(x.dtype)
+    method = method or method_for(geometry, x, b, weight, tape)
+    if not isinstance(module, CentredConv2d):
+        return record_of(geometry, x, b, weight, bias, method)
+    return _centred_record(module, geometry, x, b, weight, bias, method)
+
+
+def method_for(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, tape: Tape) -> str:
+    """Choose one of ``METHODS``, and note on the tape what it holds and what the pass is done with."""
     gradients = len(x) // geometry.per_unit * weight.nbytes
     tape.freed += x.nbytes + b.nbytes
-    if method is None:
-        method = choose(geometry, x, b, weight, gradients <= max(tape.freed - tape.held, _LEAST_HELD))
+    method = choose(geometry, x, b, weight, gradients <= max(tape.freed - tape.held, _LEAST_HELD))
     if method.startswith("held"):
         tape.held += gradients
-    if not isinstance(module, CentredConv2d):
-        return _record(geometry, x, b, weight, bias, method)
-    return _centred_record(module, geometry, x, b, weight, bias, method)
+    return method
 
 
 def _centred_record(
     module: CentredConv2d, geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str
 ) -> Record:
     """The record of a layer whose weight gradient is that of an input without its usual mean, padded before."""
-    mean = module.input_mean.to(x.dtype)
     if method.startswith("booked"):
+        mean = module.input_mean.to(x.dtype)
         height, width = geometry.padding
         padded = F.pad(x, (width, width, height, height)) if height or width else x
         unpadded = Geometry(module, [0, 0], [0, 0], geometry.per_unit)
-        return _record(unpadded, padded - mean.view(-1, 1, 1), b, weight, bias, method)
-    # What the mean adds is the same at every place of the kernel, and is taken away from the gradients themselves.
-    record = _record(geometry, x, b, weight, bias, method)
+        return record_of(unpadded, padded - mean.view(-1, 1, 1), b, weight, bias, method)
+    record = record_of(geometry, x, b, weight, bias, method)
     assert isinstance(record, PerExampleGradients)
-    sums = b.sum((2, 3)).unflatten(0, (-1, geometry.per_unit)).sum(1)
-    means = mean.view(module.groups, 1, -1).expand(-1, len(weight) // module.groups, -1).flatten(0, 1)
-    by_mean = sums.unsqueeze(2) * means  # (units, outputs, inputs of a group)
-    channels_last = "weight" in record.arrange
-    record.gradients["weight"] -= by_mean[:, :, None, None] if channels_last else by_mean[..., None, None]
+    centre(module, record, b.sum((2, 3)).unflatten(0, (-1, geometry.per_unit)).sum(1))
     return record
 
 
-def _record(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Record:
+def centre(module: CentredConv2d, record: PerExampleGradients, sums: Tensor) -> None:
+    """Take what the input's mean adds away from held gradients; ``sums`` (units, outputs) are of the output gradient.
+
+    It is the same at every place of the kernel.
+    """
+    gradient = record.gradients["weight"]
+    mean = module.input_mean.to(gradient.dtype)
+    means = mean.view(module.groups, 1, -1).expand(-1, module.out_channels // module.groups, -1).flatten(0, 1)
+    by_mean = sums.unsqueeze(2) * means  # (units, outputs, inputs of a group)
+    channels_last = "weight" in record.arrange
+    gradient -= by_mean[:, :, None, None] if channels_last else by_mean[..., None, None]
+
+
+def record_of(geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, method: str) -> Record:
+    """Form the record of a plain convolution by one of ``METHODS``."""
     kind, form = method.split()
     if kind == "booked":
         return GhostConvRecord.make(geometry, x, b, weight, bias, form)
@@ -161,7 +178,7 @@ def _timed(
     geometry: Geometry, x: Tensor, b: Tensor, weight: Tensor, factors: Tensor, method: str
 ) -> Callable[[], object]:
     def way() -> object:
-        record = _record(geometry, x, b, weight, None, method)
+        record = record_of(geometry, x, b, weight, None, method)
         return record.squared_norms(), record.weighted_sum(factors)
 
     return way
