@@ -15,7 +15,7 @@ from dptrain.detection import load_model, per_image_losses
 from dptrain.errors import ModelError
 from dptrain.gradients import fused
 from dptrain.gradients.modules import CentredConv2d, FrozenBatchNorm2d
-from dptrain.gradients.rules import folded, register_pair
+from dptrain.gradients.rules import conv, folded, register_pair
 from dptrain.gradients.units import Units
 
 from ..detectors import FAMILIES, random_batch, stock_detector, write_checkpoint
@@ -27,9 +27,9 @@ losses = projected_losses()
 class Pair(nn.Module):
     """As Ultralytics' Conv: a convolution, its norm, an activation in place."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
-        self.conv, self.bn, self.act = conv, statistics(FrozenBatchNorm2d(conv.out_channels)), nn.SiLU(inplace=True)
+        self.conv, self.bn, self.act = layer, statistics(FrozenBatchNorm2d(layer.out_channels)), nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
@@ -41,7 +41,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(folded, "_PAIRS", dict(folded._PAIRS))
     register_pair(Pair, "conv", "bn")
     with monkeypatch.context() as patch:
-        patch.setattr(folded, "_pays", lambda conv, x: True)
+        patch.setattr(folded, "_pays", lambda layer, x: True)
         yield
 
 
@@ -66,8 +66,8 @@ def convolution(**changes: Any) -> nn.Conv2d:
     return nn.Conv2d(**given)
 
 
-def centred(conv: nn.Conv2d) -> CentredConv2d:
-    made = CentredConv2d.of(conv, torch.linspace(-1, 2, conv.in_channels))
+def centred(layer: nn.Conv2d) -> CentredConv2d:
+    made = CentredConv2d.of(layer, torch.linspace(-1, 2, layer.in_channels))
     with torch.no_grad():
         made.weight += 0.1  # as after some steps, so that there is a shift
     return made
@@ -100,6 +100,14 @@ def test_the_gradients_are_those_of_autograd(
     total = dptrain.clipped_gradient_sum(module, losses, x, clip_norm=0.5)
     for name, want in clipped(expected, 0.5).items():
         torch.testing.assert_close(total[name], want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["product", "convolution"])
+def test_a_pointwise_layer_before_an_activation_in_place(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "_multiplies", lambda direction, geometry, *of: geometry.pointwise and way == "product")
+    module = nn.Sequential(Pair(convolution(kernel_size=1, padding=0)), Pair(convolution(in_channels=6))).double()
+    x = data(3, 4, 7, 6)
+    assert_same(dptrain.per_sample_gradients(module, losses, x), one_at_a_time(module, losses, x), 1e-9, 1e-12)
 
 
 @pytest.mark.parametrize("frozen", ["conv.weight", "bn.weight", "bn.bias", "bn.", "conv.", ""])
@@ -165,9 +173,9 @@ def test_detectors_fold_most_of_their_convolutions(family: str, tmp_path: Any, m
     calls: list[nn.Module] = []
     made = folded.folded_records
 
-    def noted(conv: nn.Conv2d, *rest: Any) -> Any:
-        calls.append(conv)
-        return made(conv, *rest)
+    def noted(layer: nn.Conv2d, *rest: Any) -> Any:
+        calls.append(layer)
+        return made(layer, *rest)
 
     monkeypatch.setattr(folded, "folded_records", noted)
     module = load_model(write_checkpoint(stock_detector(family, "abc"), tmp_path / "start.pt"))

@@ -64,7 +64,10 @@ def input_gradient_of(b: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """Return a 1 x 1 convolution as a matrix product."""
-    return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).view(len(x), -1, *x.shape[2:])
+    # Written in place: a view of the product could not be changed by an activation that works in place.
+    out = x.new_empty(len(x), len(matrix), *x.shape[2:])
+    torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2), out=out.flatten(2))
+    return out
 
 
 def _multiplies(direction: str, geometry: Geometry, x: Tensor, weight: Tensor) -> bool:
