@@ -36,7 +36,7 @@ def register(commands: Commands) -> None:
     create.add_argument("--data", required=True, help="an Ultralytics data.yaml; its train split is protected")
     number(create, "epsilon", "what all runs together may spend (RDP)")
     number(create, "delta", "chance of failure allowed, well below 1/n")
-    create.add_argument("--unit", default="image", help="what one unit is, as in the runs: image or group")
+    create.add_argument("--unit", default="image", help="what one unit is, as in the runs: image, group or person")
     for name in GroupsConfig.__dataclass_fields__:
         kind = int if name == "folder" else str
         create.add_argument(f"--groups-{name}", type=kind, help=f"as privacy.groups.{name} of the runs")
@@ -99,7 +99,8 @@ def _create(options: argparse.Namespace) -> int:
     check_epsilon(options.epsilon)
     check_delta(options.delta)
     from ..datasets.data_yaml import data_name
-    from ..datasets.groups import check_groups, groups_of
+    from ..datasets.grouping import grouped
+    from ..datasets.groups import check_groups
     from ..datasets.sources import load_data
     from ..ledger.hashing import hash_images
     from ..privacy.units import UNITS
@@ -107,12 +108,15 @@ def _create(options: argparse.Namespace) -> int:
     if options.unit not in UNITS:
         raise ConfigError(f"--unit={options.unit} is not one of {', '.join(UNITS)}")
     given = GroupsConfig(**{name: getattr(options, f"groups_{name}") for name in GroupsConfig.__dataclass_fields__})
-    if options.unit == "group":
+    if options.unit != "image":
         check_groups(given, "--groups-")
+        if options.unit == "person" and given.csv is None:
+            raise ConfigError("--unit person needs a table with a row for each person in each picture: --groups-csv")
     elif given != GroupsConfig():
-        raise ConfigError("--groups-csv, --groups-column, --groups-folder and --groups-regex are for --unit group")
+        raise ConfigError("--groups-csv, --groups-column, --groups-folder and --groups-regex are not for --unit image")
     data = load_data(options.data)
-    groups = groups_of(given, data.train) if options.unit == "group" else None
+    found = grouped(given, options.unit, data, evaluates=False)
+    data, groups = found.data, found.train
     ledger = _open(options, create=True)
     boxes = data.boxes_in("train")
     manifest = hash_images(ledger, data.train, groups, copies_are_one=True, boxes=boxes)  # a limit counts pictures

@@ -11,7 +11,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +21,8 @@ from .contents import read_data
 from .own import unit_in
 
 FILE_COLUMNS = ("file", "image", "filename", "file_name", "path")
-_COLUMN = "group"
+COLUMN = "group"
+Parts = tuple[str, ...]
 
 
 @dataclass
@@ -89,7 +90,7 @@ def groups_of(groups: GroupsConfig, images: Sequence[Path]) -> list[str]:
         DataError: An image has no group, or more than one; it names the image, and the line of a table.
     """
     if groups.csv is not None:
-        return _by_table(_place(groups.csv), groups.column or _COLUMN, images)
+        return _by_table(place_of(groups.csv), groups.column or COLUMN, images)
     if groups.folder is not None:
         return [_by_folder(image, groups.folder) for image in images]
     assert groups.regex is not None
@@ -97,28 +98,19 @@ def groups_of(groups: GroupsConfig, images: Sequence[Path]) -> list[str]:
     return [_by_name(image, pattern) for image in images]
 
 
-def in_words(groups: GroupsConfig, own: bool = False) -> str:
-    """Return how groups are told, for the statement; a table by its name alone; ``own``: by a dataset of one's own."""
+def in_words(groups: GroupsConfig, own: bool = False, column: str = COLUMN) -> str:
+    """Return how groups are told, for the statement; a table by its name alone.
+
+    Args:
+        groups: The settings.
+        own: Whether a dataset of one's own says it.
+        column: The table's column where the settings name none.
+    """
     if own:
         return "unit() of the dataset"
     if groups.csv is not None:
-        return f"column {groups.column or _COLUMN} of {Path(groups.csv).name}"
+        return f"column {groups.column or column} of {Path(groups.csv).name}"
     return f"folder {groups.folder}, counted from the image" if groups.folder else f"file names, by {groups.regex}"
-
-
-def refuse_shared_groups(train: Mapping[Path, str], val: Mapping[Path, str]) -> None:
-    """Refuse a group with images in train and in val: its metrics would leave the run without noise.
-
-    Raises:
-        DataError: It names the group and an image of either split.
-    """
-    first = {group: image for image, group in reversed(list(train.items()))}
-    for image, group in val.items():
-        if group in first:
-            raise DataError(
-                f"group {group!r} is in train ({first[group]}) and in val ({image}): its metrics would be released "
-                "without noise; keep all of its images in one split"
-            )
 
 
 def _by_folder(image: Path, level: int) -> str:
@@ -146,9 +138,9 @@ def _by_table(file: Path, column: str, images: Sequence[Path]) -> list[str]:
     for image in images:
         by_name[image.name].append(image)
     found: dict[Path, tuple[str, int]] = {}
-    for number, name, group in _rows(file, column):
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        meant = [image for image in by_name.get(parts[-1] if parts else "", ()) if _ends_with(image, parts)]
+    for number, name, group in table_rows(file, column):
+        parts = parts_of(name)
+        meant = [image for image in by_name.get(parts[-1] if parts else "", ()) if ends_with(image, parts)]
         if len(meant) > 1:
             raise DataError(
                 f"{file}:{number}: '{name}' is the name of {len(meant)} images ({meant[0]}, {meant[1]}): write as much "
@@ -161,7 +153,8 @@ def _by_table(file: Path, column: str, images: Sequence[Path]) -> list[str]:
             if other != group:
                 raise DataError(
                     f"{file}:{number}: '{name}' is in group {group!r}, and in line {line} in {other!r}: an image is in "
-                    "one group; correct one of the lines, or give both groups one name"
+                    "one group; correct one of the lines, or give both groups one name; where a picture shows several "
+                    "people, privacy.unit=person protects each"
                 )
     for image in images:
         if image not in found:
@@ -169,19 +162,30 @@ def _by_table(file: Path, column: str, images: Sequence[Path]) -> list[str]:
     return [found[image][0] for image in images]
 
 
-def _ends_with(image: Path, parts: tuple[str, ...]) -> bool:
+def parts_of(name: str) -> Parts:
+    """A file's name in a table, or as much of its path as is written."""
+    return PurePosixPath(name.replace("\\", "/")).parts
+
+
+def ends_with(image: Path, parts: Parts) -> bool:
+    """Whether an image is what a table calls so."""
     return image.absolute().parts[-len(parts) :] == parts
 
 
-def _place(name: str) -> Path:
+def place_of(name: str) -> Path:
+    """Where a table is."""
     try:
         return Path(name).expanduser()
     except RuntimeError:  # ~somebody who is not there
         return Path(name)
 
 
-def _rows(file: Path, column: str) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, image name and group of every row."""
+def table_rows(file: Path, column: str) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, image name and group of every row.
+
+    Raises:
+        DataError: It cannot be read, is no table, or has not these columns.
+    """
     try:
         text = read_data(file, MOST_TEXT).decode("utf-8-sig")
     except FileNotFoundError:

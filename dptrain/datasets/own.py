@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote, unquote
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -231,6 +230,8 @@ def _as_bmp(place: str, pixels: np.ndarray) -> bytes:
         raise DataError(f"{place}: the image is {_kind(pixels)}, not uint8 of shape (height, width, 3), RGB")
     if pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
         raise DataError(f"{place}: the image has more than {MOST_PIXELS:,} pixels; cut it into tiles or shrink it")
+    import cv2  # what only looks whether an image is in memory needs no codecs
+
     done, content = cv2.imencode(".bmp", np.ascontiguousarray(pixels[..., ::-1]))
     if not done:
         raise DataError(f"{place}: an image of {pixels.shape[1]} x {pixels.shape[0]} pixels cannot be held; shrink it")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..privacy.units import UNITS
 from .exchange import DeclinedError, Release
 
 FORMAT = 1
@@ -43,7 +44,7 @@ def noted(sites: Mapping[str, SiteRecord], release: Release) -> dict[str, SiteRe
         release.dataset_size > 0
         and 0 <= release.steps <= release.planned_steps
         and all(math.isfinite(value) and value > 0 for value in (release.epsilon, release.delta))
-        and release.unit in ("image", "group")
+        and release.unit in UNITS
     )
     if not sound:
         raise DeclinedError(f"the site {release.name} declares numbers that no plan has")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import update
 
+from ..datasets.people import names_in
 from ..support.environment import ledger_address
 from . import admission, naming, roles, seals, snapshots
 from .charges import Charges
@@ -113,11 +115,12 @@ class BudgetLedger(Charges):
         with self._store.read() as connection:
             state = seals.check(self._store, connection)
             seals.check_units(self._store, connection)
-            named = [group_of(self._store.key, group) for group in groups] if groups is not None else units
-            found = snapshots.holders(connection, state, sorted({*units, *named}))
+            people = [()] * len(units) if groups is None else map(names_in, groups)
+            named = [[group_of(self._store.key, name) for name in names] for names in people]
+            known = snapshots.holders(connection, state, sorted({*units, *itertools.chain(*named)}))
         held = {
-            file: found.get(unit) or found.get(group)
-            for file, unit, group in zip(image_files, units, named, strict=True)
+            file: next((known[one] for one in (unit, *names) if one in known), [])
+            for file, unit, names in zip(image_files, units, named, strict=True)
         }
         return {file: names for file, names in held.items() if names}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..datasets.contents import read_data
+from ..datasets.people import People, names_in
 from ..datasets.repeats import refuse_repeats
 from ..errors import BudgetError, DataError
 from ..support.threads import in_threads
@@ -76,12 +77,14 @@ class Manifest:
         files: Of the files that the ledger did not know: the keyed hash of the bytes, and the unit they decode to.
         digest: Keyed hash of all of it; equal for equal content in any order and under any names but the groups'.
         memberships: Where groups are protected, of every picture what says which group it is in; else empty.
+        people: Whether the groups are people, several of whom may be in one picture.
     """
 
     units: dict[bytes, bytes]
     files: dict[bytes, bytes]
     key: bytes
     memberships: dict[bytes, bytes] = field(default_factory=dict)
+    people: bool = False
 
     @cached_property
     def digest(self) -> str:
@@ -89,7 +92,9 @@ class Manifest:
 
     @property
     def unit(self) -> str:
-        """What one unit is: image or group."""
+        """What one unit is: image, group or person."""
+        if self.people:
+            return "person"
         return "group" if self.memberships else "image"
 
     def changes_since(self, earlier: dict[bytes, bytes]) -> Changes:
@@ -199,10 +204,11 @@ def from_pictures(
     }
     memberships: dict[bytes, bytes] = {}
     for picture, group in zip(pictures, groups or (), strict=groups is not None):
-        name = group_of(key, group)
-        memberships[picture.unit] = mac(key, "picture in group", picture.unit, name)
-        units |= {name: GROUP, memberships[picture.unit]: MEMBERSHIP}
-    return Manifest(units, files, key, memberships)
+        names = [group_of(key, name) for name in names_in(group)]
+        memberships[picture.unit] = mac(key, "picture in group", picture.unit, *names)
+        units |= {**dict.fromkeys(names, GROUP), memberships[picture.unit]: MEMBERSHIP}
+    people = any(isinstance(group, People) for group in groups or ())
+    return Manifest(units, files, key, memberships, people)
 
 
 def file_hash(key: bytes, file: Path) -> bytes:

@@ -31,10 +31,10 @@ class PrivacyPlan:
     """DP-SGD with Poisson sampling, clipping and Gaussian noise, as one unchangeable whole.
 
     Formal guarantee: training by this plan's sampler, clip and noise for at most ``steps`` steps is
-    (``epsilon()``, ``delta``)-differentially private for adding or removing one privacy unit, towards anyone who sees
-    every iterate (Abadi et al. 2016, algorithm 1, accounted by RDP), wherever and for whatever reason it stops. Nothing
-    can change the sampler, the clip or the noise without changing the event that is accounted, because all of them are
-    made from here.
+    (``epsilon()``, ``delta``)-differentially private for adding or removing one privacy unit (of ``person``, for all
+    pictures of one there or blank, where who is in which is known), towards anyone who sees every iterate (Abadi et al.
+    2016, algorithm 1, accounted by RDP), wherever and for whatever reason it stops. Nothing can change the sampler, the
+    clip or the noise without changing the event that is accounted, because all of them are made from here.
 
     Attributes:
         sample_rate: Chance q that one unit is in one step's draw, in (0, 1].

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..errors import ConfigError
 
-UNITS = ("image", "group")  # what one more or less of is protected
+# What is protected: an image or a group, one more or less; or all pictures of a person, where who is in which is known.
+UNITS = ("image", "group", "person")
 
 
 class UnitExamples:

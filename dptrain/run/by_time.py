@@ -215,7 +215,7 @@ def _as_begun(config: TrainConfig) -> TrainConfig:
 
 def _measured(config: TrainConfig, model: DetectionModel, device: torch.device, evaluated: int) -> Speed:
     examples = config.augment.multiplicity
-    if config.privacy.unit == "group":
+    if config.privacy.unit != "image":
         examples *= config.privacy.images_per_group or DEFAULT_IMAGES_PER_GROUP
     at_once = _AT_ONCE[device.type == "cuda"]
     if config.physical_batch_size != "auto":

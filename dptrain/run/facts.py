@@ -34,7 +34,7 @@ def training_facts(config: TrainConfig, unit: str) -> dict[str, Any]:
         }
         or None,
         "augmentations_averaged": config.augment.multiplicity,
-        "images_averaged": config.privacy.images_per_group if unit == "group" else 1,
+        "images_averaged": config.privacy.images_per_group if unit != "image" else 1,
     }
 
 

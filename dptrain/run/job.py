@@ -10,8 +10,10 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from ..datasets.groups import COLUMN as GROUP
 from ..datasets.groups import in_words as groups_in_words
 from ..datasets.own import is_own
+from ..datasets.people_table import COLUMN as PERSON
 from ..detection.evaluate import evaluate
 from ..detection.model import save_weights
 from ..errors import BudgetError, PrivacyError, SupersededError
@@ -263,11 +265,7 @@ class Run:
             dataset={
                 "name": prepared.data_name,
                 "declared_size": config.privacy.dataset_size,
-                **(
-                    {}
-                    if prepared.groups is None
-                    else {"groups": groups_in_words(config.privacy.groups, is_own(config.data))}
-                ),
+                **({} if prepared.groups is None else {"groups": self._groups_in_words}),
                 **(
                     {"same_picture": "copies of one picture count as one image"}
                     if config.privacy.copies_are_one
@@ -299,6 +297,11 @@ class Run:
             dataset_budget=self.charge.facts,
         )
         return write_statement(self.output, statement, self.outputs.contents)
+
+    @property
+    def _groups_in_words(self) -> str:
+        column = PERSON if self.plan.unit == "person" else GROUP
+        return groups_in_words(self.config.privacy.groups, is_own(self.config.data), column)
 
     def _evaluate(self, tracker: Tracker, progress: Progress | None = None) -> bool:
         """Evaluate on the public val split, if there is one; return whether somebody wants the run to end here."""

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from ..datasets.data_yaml import data_name
-from ..datasets.groups import groups_of, refuse_shared_groups
+from ..datasets.grouping import grouped
 from ..datasets.identity import pictures_in
 from ..datasets.repeats import refuse_repeats
 from ..datasets.sources import public_images
 from ..detection import DetectionModel
-from ..detection.data import DataConfig, DetectionDataset, load_data
+from ..detection.data import DetectionDataset, load_data
 from ..detection.memory import physical_batch_size
 from ..privacy.plan import PrivacyPlan
 from ..privacy.units import UnitExamples
@@ -161,15 +161,18 @@ def prepare(
     start_runs = runs_behind(start, config.start_runs) if paid is None else paid.start_runs
     folder.refuse_inside(data)
     evaluates = config.validation == "public" and bool(data.val)
-    groups, val_groups = _groups(config, plan.unit, data, evaluates)
+    found = grouped(config.privacy.groups, plan.unit, data, evaluates)
+    data, groups = found.data, found.train
     dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
     small: list[np.ndarray] = []
     pictures = pictures_in(dataset.image_files, small)  # each decoded once, by which it is also checked
+    # What shows somebody who is in another unit is not trained on, and private all the same.
+    private = pictures | pictures_in(found.left_out)
     if not config.privacy.copies_are_one:
-        refuse_repeats(pictures, groups)
+        refuse_repeats(private, groups and [*groups, *found.left_out.values()])
     validation = DetectionDataset(data, "val", config.imgsz, verify=False) if evaluates else None
-    val = _compared(config, pictures, validation, val_groups)
-    settled, final, scaled_by = settle_clipping(settled, plan, data, model, pictures, val, outputs)
+    val = _compared(config, private, validation, found.val)
+    settled, final, scaled_by = settle_clipping(settled, plan, data, model, private, val, outputs)
     units = _units(config, groups, pictures, len(dataset))
     at_once = _physical_batch_size(config, final, model, device, units, group)
     name = data_name(Path(config.data))
@@ -221,21 +224,11 @@ def prepare(
         group=group,
         charge=charge,
         tuning=None if paid is None else paid.facts,
-        notes=[*(same_source(pictures, small) if groups is None else ()), *labels_read([dataset, validation])],
+        notes=[
+            *(same_source(pictures, small) if groups is None else found.notes),
+            *labels_read([dataset, validation]),
+        ],
     )
-
-
-def _groups(
-    config: TrainConfig, unit: str, data: DataConfig, evaluates: bool
-) -> tuple[list[str] | None, list[str] | None]:
-    """The group of every train and val image, where groups are protected; none of them is in both splits."""
-    if unit != "group":
-        return None, None
-    val = data.val if evaluates else ()
-    found = groups_of(config.privacy.groups, (*data.train, *val))
-    count = len(data.train)
-    refuse_shared_groups(dict(zip(data.train, found[:count], strict=True)), dict(zip(val, found[count:], strict=True)))
-    return found[:count], found[count:]
 
 
 def _compared(

@@ -36,8 +36,8 @@ def train(
     """Train a detector with differential privacy.
 
     Guarantee: what the run releases is (``result.epsilon``, ``plan.delta``)-differentially private for adding or
-    removing one training image, or one group of them (``plan.unit``), under the assumptions that ``result.statement``
-    lists.
+    removing one training image, or one group of them (``plan.unit``; of ``person`` as docs/units.md says), under the
+    assumptions that ``result.statement`` lists.
 
     Args:
         model: A model description (``yolo26n.yaml``) or a checkpoint trained on public data (``.pt``, ``.pt.age``); the
@@ -76,6 +76,8 @@ def _of_own(config: TrainConfig, workers_given: bool) -> TrainConfig:
         )
     if privacy.groups != GroupsConfig():
         raise ConfigError("privacy.groups is of image files: unit(index) of your dataset names an item's group")
+    if privacy.unit == "person":
+        raise ConfigError("privacy.unit=person is of image files and a table: give a data.yaml")
     if (privacy.unit == "group") != own.has_units:
         fix = (
             "give it unit(index), the name of an item's group" if privacy.unit == "group" else "set privacy.unit=group"

@@ -181,7 +181,7 @@ def _check_noise(config: TrainConfig) -> None:
             )
         return
     refused = {
-        "privacy.unit=group": privacy.unit == "group",
+        f"privacy.unit={privacy.unit}": privacy.unit != "image",
         "noise.exact=true": config.noise.exact,
         f"tuning.method={config.tuning.method}": config.tuning.method != "none",
     }

@@ -182,13 +182,18 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def _check_units(config: TrainConfig) -> None:
     """What is one unit, and whether its examples differ."""
     privacy = config.privacy
-    if privacy.unit == "group":
+    if privacy.unit != "image":
         check_groups(privacy.groups)
+        if privacy.unit == "person" and privacy.groups.csv is None:
+            raise ConfigError(
+                "privacy.unit=person needs a table with a row for each person in each picture: give "
+                "privacy.groups.csv=people.csv"
+            )
         privacy.images_per_group = privacy.images_per_group or DEFAULT_IMAGES_PER_GROUP
         if privacy.same_picture != "refuse":
             raise ConfigError(
-                f"privacy.same_picture={privacy.same_picture} has no effect with privacy.unit=group, where copies in "
-                "one group count once: leave it out"
+                f"privacy.same_picture={privacy.same_picture} has no effect with privacy.unit={privacy.unit}, where "
+                "copies in one group count once: leave it out"
             )
     else:
         given = {f"groups.{name}": value for name, value in vars(privacy.groups).items()}
@@ -196,7 +201,7 @@ def _check_units(config: TrainConfig) -> None:
             if value is not None:
                 raise ConfigError(
                     f"privacy.{name}={value} is of groups, and privacy.unit=image protects single images: give "
-                    f"privacy.unit=group, or leave it out"
+                    "privacy.unit=group, or leave it out"
                 )
     augment = config.augment
     if augment.multiplicity > 1 and not any(

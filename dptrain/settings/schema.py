@@ -100,7 +100,9 @@ class PrivacyConfig:
     sample_rate: float | None = _key(None, "chance that a unit is in a step; default expected_batch_size/dataset_size")
     expected_batch_size: int | None = _key(None, "public constant that divides the noisy sum; default 256")
     dataset_size: int | None = _key(None, "declared, public number of units (never counted in the folder)")
-    unit: str = _key("image", "what one more or less of is protected: image, or group (patient, camera, video)")
+    unit: str = _key(
+        "image", "what is protected: image, group (patient, camera, video), or person (several may be in one picture)"
+    )
     same_picture: str = _key(
         "refuse", "the same picture twice in train: refuse, or one_unit: its copies count as one image"
     )

@@ -39,6 +39,16 @@ ASSUMPTIONS = (
     "The adversary sees everything released and every iterate, and not the memory, the timing or the crashes of the "
     "training machine.",
 )
+_OTHERS = "every other unit of the dataset"
+ADD_OR_REMOVE = "add or remove one unit"
+FIXED_TABLE = (
+    "all pictures of one person are there, or are blank; who is in which picture (the table) is known and the same in "
+    "both (fixed-graph, Ganesh et al. 2025)"
+)
+KNOWN_TABLE = (
+    "The table names everybody who is in a picture. It chose the pictures that were trained on, so that nobody is in "
+    "two units: that somebody is in the table is not protected."
+)
 PUBLIC_START = "The start weights were made from data that is public or shares no unit with the training split."
 NAMED_START = (
     "The start weights were made from the private runs in start_runs and from no others; all else behind them is "
@@ -124,9 +134,10 @@ def make_statement(
             "epsilon": claim.epsilon,
             "epsilon_pld": claim.epsilon_pld,
             **plan_section(plan, "guarantee"),
-            "neighbouring_relation": "add or remove one unit",
+            "neighbouring_relation": FIXED_TABLE if plan.unit == "person" else ADD_OR_REMOVE,
             "setting": "central: the trainer is trusted with the data; whoever receives what is released is not",
-            "adversary": "sees every iterate, all that is released, and every other unit of the dataset",
+            "adversary": "sees every iterate, all that is released, and "
+            + ("every picture without the person, and the table" if plan.unit == "person" else _OTHERS),
             "covers": claim.covers,
             "attack_accuracy": claim.attack_accuracy,
             "true_positive_rates": dict(claim.true_positive_rates),
@@ -168,6 +179,7 @@ def make_statement(
         "released": list(RELEASED),
         "assumptions": [
             *ASSUMPTIONS,
+            *((KNOWN_TABLE,) if plan.unit == "person" else ()),
             NAMED_START if start_runs else PUBLIC_START,
             *((SCALED,) if plan.clipping.name == "scaled" else ()),
             EXACT if (training or {}).get("exact_noise") else ROUNDED,

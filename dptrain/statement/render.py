@@ -58,17 +58,25 @@ def to_markdown(statement: Mapping[str, Any]) -> str:
 def headline(statement: Mapping[str, Any]) -> str:
     """Return the guarantee in one line."""
     guarantee = statement["guarantee"]
-    claim = (
-        f"({round_up(guarantee['epsilon'])}, {guarantee['delta']:.3g})-differential privacy for one "
-        f"{guarantee['unit']} more or less"
-    )
+    differs = _DIFFERS.get(guarantee["unit"], f"one {guarantee['unit']} more or less")
+    claim = f"({round_up(guarantee['epsilon'])}, {guarantee['delta']:.3g})-differential privacy for {differs}"
     return claim if statement["valid"] else f"VOID, nothing is protected. On paper: {claim}"
 
 
+# In which two datasets differ that a run on either can hardly be told from the other, where it is no unit more or less.
+_DIFFERS = {"person": "all pictures of one person, there or blank, where it is known who is in which"}
 _UNITS = {
     "image": "one image, with all its boxes",
     "group": "one group of images (such as all images of one patient, camera or video), with all their boxes",
+    "person": "one person, with all pictures in which the person is, where others may be, too",
 }
+
+
+_ONE_PERSON = (
+    "The guarantee is for what all pictures of one person show, where one picture may show several people. Who is in "
+    "which picture is taken as known: that table chose the pictures that were trained on, and the guarantee does not "
+    "hide that somebody is in it. Epsilon adds up with every other run on the same people."
+)
 
 
 def summary(statement: Mapping[str, Any]) -> list[str]:
@@ -83,19 +91,28 @@ def summary(statement: Mapping[str, Any]) -> list[str]:
     if not steps:
         return ["No training step was taken, so nothing of the training images is in these weights."]
     accuracy = guarantee["attack_accuracy"]
+    about, known, asked = f"a single {unit} of its data", f"all the other {unit}s", f"one particular {unit} was used"
+    change = f"one {unit} more or less changes"
+    if unit == "person":
+        change = "whether all pictures of one person are there or blank changes"
+        about = "what the pictures of a single person show"
+        known = "all pictures without that person and the table of who is in which"
+        asked = "the pictures of that person were used or blank"
     factor = math.exp(epsilon) if epsilon < 700 else math.inf
     tier = next(words for bound, words in _TIERS if epsilon <= bound)
     return [
-        f"The training limits what anyone can learn about a single {unit} of its data. Suppose someone is given these "
-        f"weights, every earlier state of them and all the other {unit}s, and asks whether one particular {unit} was "
-        f"used. With even odds beforehand, no method whatever is right in more than {_percent(accuracy)} of cases: "
+        f"The training limits what anyone can learn about {about}. Suppose someone is given these weights, every "
+        f"earlier state of them and {known}, and asks whether {asked}. With even odds beforehand, no method whatever "
+        f"is right in more than {_percent(accuracy)} of cases: "
         f"50 % is the toss of a coin, 100 % is certainty. {_rates(guarantee['true_positive_rates'], unit)}",
-        f"Epsilon says the same of every question one could ask of the model: one {unit} more or less changes the "
+        f"Epsilon says the same of every question one could ask of the model: {change} the "
         f"probability of any answer by a factor of at most e^{round_up(epsilon)} = {_factor(factor)}, but for a "
         f"probability of {guarantee['delta']:.3g} (delta). Smaller is safer. In the words of Ponomareva et al. (2023, "
         f"section 5.2), a guarantee at this epsilon is {tier}: up to 1 is strong, up to 10 reasonable.",
-        f"The guarantee is for one {unit}. A person shown in several has less of it, and it adds up with every other "
-        "run on the same images.",
+        _ONE_PERSON
+        if unit == "person"
+        else f"The guarantee is for one {unit}. A person shown in several has less of it, and it adds up with every "
+        "other run on the same images.",
         *_early(guarantee.get("ended_early"), statement["mechanism"]["planned_steps"]),
     ]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dptrain import ConfigError, DataError
-from dptrain.datasets.groups import GroupsConfig, check_groups, groups_of, refuse_shared_groups
+from dptrain.datasets.groups import GroupsConfig, check_groups, groups_of
+from dptrain.datasets.people import refuse_shared
 
 IMAGES = [Path(f"/data/images/train/{name}.png") for name in ("a/p1_0", "a/p1_1", "b/p2_0")]
 
@@ -101,6 +102,6 @@ def test_exactly_one_way_to_tell_a_group(groups: GroupsConfig, said: str) -> Non
 
 def test_a_group_in_train_and_val_is_refused() -> None:
     train, val = {IMAGES[0]: "x", IMAGES[1]: "x"}, {IMAGES[2]: "y"}
-    refuse_shared_groups(train, val)
+    refuse_shared(train, val)
     with pytest.raises(DataError, match=r"group 'x' is in train \(.*p1_0\.png\) and in val \(.*p2_0\.png\)"):
-        refuse_shared_groups(train, {IMAGES[2]: "x"})
+        refuse_shared(train, {IMAGES[2]: "x"})

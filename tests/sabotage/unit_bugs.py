@@ -6,6 +6,7 @@ from .edits import bug
 
 WHOLE = "tests/privacy/test_units.py::test_one_whole_unit_changes_the_sum_by_at_most_the_clip_norm"
 MEANS = "tests/gradients/test_units.py::test_a_units_gradient_is_the_mean_of_its_examples"
+PEOPLE = "tests/privacy/test_people.py::"
 LEDGER = "tests/ledger/test_groups.py::"
 
 UNIT_BUGS = (
@@ -79,7 +80,7 @@ UNIT_BUGS = (
     bug(
         "a group in train and in val",
         "Only single images are compared between the splits.",
-        "dptrain.datasets.groups:refuse_shared_groups", "if group in first:", "if False:",
+        "dptrain.datasets.people:refuse_shared", "if name in first:", "if False:",
         "tests/privacy/test_units.py::test_a_group_with_images_in_train_and_val_starts_no_run",
     ),
     bug(
@@ -92,7 +93,7 @@ UNIT_BUGS = (
         "new pictures, new patient",
         "Only pictures are charged: a patient with new ones has a fresh budget.",
         "dptrain.ledger.manifest:from_pictures",
-        "units |= {name: GROUP, memberships[picture.unit]: MEMBERSHIP}",
+        "units |= {**dict.fromkeys(names, GROUP), memberships[picture.unit]: MEMBERSHIP}",
         "units |= {memberships[picture.unit]: MEMBERSHIP}",
         LEDGER + "test_a_group_that_gets_new_pictures_keeps_what_it_has_spent",
     ),
@@ -101,5 +102,45 @@ UNIT_BUGS = (
         "Nobody looks whether a known picture is in the group it was in: its old group's spending is lost.",
         "dptrain.ledger.naming:check_manifest", "if moved:", "if False:",
         LEDGER + "test_a_picture_in_another_group_or_under_another_name_of_it_is_refused",
+    ),
+    bug(
+        "a person in several units",
+        "The choice of pictures forgets who was chosen already: somebody in five sets of people moves the sum by 5 C.",
+        "dptrain.datasets.people:choose", "if taken.isdisjoint(people):", "if True:",
+        PEOPLE + "test_all_pictures_of_a_person_move_the_sum_by_one_clip_norm_and_nothing_else_differs",
+        "tests/datasets/test_people.py::test_nobody_is_in_two_units_and_every_picture_of_a_unit_shows_the_same_people",
+    ),
+    bug(
+        "a picture of other people kept",
+        "A run trains on all pictures of the table, also those that show somebody who is in another unit.",
+        "dptrain.datasets.grouping:grouped", "isinstance(group, People) and not group.trained", "False",
+        PEOPLE + "test_all_pictures_of_a_person_move_the_sum_by_one_clip_norm_and_nothing_else_differs",
+        PEOPLE + "test_no_two_units_have_a_person_in_common_in_any_run",
+    ),
+    bug(
+        "pictures chosen by what is there",
+        "Rows of the table whose files are missing do not count: without one person's pictures, others change.",
+        "dptrain.datasets.people_table:people_in", "choose(table.values())",
+        "choose(table[parts_of(i.name)] for i in images if parts_of(i.name) in table)",
+        "tests/datasets/test_people.py::test_which_files_are_there_makes_no_difference",
+    ),
+    bug(
+        "people charged by the picture's company",
+        "The ledger knows anna with ben as somebody else than anna: alone she has a fresh budget.",
+        "dptrain.ledger.manifest:from_pictures", "for name in names_in(group)]", "for name in [group]]",
+        PEOPLE + "test_a_run_states_and_charges_every_person_of_the_chosen_pictures",
+    ),
+    bug(
+        "a picture left out is public",
+        "What shows somebody of another unit is not trained on, and so may be validated on without noise.",
+        "dptrain.run.prepare:prepare", "pictures | pictures_in(found.left_out)", "pictures",
+        PEOPLE + "test_a_picture_that_is_left_out_is_private_all_the_same",
+    ),
+    bug(
+        "people stated as added or removed",
+        "The statement of a run that chose pictures by a table promises that nobody can tell who is in the table.",
+        "dptrain.statement.facts:make_statement", 'FIXED_TABLE if plan.unit == "person" else ADD_OR_REMOVE',
+        "ADD_OR_REMOVE",
+        PEOPLE + "test_a_run_states_and_charges_every_person_of_the_chosen_pictures",
     ),
 )  # fmt: skip
