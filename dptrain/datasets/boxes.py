@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .labels import Row, label_path, text_rows
-from .voc import object_rows, xml_of
+from .voc import object_rows, size_in, xml_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class TextBoxes:
         """Where the boxes of an image are, or would be."""
         return label_path(image)
 
+    def size(self, image: Path) -> tuple[float, float] | None:
+        """Width and height that the boxes of an image are measured in; None where they are parts of it anyway."""
+        return None
+
 
 @dataclass(frozen=True)
 class CocoBoxes(TextBoxes):
@@ -40,10 +44,12 @@ class CocoBoxes(TextBoxes):
     Attributes:
         of_image: Of every image that the files list.
         files: Of every image, the file that lists it.
+        sizes: Of every image, width and height.
     """
 
     of_image: Mapping[Path, list[Row]] = field(repr=False, default_factory=dict)
     files: Mapping[Path, Path] = field(repr=False, default_factory=dict)
+    sizes: Mapping[Path, tuple[float, float]] = field(repr=False, default_factory=dict)
     format = "coco"
 
     def rows(self, image: Path) -> list[Row] | None:
@@ -51,6 +57,9 @@ class CocoBoxes(TextBoxes):
 
     def place(self, image: Path) -> Path:
         return self.files[image]
+
+    def size(self, image: Path) -> tuple[float, float] | None:
+        return self.sizes[image]
 
 
 @dataclass(frozen=True)
@@ -69,3 +78,6 @@ class VocBoxes(TextBoxes):
 
     def place(self, image: Path) -> Path:
         return xml_of(image)
+
+    def size(self, image: Path) -> tuple[float, float] | None:
+        return size_in(xml_of(image))

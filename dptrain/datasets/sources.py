@@ -104,8 +104,8 @@ class DataConfig:
         found: set[Path] = set()
         for split in SPLITS:
             for file in getattr(self, split):
-                found |= {file.parent.resolve(), self.boxes_in(split).place(file.resolve()).parent}
-        return found
+                found |= {file.parent, self.boxes_in(split).place(file).parent}
+        return {folder.resolve() for folder in found}
 
     def folder_around(self, place: Path) -> Path | None:
         """The one of :attr:`folders` that a place is, or lies in: what is written there would be read as data."""
@@ -205,7 +205,8 @@ def _boxes(
             other = f"labels: {written}" if written not in (None, "coco") else "other images"
             raise DataError(f"{file}: {split}: {coco[0].file.name} is a COCO file beside {other}; keep one of them")
         rows = {image: found for part in coco for image, found in part.rows(names).items()}
-        return CocoBoxes(rows, {image: part.file for part in coco for image in part.images})
+        files = {image: part.file for part in coco for image in part.images}
+        return CocoBoxes(rows, files, {image: size for part in coco for image, size in part.sizes.items()})
     if written == "coco":
         raise DataError(f"{file}: labels: coco, and {split} names no COCO file; write '{split}: <file>.json'")
     if written == "voc" or (written is None and is_voc(images)):

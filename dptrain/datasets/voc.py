@@ -77,6 +77,27 @@ def object_rows(file: Path, classes: Mapping[str, int]) -> list[Row] | None:
     Raises:
         DataError: The file cannot be read, is no XML without entities, or no annotation with the size of its image.
     """
+    if (root := _read(file)) is None:
+        return None
+    width, height = _size(file, root)
+    rows = []
+    for number, item in enumerate(root.iterfind("object"), start=1):
+        if (item.findtext("difficult") or "").strip() in ("", "0"):
+            rows.append(_row(f"{file}: object {number}", item, width, height, classes))
+    return rows
+
+
+def size_in(file: Path) -> tuple[float, float] | None:
+    """Return width and height of the image by its annotation; None where there is no such file.
+
+    Raises:
+        DataError: As :func:`object_rows`.
+    """
+    root = _read(file)
+    return None if root is None else _size(file, root)
+
+
+def _read(file: Path) -> Element | None:
     try:
         data = read_data(file, MOST_TEXT)
     except FileNotFoundError:
@@ -88,15 +109,15 @@ def object_rows(file: Path, classes: Mapping[str, int]) -> list[Row] | None:
     root = _parsed(file, data)
     if root.tag != "annotation":
         raise DataError(f"{file}: is XML of '{root.tag[:40]}', not a VOC annotation; export it as Pascal VOC")
+    return root
+
+
+def _size(file: Path, root: Element) -> tuple[float, float]:
     width, height = (_number(root.findtext(f"size/{side}")) for side in ("width", "height"))
     if not width > 0 or not height > 0:
         given = " x ".join((root.findtext(f"size/{side}") or "nothing").strip() for side in ("width", "height"))
         raise DataError(f"{file}: the size of the image is {given[:40]}; write its width and height in pixels")
-    rows = []
-    for number, item in enumerate(root.iterfind("object"), start=1):
-        if (item.findtext("difficult") or "").strip() in ("", "0"):
-            rows.append(_row(f"{file}: object {number}", item, width, height, classes))
-    return rows
+    return width, height
 
 
 def _row(place: str, item: Element, width: float, height: float, classes: Mapping[str, int]) -> Row:

@@ -165,6 +165,15 @@ def test_an_image_that_two_folders_have_is_refused(make_coco: Callable[..., Path
     assert "set 'path:' in data.yaml" in refusal(file)
 
 
+def test_images_may_be_links_and_a_run_goes_nowhere_among_them(make_coco: Callable[..., Path], tmp_path: Path) -> None:
+    file = make_coco()
+    (tmp_path / "train" / "0.png").rename(tmp_path / "elsewhere.png")
+    (tmp_path / "train" / "0.png").symlink_to(tmp_path / "elsewhere.png")
+    data = load_data(file)
+    assert data.folders == {tmp_path / name for name in ("train", "val", "annotations")}
+    assert len(boxes(data)) == 3
+
+
 def change(**parts: Any) -> dict[str, Any]:
     """The usual file, with keys of the first image, annotation or category changed."""
     data = coco()
@@ -267,6 +276,18 @@ def test_check_reads_them_too(make_coco: Callable[..., Path], make_voc: Callable
     assert any("annotation 0: box" in str(finding) for finding in report.findings)
     report = check(make_voc({"a": voc(("cat", 1, 1, 20, 20)), "b": voc(("cow", 1, 1, 20, 20))}))
     assert any("class 'cow' is not one of names" in str(finding) for finding in report.findings)
+
+
+def test_check_tells_of_images_that_were_turned_since(
+    make_coco: Callable[..., Path], make_voc: Callable[..., Path]
+) -> None:
+    report = check(make_coco(change(image={"width": 40, "height": 60})))
+    said = [str(finding) for finding in report.findings if "turned or cropped" in str(finding)]
+    assert len(said) == 2  # train and val are listed alike
+    assert "0.png: is 60 x 40 pixels, and" in said[0] and "in an image of 40 x 60" in said[0]
+    half = voc(("cat", 1, 1, 20, 15), size=(30, 20))  # resized since: the boxes are where they were
+    report = check(make_voc({"a": half, "b": voc(size=(40, 60)), "c": None}))
+    assert sum("turned or cropped" in str(finding) for finding in report.findings) == 2
 
 
 # ---- Pascal VOC

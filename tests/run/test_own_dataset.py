@@ -309,5 +309,9 @@ def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     (example,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Scenes" in code)
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
-    exec(compile(example.replace('"yolo26n.yaml"', repr(run_options(tmp_path)["model"])), "data.md", "exec"), space)
+    small = {'"yolo26n.yaml"': repr(run_options(tmp_path)["model"]), "steps=2": "steps=2, tracking={'enabled': False}"}
+    for one, other in small.items():
+        assert one in example
+        example = example.replace(one, other)
+    exec(compile(example, "data.md", "exec"), space)
     assert space["result"].epsilon <= 8

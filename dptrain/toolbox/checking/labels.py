@@ -16,6 +16,7 @@ from .findings import Finding
 
 _TWICE = 0.9  # overlap from which two boxes of one class are one object
 _LEAST_PIXELS = 3.0
+_OTHER_SHAPE = 0.02  # of width over height; resizing rounds less than that
 
 
 Splits = Mapping[str, Sequence[Path]]
@@ -83,6 +84,31 @@ def doubtful(image: Path, rows: np.ndarray, size: tuple[int, int], names: dict[i
         width, height = pixels[row]
         text = f"{image}: a box of {names[int(rows[row, 0])]} is {width:.1f} x {height:.1f} pixels"
         found.append(Finding("label error", text, (image,), (_marks(corners[[row]]),)))
+    return found
+
+
+def other_sizes(splits: Splits, data: DataConfig, sizes: Mapping[Path, tuple[int, int]]) -> list[Finding]:
+    """Boxes in pixels of an image of another shape, such as one that was turned since: they are elsewhere, then.
+
+    Args:
+        splits: The images by split.
+        data: Their dataset.
+        sizes: Width and height of every image that can be read.
+    """
+    found = []
+    for split, images in splits.items():
+        for image in images:
+            with suppress(DataError):  # told of elsewhere
+                stated = data.boxes_in(split).size(image)
+                if stated is None or image not in sizes:
+                    continue
+                width, height = sizes[image]
+                if abs(stated[0] / stated[1] / (width / height) - 1) > _OTHER_SHAPE:
+                    text = (
+                        f"{image}: is {width} x {height} pixels, and {data.boxes_in(split).place(image)} has its boxes "
+                        f"in an image of {stated[0]:g} x {stated[1]:g}: was it turned or cropped since?"
+                    )
+                    found.append(Finding("label error", text, (image,)))
     return found
 
 

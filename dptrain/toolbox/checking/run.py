@@ -20,7 +20,7 @@ from ...sealing.archive import is_sealed_dataset
 from ...support.released import found_start
 from ...support.words import counted
 from .findings import FOLDER, KINDS, CheckReport, Finding
-from .labels import doubtful, orphans, read_all, unsaid_keypoints
+from .labels import doubtful, orphans, other_sizes, read_all, unsaid_keypoints
 from .patches import Patch, common_patches
 from .summaries import ImageSummary, summarize
 
@@ -77,6 +77,7 @@ def check(
             found += doubtful(summary.image, rows, summary.size, names)
     if listed is not None:
         found += unsaid_keypoints(splits, listed)
+        found += other_sizes(splits, listed, {item.image: item.size for item in summaries if item.error is None})
     if listed is not None and not is_sealed_dataset(data):
         found += orphans(splits, listed)
     alike = _duplicates(summaries)
