@@ -18,8 +18,8 @@ import torch
 from ..datasets.data_yaml import data_name
 from ..datasets.grouping import grouped
 from ..datasets.identity import pictures_in
+from ..datasets.listing import public_images
 from ..datasets.repeats import refuse_repeats
-from ..datasets.sources import public_images
 from ..detection import DetectionModel
 from ..detection.data import DetectionDataset, load_data
 from ..detection.memory import physical_batch_size

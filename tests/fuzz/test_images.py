@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 from dptrain import DataError
 from dptrain.datasets import MOST_PIXELS
 from dptrain.datasets.images import read_image
-from dptrain.datasets.sources import IMAGE_SUFFIXES, load_data
+from dptrain.datasets.listing import IMAGE_SUFFIXES
+from dptrain.datasets.sources import load_data
 from dptrain.detection.augment import Augmentation
 from dptrain.detection.data import DetectionDataset
 

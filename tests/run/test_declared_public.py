@@ -11,7 +11,8 @@ import pytest
 import dptrain
 from dptrain import BudgetLedger, DataError, PrivacyError, PrivacyPlan
 from dptrain.datasets.identity import pictures_in
-from dptrain.datasets.sources import load_data, public_images
+from dptrain.datasets.listing import public_images
+from dptrain.datasets.sources import load_data
 from dptrain.run.declared_public import DeclaredPublic
 
 from ..conftest import MakeDataset, dataset_maker, run_options

@@ -12,9 +12,10 @@ import numpy as np
 from scipy.stats import binom
 
 from ...datasets.images import read_image
+from ...datasets.listing import IMAGE_SUFFIXES, folder_images
 from ...datasets.near import equal, groups, pairs
 from ...datasets.series import find_series
-from ...datasets.sources import IMAGE_SUFFIXES, SPLITS, DataConfig, folder_images, load_data
+from ...datasets.sources import SPLITS, DataConfig, load_data
 from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
 from ...support.released import found_start

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...datasets.data_yaml import YAML_SUFFIXES
 from ...datasets.labels import label_path
-from ...datasets.sources import IMAGE_SUFFIXES
+from ...datasets.listing import IMAGE_SUFFIXES
 from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
 from . import images, video
