@@ -1,6 +1,10 @@
-"""What ``noise.exact=true`` costs: its noise against the usual noise, and a step's clipped sum against the usual one.
+"""What noise costs: how long a step waits for it, and what ``noise.exact=true`` adds.
 
     python -m benchmarks.noise
+
+First the part of a step that is spent waiting for its noise, made when it is needed ("before") and in the background
+while the gradients are computed ("ahead"), with one thread for torch and a core to spare. Then exact noise against
+the usual noise, and a step's clipped sum against the usual one.
 
 Ratios of times that were taken in turns, in one run: the median and the range of five repeats.
 """
@@ -43,14 +47,40 @@ def compare(name: str, exact: Callable[[], object], usual: Callable[[], object])
     )
 
 
+def waiting(clipped: ClippedSum, batch: dict[str, torch.Tensor], exact: bool, threads: int) -> float:
+    """Return the part of a step that is spent on its noise; with 0 threads it is made when it is needed."""
+    mechanism, stream = clipped.mechanism, NoiseStream()
+    own = [p for name, p in clipped.module.named_parameters() if name in mechanism.names]
+    began = time.perf_counter()
+    if threads:
+        mechanism.begin_noise(own, stream, on_grid=exact, threads=threads)
+    pieces = [clipped.on_grid(image) for image in in_pieces(batch, 1)] if exact else [clipped.over(batch)]
+    total = {name: sum(piece[name] for piece in pieces) for name in pieces[0]}
+    summed = time.perf_counter()
+    mechanism.noise(total, stream)
+    ended = time.perf_counter()
+    return (ended - summed) / (ended - began)
+
+
+def compare_waiting(clipped: ClippedSum, batch: dict[str, torch.Tensor]) -> None:
+    """Print how much of a step goes into its noise."""
+    for exact in (False, True):
+        shares: dict[str, list[float]] = {"before": [], "ahead": []}
+        for repeat in range(REPEATS + 1):
+            for name, threads in (("before", 0), ("ahead", 1)):
+                share = waiting(clipped, batch, exact, threads)
+                if repeat:
+                    shares[name].append(100 * share)
+        told = ", ".join(
+            f"{name} {statistics.median(found):.1f} % ({min(found):.1f}-{max(found):.1f})"
+            for name, found in shares.items()
+        )
+        kind = "exact noise" if exact else "noise"
+        print(f"{kind} in a step of {IMAGES} images of {SIDE} px, yolo26n from random weights: {told}")
+
+
 def main() -> None:
-    """Compare the noise, then the sum over a batch of random images."""
-    stream, parameter = NoiseStream(), variance(1.0, SENSITIVITY)
-    compare(
-        f"noise of {COORDINATES:,} parameters",
-        lambda: discrete_gaussian(COORDINATES, parameter, stream),
-        lambda: stream.gaussian(COORDINATES),
-    )
+    """Measure the waiting, then compare the noise, then the sum over a batch of random images."""
     model = load_model("yolo26n.yaml", 3, norm="group")
     plan = PrivacyPlan(0.1, 10, 1.0, 1.0, 1e-5, IMAGES)
     batch = {
@@ -60,6 +90,13 @@ def main() -> None:
         "bboxes": torch.rand(IMAGES * BOXES, 4) * 0.5 + 0.25,
     }
     clipped = ClippedSum(plan, model, PerImageLoss())
+    compare_waiting(clipped, batch)
+    stream, parameter = NoiseStream(), variance(1.0, SENSITIVITY)
+    compare(
+        f"noise of {COORDINATES:,} parameters",
+        lambda: discrete_gaussian(COORDINATES, parameter, stream),
+        lambda: stream.gaussian(COORDINATES),
+    )
     compare(
         f"clipped sum of yolo26n, {IMAGES} images of {SIDE} px",
         lambda: [clipped.on_grid(image) for image in in_pieces(batch, 1)],

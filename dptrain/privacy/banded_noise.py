@@ -8,6 +8,7 @@ mechanism with the noise multiplier of z. ``docs/guarantee.md`` has the proof.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -58,7 +59,13 @@ class BandedStream(NoiseStream):
 
     def restart(self) -> None:
         """Begin the correlation anew: the next noise takes back nothing of those before it."""
+        self.drop()  # it would take them back
         self._past.clear()
+
+    def begin(self, count: int, variance: int | None = None, threads: int = 1) -> None:
+        """Begin to make the numbers of the step that :meth:`at` named; errors as of :meth:`gaussian`."""
+        self._refuse(count)
+        super().begin(count, variance, threads)
 
     def gaussian(self, count: int) -> Tensor:
         """Return the numbers of the step that :meth:`at` named, once: shape (count,), on the CPU.
@@ -66,17 +73,27 @@ class BandedStream(NoiseStream):
         Raises:
             PrivacyError: No step was named, or the step before had another count and nothing began anew.
         """
+        asked = self._refuse(count)
+        numbers = super().gaussian(count)
+        self._step, self._asked = asked, None
+        self._past.appendleft(numbers.clone())  # whoever gets the numbers may write into them
+        return numbers
+
+    def _refuse(self, count: int) -> int:
+        """Return the step that was named."""
         if self._asked is None:
             raise PrivacyError("correlated noise is that of a step, once: ask for it by stream.at(step)")
         if self._past and len(self._past[0]) != count:
             raise PrivacyError(f"{count} numbers of noise after {len(self._past[0])}: begin anew with stream.restart()")
-        numbers = NoiseStream.gaussian(NoiseStream.at(self, self._asked), count)
+        return self._asked
+
+    def _made(self, count: int, variance: int | None, threads: int, go_on: Callable[[], None]) -> Tensor:
+        assert self._asked is not None
+        own = NoiseStream.at(self, self._asked)
+        numbers = NoiseStream._made(own, count, variance, threads, go_on)
         for weight, past in zip(self.factor[1:], self._past, strict=False):
             numbers.sub_(past, alpha=weight)
-        numbers.div_(self.factor[0])
-        self._step, self._asked = self._asked, None
-        self._past.appendleft(numbers.clone())  # whoever gets the numbers may write into them
-        return numbers
+        return numbers.div_(self.factor[0])
 
 
 def _measured(column: tuple[float, ...]) -> tuple[float, ...]:

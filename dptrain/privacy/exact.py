@@ -20,10 +20,10 @@ Peikert (2010), who bounds the statistical distance; a factor says more, so the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal, localcontext
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,14 +31,18 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-if TYPE_CHECKING:
-    from .streams import NoiseStream
-
 SENSITIVITY = 2**30  # parts that the clip norm is cut into
 _SHRINK = 1.0 - 2e-5  # so that rounding to the grid does not lead out of the clip norm
 _ROUNDED = 16  # variance of the rounding in the argument above
 _BLOCK = 2**16
 _DOUBT = 2.0**-40  # floating-point comparisons closer than this are made again exactly; their error is below 2^-45
+
+
+class Words(Protocol):
+    """Where random words come from, such as a :class:`~dptrain.privacy.streams.NoiseStream`."""
+
+    def words(self, count: int) -> np.ndarray:
+        """Return ``count`` random words of 64 bits, shape (count,)."""
 
 
 def to_grid(gradient: Mapping[str, Tensor], clip_norm: float) -> dict[str, Tensor]:
@@ -62,13 +66,14 @@ def variance(noise_multiplier: float, sensitivity: int) -> int:
     return math.ceil((Fraction(noise_multiplier) * sensitivity) ** 2) + _ROUNDED
 
 
-def discrete_gaussian(count: int, variance: int, stream: NoiseStream) -> Tensor:
+def discrete_gaussian(count: int, variance: int, stream: Words, go_on: Callable[[], None] = lambda: None) -> Tensor:
     """Return whole numbers, each x with chance proportional to ``exp(-x**2 / (2 * variance))``; int64, on the CPU.
 
     Rejection from the discrete Laplace of a scale t that is a power of two (Canonne, Kamath and Steinke 2020,
     algorithms 2 and 3 in one): the magnitude is u + t v with u uniform below t and v geometric, P[v >= k] = exp(-k),
     and it is kept with chance exp(-(y^2 / (2 s^2) - v + s^2 / (2 t^2))). The law is exact: a uniform number is
     compared with an exponential in floating point where that leaves no doubt, and with more and more digits elsewhere.
+    ``go_on`` is called on the way, and may raise.
     """
     bits = max(0, round(math.log2(variance) / 2))
     if bits > 55:
@@ -76,13 +81,14 @@ def discrete_gaussian(count: int, variance: int, stream: NoiseStream) -> Tensor:
     found = np.empty(count, dtype=np.int64)
     filled = 0
     while filled < count:
+        go_on()
         kept = _accepted(min(_BLOCK, 3 * (count - filled) + 64), variance, bits, stream)[: count - filled]
         found[filled : filled + len(kept)] = kept
         filled += len(kept)
     return torch.from_numpy(found)
 
 
-def _accepted(proposals: int, variance: int, bits: int, stream: NoiseStream) -> np.ndarray:
+def _accepted(proposals: int, variance: int, bits: int, stream: Words) -> np.ndarray:
     word, first, second = stream.words(3 * proposals).reshape(3, proposals)
     u = (word & np.uint64(2**bits - 1)).astype(np.int64)
     negative = word >> np.uint64(63) == 1
@@ -116,7 +122,7 @@ def _decide(u: int, first: _Uniform, second: _Uniform, variance: int, bits: int)
 class _Uniform:
     """A uniform number on [0, 1), known to as many binary digits as were ever asked for."""
 
-    def __init__(self, word: int, stream: NoiseStream) -> None:
+    def __init__(self, word: int, stream: Words) -> None:
         self._value, self._bits, self._stream = word, 64, stream
 
     def is_below_exp(self, exponent: Fraction) -> bool:

@@ -272,3 +272,24 @@ class Mechanism:
         if on_grid:
             noised = {name: tensor.double() * (sensitivity / SENSITIVITY) for name, tensor in noised.items()}
         return {name: tensor / self.expected_batch_size for name, tensor in noised.items()}
+
+    def begin_noise(self, shapes: Iterable[Tensor], stream: NoiseStream, *, on_grid: bool, threads: int) -> None:
+        """Begin to make the noise of the next :meth:`noise` in the background, while the sum is still computed.
+
+        Args:
+            shapes: Tensors as large as those of the sum, such as the parameters; what they hold is not looked at.
+            stream: As :meth:`noise` will be given it. ``stream.drop()`` gives up what is not used.
+            on_grid: Whether the sum will be one of :meth:`dptrain.ClippedSum.on_grid`.
+            threads: How many threads make it.
+        """
+        from . import noise as door
+        from .exact import SENSITIVITY
+
+        door.begin_noise(
+            sum(tensor.numel() for tensor in shapes),
+            sensitivity=SENSITIVITY if on_grid else self.rule.sensitivity(),
+            noise_multiplier=self.noise_multiplier,
+            stream=stream,
+            whole=on_grid,
+            threads=threads,
+        )

@@ -1,4 +1,4 @@
-"""The same for many files: in threads, since decoders and hashes let others run meanwhile, and with a bar."""
+"""Work in threads: the same for many files, since decoders and hashes let others run meanwhile; and spare cores."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def spare_threads(device: str) -> int:
+    """Return how many cores are left to this process while a kind of device computes a pass; at most 8."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores - (torch.get_num_threads() if device == "cpu" else 1)))
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from ..privacy.sampling import Draw
 from ..privacy.streams import NoiseStream
 from ..support.devices import refuse_single_precision
 from ..support.out_of_memory import in_memory
+from ..support.threads import spare_threads
 from .average import MovingAverage, copy_into
 from .clipped_sum import ClippedSum
 from .phases import Phase, last_steps, let_train, parameters_of
@@ -282,7 +284,7 @@ class PrivateTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.average.update(self.step)
-        if not all(bool(torch.isfinite(p).all()) for p in self.parameters.values()):
+        if not bool(torch.stack([torch.isfinite(p).all() for p in self.parameters.values()]).all()):
             raise PrivacyError(
                 f"the weights are no longer finite after step {self.step}: the run diverged; lower the learning rate"
             )
@@ -292,16 +294,36 @@ class PrivateTrainer:
     def _noised(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the noised gradient of one draw, of which ``batches`` are the units that this process looks at."""
         if self._group is None:
-            return self._released(self._clipped_sum(batches))
-        own = self._clipped_sum(self._group.counted(batches))
+            with self._noise_ahead() as stream:
+                return self._released(self._clipped_sum(batches), stream)
         dtypes = {p.dtype for p in self.parameters.values()}
-        return self._group.noised(self.step, own, self._released, dtypes.pop() if len(dtypes) == 1 else torch.float64)
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
+        with self._noise_ahead() if self._group.is_first else nullcontext(self.noise_stream) as stream:
+            own = self._clipped_sum(self._group.counted(batches))
+            return self._group.noised(self.step, own, partial(self._released, stream=stream), dtype)
 
-    def _released(self, total: dict[str, Tensor]) -> dict[str, Tensor]:
+    @contextmanager
+    def _noise_ahead(self) -> Iterator[NoiseStream]:
+        """Make the noise of this step in the background inside the block, where a core is free for it.
+
+        It is begun and used, or dropped, within the step: none is left at its end, however that comes.
+        """
+        stream = self.noise_stream.at(self.step)
+        threads = spare_threads(next(iter(self.parameters.values())).device.type)
+        if threads:
+            mechanism = self.clipped.mechanism
+            own = [p for name, p in self.parameters.items() if name in mechanism.names]
+            mechanism.begin_noise(own, stream, on_grid=self._exact, threads=threads)
+        try:
+            yield stream
+        finally:
+            stream.drop()
+
+    def _released(self, total: dict[str, Tensor], stream: NoiseStream) -> dict[str, Tensor]:
         """Count the step, and noise the sum over all of its draw, once."""
         if self._on_release is not None:
             self._on_release(self.step + 1)
-        return self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))
+        return self.clipped.mechanism.noise(total, stream)
 
     def _clipped_sum(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """Return the sum over one draw; it lives in this call only, so that an exception leaves nothing stale."""

@@ -40,7 +40,7 @@ BANDED_BUGS = (
     bug(
         "noise added up",
         "The past is added instead of taken back.",
-        _STREAM + "gaussian", "alpha=weight", "alpha=-weight",
+        _STREAM + "_made", "alpha=weight", "alpha=-weight",
         _LAW,
     ),
     bug(

@@ -16,6 +16,7 @@ _RATE = SERVED + "test_every_unit_is_served_at_the_accounted_rate_and_at_most_on
 _COINS = SERVED + "test_coins_are_independent_between_units_and_between_steps"
 _SIZES = SERVED + "test_sizes_are_those_of_independent_coins"
 
+AHEAD = "tests/privacy/test_ahead.py::"
 _DRAW = "dptrain.privacy.sampling:PoissonSampler.draw"
 _DRAWN = "np.flatnonzero(stream.uniform(self.num_units) < self.sample_rate)"
 _DOOR = "dptrain.privacy.noise:privatize"
@@ -24,8 +25,10 @@ _SUM = "dptrain.training.trainer:PrivateTrainer._clipped_sum"
 _RELEASED = "dptrain.training.trainer:PrivateTrainer._released"
 _STREAM = "dptrain.privacy.streams:NoiseStream."
 _FORKED = "if self.secure and self._process != os.getpid():"
+_BEGUN = "if self._ahead is not None:"
+_KEPT = f"{_BEGUN}\n        return\n    if False:"
 _COUNT = "counts.append(len(batch['img'] if isinstance(batch, dict) else batch[0]))"
-_NOISED = "return self.clipped.mechanism.noise(total, self.noise_stream.at(self.step))"
+_NOISED = "return self.clipped.mechanism.noise(total, stream)"
 _COUNTED = "if self._on_release is not None:\n        self._on_release(self.step + 1)"
 
 NOISE_BUGS = (
@@ -105,7 +108,7 @@ NOISE_BUGS = (
     bug(
         "uniform noise",
         "Another distribution of the same variance.",
-        _STREAM + "gaussian",
+        _STREAM + "_made",
         "numbers = torch.empty(count + count % 2, dtype=torch.float64)",
         "return torch.from_numpy((self.uniform(count) - 0.5) * 12**0.5)",
         _SCALE,
@@ -113,8 +116,9 @@ NOISE_BUGS = (
     bug(
         "noise of 24 bits",
         "Uniform numbers in single precision: the Gaussian ends at 5.9 deviations, and a small delta is not met.",
-        _STREAM + "gaussian",
-        "words.bitwise_and_(2**53 - 1).double()", "words.bitwise_and_(2**24 - 1).double().add_(0.5).mul_(2.0**29)",
+        "dptrain.privacy.streams:_box_muller",
+        "(words & np.uint64(2**53 - 1)).astype(np.float64)",
+        "((words & np.uint64(2**24 - 1)).astype(np.float64) + 0.5) * 2.0**29",
         ADDED + "test_the_tails_reach_as_far_as_their_bits",
     ),
     bug(
@@ -171,6 +175,46 @@ NOISE_BUGS = (
         "A forked process continues with its parent's generator: both release the same noise.",
         _STREAM + "words", _FORKED, "if False:",
         ADDED + "test_a_forked_process_does_not_repeat_its_parents_noise",
+    ),
+    # noise that is made ahead
+    bugs(
+        "a block of noise used twice",
+        "What was made ahead is kept after its step: the next has the same noise, and their difference has none.",
+        [
+            (_STREAM + "_taken", "ahead, self._ahead = self._ahead, None", "ahead = self._ahead"),
+            (_STREAM + "begin", _BEGUN, _KEPT),
+            (_STREAM + "drop", "ahead, self._ahead = self._ahead, None", "return"),
+        ],
+        AHEAD + "test_no_step_has_the_noise_of_another", AHEAD + "test_a_block_is_taken_once",
+    ),
+    bugs(
+        "the noise of a failed step",
+        "A step fails after its noise was begun, and the next takes what is left, made for another sum.",
+        [
+            ("dptrain.training.trainer:PrivateTrainer._noise_ahead", "stream.drop()", "pass"),
+            (_STREAM + "begin", _BEGUN, _KEPT),
+        ],
+        AHEAD + "test_a_failed_step_leaves_no_noise_for_the_next",
+    ),
+    bug(
+        "a block of another size",
+        "What was made ahead for fewer numbers is stretched: parameters share their noise.",
+        "dptrain.privacy.ahead:Ahead.take", "if request != self._request:",
+        "if request != self._request:\n        return self._block.result().repeat(9)[: request[0]]\n    if False:",
+        AHEAD + "test_a_block_serves_the_request_it_was_made_for_and_no_other",
+    ),
+    bug(
+        "no noise where its thread fails",
+        "The error of the thread is swallowed, and the sum goes out as it is.",
+        "dptrain.privacy.ahead:Ahead.take", "except Exception as error:",
+        "except Exception as error:\n        import torch\n        return torch.zeros(request[0], dtype=torch.float64)",
+        AHEAD + "test_a_thread_that_fails_is_an_error_and_never_missing_noise",
+    ),
+    bug(
+        "half a block where its thread fails",
+        "What one of several threads could not make stays as the memory was.",
+        "dptrain.privacy.ahead:in_parallel", "other.result()", "other.exception()",
+        AHEAD + "test_a_block_that_one_of_its_threads_could_not_make_is_an_error",
     ),
     # the loop
     bugs(

@@ -24,8 +24,8 @@ PROCESS_BUGS = (
         "noise on every rank",
         "Each process noises its own sum before they are added up: the noise is there as often as there are processes.",
         "dptrain.training.trainer:PrivateTrainer._noised", _SUM,
-        _SUM + "\n    noised = self.clipped.mechanism.noise(own, self.noise_stream.at(self.step))\n"
-        "    own = {name: value * self.plan.expected_batch_size for name, value in noised.items()}",
+        _SUM + "\n        noised = self.clipped.mechanism.noise(own, self.noise_stream.at(self.step))\n"
+        "        own = {name: value * self.plan.expected_batch_size for name, value in noised.items()}",
         _NOISE, _FIRST,
     ),
     bugs(
