@@ -209,9 +209,10 @@ def _boxes(
 
 def _meaning(file: Path, data: Mapping[Any, Any], labels: str, coco: Sequence[CocoFile] = ()) -> dict[str, Any]:
     """What a data.yaml says of its images and labels, as keywords of :class:`DataConfig`."""
-    unnamed = data.get("names") is None and data.get("nc") is None
+    if coco and data.get("names") is None:
+        data = {**data, "names": coco[0].names}
     return {
-        "names": coco[0].names if coco and unnamed else class_names(file, data),
+        "names": class_names(file, data),
         "kpt_shape": keypoint_shape(file, data),
         "channels": channel_count(file, data),
         "labels": labels,

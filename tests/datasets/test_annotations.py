@@ -133,6 +133,9 @@ def test_classes_are_found_by_name_whatever_their_numbers(make_coco: Callable[..
     data = load_data(make_coco())
     assert data.names == {0: "cat", 1: "dog"}  # by the order of the identifiers, 1 and 3
     assert boxes(data)["2.png"][:, 0].tolist() == [1, 0]
+    assert load_data(make_coco(yaml="nc: 2\n")).names == data.names
+    with pytest.raises(DataError, match="nc: 3 but names has 2 classes"):
+        load_data(make_coco(yaml="nc: 3\n"))
     named = load_data(make_coco(yaml="names: [dog, bird, cat]\n"))
     assert boxes(named)["2.png"][:, 0].tolist() == [0, 2]
 

@@ -156,6 +156,21 @@ def test_a_picture_that_is_left_out_is_private_all_the_same(picture: str, start:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_val_picture_of_somebody_whom_the_ledger_protects_is_refused(start: Path, tmp_path: Path) -> None:
+    """Whoever is beside them, and in whatever company the ledger knows them."""
+    dptrain.train(**options(tmp_path, start, list(TABLE)))
+    other = tmp_path / "other"
+    for number, name in enumerate("tv"):
+        write_image(other / name, f"{name}_0", "one box", 50 + number)
+    (other / "pets.yaml").write_text(f"train: {other}/t/images\nval: {other}/v/images\nnames: [one, two]\n")
+    (other / "people.csv").write_text("file,person\nt_0.png,ned\nv_0.png,cleo\nv_0.png,olga\n")
+    given = options(tmp_path, start, list(TABLE)) | {"data": str(other / "pets.yaml"), "validation": "public"}
+    with pytest.raises(PrivacyError, match=r"v_0\.png: is one of the val images.*protects it or its group"):
+        dptrain.train(**given | privacy(other) | {"output_dir": str(tmp_path / "two")})
+    (other / "people.csv").write_text("file,person\nt_0.png,ned\nv_0.png,olga\n")
+    dptrain.train(**given | privacy(other) | {"output_dir": str(tmp_path / "three")})
+
+
 def test_a_statement_of_people_cannot_pass_for_one_of_groups(start: Path, tmp_path: Path) -> None:
     result = dptrain.train(**options(tmp_path, start, list(TABLE)))
     file = result.output_dir / "statement.json"
