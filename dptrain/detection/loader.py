@@ -72,7 +72,12 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
 
 
 def to_device(batch: Batch, device: str | torch.device) -> Batch:
-    """Move a collated batch to ``device``; the images become float32 in [0, 1]."""
+    """Move a collated batch to ``device``; the images become float32 in [0, 1].
+
+    A GPU fetches it from pinned memory while the batch before is computed; workers' batches are pinned already.
+    """
+    if torch.device(device).type == "cuda":
+        batch = {key: value if value.is_pinned() else value.pin_memory() for key, value in batch.items()}
     moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
     moved["img"] = moved["img"].float() / 255
     return moved
