@@ -165,17 +165,20 @@ class PerImageLoss:
         one2many: Weight of the one-to-many branch of a model with two; the one-to-one branch has the rest. Set it
             from :func:`one2many_weight` as training goes on. Models with one branch have no use for it.
         settings: Gains, normaliser and focal weighting.
+        precision: ``fp32``, or ``bf16``: the model's forward pass, and with it what goes back through it, is computed
+            in bfloat16 by autocast. The loss itself is in single precision. See :mod:`dptrain.detection.precision`.
     """
 
-    def __init__(self, one2many: float = ONE2MANY_START, settings: LossSettings | None = None) -> None:
-        self.one2many, self.settings = one2many, settings or LossSettings()
+    def __init__(
+        self, one2many: float = ONE2MANY_START, settings: LossSettings | None = None, precision: str = "fp32"
+    ) -> None:
+        self.one2many, self.settings, self.precision = one2many, settings or LossSettings(), precision
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         images = batch["img"]
         if len(images) == 0:
             return images.new_zeros(0)
-        preds = model(images)
-        preds = preds[1] if isinstance(preds, tuple) else preds
+        preds = self._predicted(model, images)
         if "one2one" not in preds:
             return self._of_head(model, 10).per_image(preds, batch)
         one = self._of_head(model, 7, 1).per_image(preds["one2one"], batch)
@@ -184,8 +187,25 @@ class PerImageLoss:
         many = self._of_head(model, 10).per_image(preds["one2many"], batch)
         return many * self.one2many + one * max(1.0 - self.one2many, 0.0)
 
+    def _predicted(self, model: nn.Module, images: Tensor) -> Any:
+        if self.precision == "fp32":
+            preds = model(images)
+            return preds[1] if isinstance(preds, tuple) else preds
+        with torch.autocast(images.device.type, torch.bfloat16):
+            preds = model(images)
+        return _single(preds[1] if isinstance(preds, tuple) else preds)
+
     def _of_head(self, model: nn.Module, topk: int, topk2: int | None = None) -> _HeadLoss:
         return _HeadLoss(self.settings, _Holder(model), tal_topk=topk, tal_topk2=topk2)
+
+
+def _single(preds: Any) -> Any:
+    """What was predicted in bfloat16, in single precision: the loss decides by it, and adds up over thousands."""
+    if isinstance(preds, Mapping):
+        return {name: _single(value) for name, value in preds.items()}
+    if isinstance(preds, list | tuple):
+        return [_single(value) for value in preds]
+    return preds.float() if isinstance(preds, Tensor) and preds.dtype == torch.bfloat16 else preds
 
 
 class _Holder:

@@ -198,7 +198,7 @@ def prepare(
         folder.journal.record(steps)
 
     identities = _identities(groups, pictures) if final.bands > 1 or group is not None else None
-    task = Task(settled, final, model, dataset, list(pictures.values()), units, identities, at_once)
+    task = Task(settled, final, model, dataset, list(pictures.values()), units, identities, at_once).settled()
     trainer = task.trainer(device, group, count)
     if paid is None:
         charge.prepare()

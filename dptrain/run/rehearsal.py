@@ -222,7 +222,7 @@ class _Stage:
         at_once = min(BATCH, small.expected_batch_size)
         if config.physical_batch_size != "auto":
             at_once = int(config.physical_batch_size)
-        task = Task(config, small, model, self.train, list(self.pictures.values()), None, None, at_once)
+        task = Task(config, small, model, self.train, list(self.pictures.values()), None, None, at_once).settled()
         trainer = task.trainer(self.device)
         for step in trainer.run():
             self.on_step(step, plan.steps)

@@ -10,6 +10,7 @@ import torch
 from ..detection import DetectionModel
 from ..detection.data import DetectionDataset, StepLoader
 from ..detection.loss import PerImageLoss, one2many_weight
+from ..detection.precision import settle_precision
 from ..detection.probe import refuse_coupled_images
 from ..gradients import trainable_parameters
 from ..privacy.plan import PrivacyPlan
@@ -36,6 +37,7 @@ class Task:
         units: The examples of every unit; None where each image is one.
         identities: Of the units; None where nothing follows from them.
         at_once: How many examples go through the model at once.
+        precision: What the model's passes compute in, ``fp32`` or ``bf16``; ``auto`` is settled by the first process.
     """
 
     config: TrainConfig
@@ -46,6 +48,18 @@ class Task:
     units: UnitExamples | None
     identities: Sequence[bytes] | None
     at_once: int
+    precision: str = "fp32"
+
+    def settled(self) -> Task:
+        """Return the task with ``precision`` settled for the device that its model is on.
+
+        Raises:
+            ConfigError: The settings ask for bf16, which is not safe there.
+        """
+        loss = PerImageLoss(settings=loss_settings(self.config))
+        config = self.config
+        precision = settle_precision(config.precision, self.model, loss, config.imgsz, self.at_once, config.engine)
+        return replace(self, precision=precision)
 
     def trainer(
         self, device: torch.device, group: Group | None = None, on_release: Callable[[int], None] | None = None
@@ -56,7 +70,7 @@ class Task:
             DptrainError: The model or its optimizer cannot be trained privately.
         """
         config, plan, model = self.config, self.plan, self.model
-        loss = PerImageLoss(settings=loss_settings(config))
+        loss = PerImageLoss(settings=loss_settings(config), precision=self.precision)
         assert config.ema.decay is not None
         phases, rate, trained = phases_of(config, model), rate_of(config, plan), trainable_parameters(model)
 

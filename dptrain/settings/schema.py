@@ -36,6 +36,7 @@ HEADS = ("auto", "both", "one_to_many", "one_to_one")
 NEW_CLASSES = ("random", "zero", "mean")
 NORMALISERS = ("image", "constant")
 ENGINES = ("fused", "opacus", "microbatch")
+PRECISIONS = ("auto", "fp32", "bf16")
 # What may be another when a run or a sweep goes on: where and how fast it runs, not what it releases.
 FREE_TO_CHANGE = (
     "time", "epochs", "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume",
@@ -302,6 +303,9 @@ class TrainConfig:
     start_runs: list[str] = _key([], "folders of the private runs that the start was made from, as a mean of weights")
     public_images: str | None = _key(None, "folder or .txt list of the start's images: none may be a training image")
     engine: str = _key("fused", f"per-image gradients by one of {', '.join(ENGINES)}")
+    precision: str = _key(
+        "auto", "of the model's passes, fp32 or bf16; auto: bf16 on a GPU that has it, where a trial says it is safe"
+    )
     download: bool = _key(True, "fetch a released checkpoint, such as model=yolo26n.pt, that is not here; never data")
     resume: bool = _key(False, "continue the run in output_dir")
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)

@@ -19,6 +19,7 @@ _WEIGHTS = "dptrain.privacy.clip_rules:FlatClip.weights"
 _OUTSIDE = "tests/privacy/test_outside_clip.py::"
 _COUPLING = "dptrain.gradients.checks:refuse_coupling"
 _NORMS = "dptrain.detection.model:_replace_norms"
+BF16 = "tests/detection/test_precision.py::"
 _LARGEST = ENGINES + "test_no_example_adds_more_than_the_clip_norm"
 
 GRADIENT_BUGS = (
@@ -121,6 +122,28 @@ GRADIENT_BUGS = (
         "flat = gradients.flatten(1)",
         "flat = gradients.flatten(1)\n    return [torch.linalg.vector_norm(flat, dim=1, keepdim=True)]",
         LAYERS + "test_the_norm_of_a_long_row_is_right_in_single_precision",
+    ),
+    bug(
+        "clipped sum in bfloat16",
+        "Clipped gradients are added up in the passes' own format: each entry is off by up to 0.4 percent.",
+        "dptrain.gradients.rules.base:weigh",
+        "torch.mv(rows.flatten(1).t(), weights.to(rows.dtype))",
+        "torch.mv(rows.flatten(1).t().bfloat16(), weights.bfloat16()).to(rows.dtype)",
+        BF16 + "test_no_image_adds_more_than_the_clip_norm_and_sums_are_in_single_precision",
+    ),
+    bug(
+        "gradients in bfloat16",
+        "What the layers leave behind is taken as it is: norms and sums are in the passes' own format.",
+        "dptrain.gradients.rules.base:full_precision",
+        "return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x", "return x",
+        BF16 + "test_no_image_adds_more_than_the_clip_norm_and_sums_are_in_single_precision",
+    ),
+    bug(
+        "bfloat16 without a trial",
+        "A GPU's passes are in bfloat16 whether or not an image's gradient then depends on its place.",
+        "dptrain.detection.precision:settle_precision",
+        "reason = _unsafe(model, loss, imgsz, at_once, engine)", 'reason = ""',
+        BF16 + "test_arithmetic_that_depends_on_the_place_is_refused",
     ),
     bug(
         "sums in single precision",

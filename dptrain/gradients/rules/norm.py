@@ -27,7 +27,7 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, module: nn.GroupNorm, tape: Tape) -> Tensor:
         n, c = x.shape[:2]
-        x = x.contiguous()
+        x = x.contiguous().to(weight.dtype)  # as autocast does: statistics over a map want single precision
         positions = x.shape[2:].numel()
         out, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, positions, module.num_groups, module.eps)
         ctx.save_for_backward(x, weight, mean, rstd)
