@@ -45,10 +45,10 @@ def subject(case: Case) -> tuple[nn.Module, Callable[[Any, Any], Tensor], Any]:
         torch.manual_seed(0)
         module = modules.MODULES[case.model](case.pixels).to(case.device)
         return module, _cast(modules.losses, case), modules.random_batch(case.images, case.pixels, case.device)
-    from dptrain.detection import per_image_losses
+    from dptrain.detection import PerImageLoss
 
     batch = random_batch(case.images, case.pixels, case.device)
-    return detector(case), _cast(per_image_losses, case), batch
+    return detector(case), PerImageLoss(precision=case.precision), batch
 
 
 def detector(case: Case) -> nn.Module:

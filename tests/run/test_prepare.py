@@ -45,6 +45,20 @@ def test_a_prepared_run_is_final_and_nothing_of_it_is_written(config: TrainConfi
         prepared.plan = PLAN  # type: ignore[misc]
 
 
+def test_a_run_in_bf16_computes_in_it_and_takes_its_steps(config: TrainConfig) -> None:
+    trainer = prepare(dataclasses.replace(config, precision="bf16"), PLAN).trainer
+    assert trainer.loss_function.precision == "bf16"  # type: ignore[attr-defined]
+    trainer._on_release = None  # nothing was reserved
+    assert list(trainer.run()) == [1, 2, 3, 4]
+    assert prepare(config, PLAN).trainer.loss_function.precision == "fp32"  # type: ignore[attr-defined]
+
+
+def test_bf16_that_is_not_safe_starts_no_run(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="precision=bf16 is not safe here"):
+        prepare(dataclasses.replace(config, precision="bf16", engine="microbatch"), PLAN)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_candidate_is_paid_for_by_the_tuning(config: TrainConfig, tmp_path: Path) -> None:
     """Its own settings name a ledger, which hears nothing of it."""
     charge = RunCharge(config.budget, PLAN.event(), PLAN.delta, PLAN.unit, {}, "data", whole=True)
