@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -254,43 +254,76 @@ def _roles(options: argparse.Namespace) -> int:
 def _settle(options: argparse.Namespace) -> int:
     if (options.folder is None) == (options.run is None):
         raise ConfigError("give the run's folder, or --run ID where the folder is lost")
-    if options.run is not None:
-        ledger = _open(options)
-        found = ledger.find_run(options.run)
-        if found is None:
-            raise BudgetError(f"--run={options.run} matches no run of {ledger.address}, or several: see budget history")
-        run = str(found.id)
-        ledger.settle(run, None, "lost")
-        unseen, bands = 0, 1
-    else:
-        from ..run.charge import read_note, rounds_of, steps_of
-        from ..training.journal import StepJournal
-
-        folder = Path(options.folder)
-        note = read_note(folder)
-        try:
-            journal = StepJournal(folder / JOURNAL, new=False)  # locked, so that no process goes on meanwhile
-        except OSError as error:
-            raise BudgetError(f"{folder / JOURNAL} cannot be read ({error.strerror}): settle by --run ID") from error
-        try:
-            options.url, options.key = options.url or note["ledger"], options.key or note["key"]
-            ledger, run = _open(options), str(note["run"])
-            bands = int(note["bands"])
-            ledger.settle(run, rounds_of(journal.steps, bands), "killed", attempts=note["attempts"])
-            spent = steps_of(_row(ledger, run).charged, bands, note["steps"])
-            unseen = max(0, spent - journal.steps)
-            journal.record(journal.steps + unseen)  # whoever resumes or states the run goes by it
-        finally:
-            journal.close()
-    row = _row(ledger, run)
+    settled = [_settle_lost(options)] if options.run is not None else _settle_folder(options, Path(options.folder))
     if options.json:
-        print(to_json({"run": run, "planned": row.planned, "charged": row.charged}))
+        first, *others = [
+            {"run": one.row.id, "planned": one.row.planned, "charged": one.row.charged} for one in settled
+        ]
+        print(to_json({**first, **({"val": others[0]} if others else {})}))
     else:
-        of = "steps" if bands == 1 else f"rounds of {bands} steps"
-        what = "of them" if bands == 1 else "more steps"
-        more = f"; {unseen} {what} may have been taken, and the folder cannot show that they were not"
-        print(f"run {run}: {row.charged} of {row.planned} {of} are charged{more if unseen else ''}")
+        print("\n".join(map(_settled_words, settled)))
     return 0
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """A settled charge: its row, what it counts, and what may have been taken that the folder does not show."""
+
+    row: Row
+    what: str
+    bands: int = 1
+    unseen: int = 0
+
+
+def _settle_lost(options: argparse.Namespace) -> _Settled:
+    ledger = _open(options)
+    found = ledger.find_run(options.run)
+    if found is None:
+        raise BudgetError(f"--run={options.run} matches no run of {ledger.address}, or several: see budget history")
+    ledger.settle(str(found.id), None, "lost")
+    return _Settled(_row(ledger, str(found.id)), "steps")
+
+
+def _settle_folder(options: argparse.Namespace, folder: Path) -> list[_Settled]:
+    """Settle the charge of a run, and that of its private val split where it has one."""
+    from ..run.charge import note_of
+    from ..run.folder import RELEASES
+    from ..run.private_validation import PART
+
+    settled = [_settle_part(options, folder, JOURNAL, "", "steps")]
+    if note_of(folder, PART).exists():
+        settled.append(_settle_part(options, folder, RELEASES, PART, "evaluations on its private val split"))
+    return settled
+
+
+def _settle_part(options: argparse.Namespace, folder: Path, name: str, part: str, what: str) -> _Settled:
+    from ..run.charge import read_note, rounds_of, steps_of
+    from ..training.journal import StepJournal
+
+    note = read_note(folder, part)
+    try:
+        journal = StepJournal(folder / name, new=False)  # locked, so that no process goes on meanwhile
+    except OSError as error:
+        raise BudgetError(f"{folder / name} cannot be read ({error.strerror}): settle by --run ID") from error
+    try:
+        options.url, options.key = options.url or note["ledger"], options.key or note["key"]
+        ledger, run = _open(options), str(note["run"])
+        bands = int(note["bands"])
+        ledger.settle(run, rounds_of(journal.steps, bands), "killed", attempts=note["attempts"])
+        spent = steps_of(_row(ledger, run).charged, bands, note["steps"])
+        unseen = max(0, spent - journal.steps)
+        journal.record(journal.steps + unseen)  # whoever resumes or states the run goes by it
+    finally:
+        journal.close()
+    return _Settled(_row(ledger, run), what, bands, unseen)
+
+
+def _settled_words(settled: _Settled) -> str:
+    row, bands, unseen = settled.row, settled.bands, settled.unseen
+    of = settled.what if bands == 1 else f"rounds of {bands} steps"
+    what = "of them" if bands == 1 else "more steps"
+    more = f"; {unseen} {what} may have been taken, and the folder cannot show that they were not"
+    return f"run {row.id}: {row.charged} of {row.planned} {of} are charged{more if unseen else ''}"
 
 
 def _row(ledger: BudgetLedger, run: str) -> Row:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ..errors import ConfigError
 from ..privacy.plan import PrivacyPlan
 from ..settings.resolve import from_kwargs, make_plan, resolve
-from ..settings.schema import TrainConfig
+from ..settings.schema import PRIVATE, TrainConfig
 from ..support.devices import devices_of
 
 SITE_NAME = r"[A-Za-z0-9_-]{1,40}"
@@ -107,6 +107,7 @@ def _refuse(file: Path, config: TrainConfig, given: dict[str, Any]) -> None:
         ("tuning.method", config.tuning.method, "none"),
         ("privacy.noise", config.privacy.noise, "independent"),
         ("resume", config.resume, False),
+        ("validation", config.validation if config.validation == PRIVATE else None, None),
     ):
         if value != only:
             raise ConfigError(f"{file}: {key}={value} is not worked out for rounds: leave it out")
@@ -147,4 +148,6 @@ def read_server(file: str | Path) -> ServerSettings:
     if not values.get("output_dir"):
         raise ConfigError(f"{file}: output_dir is not set: name a folder for the weights and the record")
     config = resolve(from_kwargs(**values, steps=rounds * steps))
+    if config.validation == PRIVATE:
+        raise ConfigError(f"{file}: validation=private is not worked out for rounds: the server's val split is public")
     return ServerSettings(config, rounds, steps, sites, timeout)

@@ -284,8 +284,7 @@ class Charges:
             return
         changes = manifest.changes_since(snapshots.snapshot_units(connection, row.snapshot_id))
         raise BudgetError(
-            f"the training images are not those that run {row.id} began with ({changes}): put them back, or start a "
-            "new run"
+            f"the images are not those that run {row.id} began with ({changes}): put them back, or start a new run"
         )
 
     def _refuse_superseded(self, row: Row, held: Sequence[str]) -> None:

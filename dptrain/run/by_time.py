@@ -26,6 +26,8 @@ from ..settings.schema import (
     DEFAULT_IMAGES_PER_GROUP,
     DEFAULT_TIME,
     EVALUATIONS_PER_RUN,
+    PRIVATE,
+    PUBLIC,
     PrivacyConfig,
     TrainConfig,
 )
@@ -115,8 +117,7 @@ def settle_steps(config: TrainConfig) -> TrainConfig:
         steps, batch = passes(config.privacy, recipe, config.epochs)
         found = f"{steps} steps are epochs={config.epochs:g}"
     else:
-        evaluated = len(data.val) if config.validation == "public" else 0
-        speed = _measured(config, model_to_train(config, data).to(device), device, evaluated)
+        speed = _measured(config, model_to_train(config, data).to(device), device, _evaluated(config, len(data.val)))
         given = config.time or DEFAULT_TIME
         steps, batch = fitted(config.privacy, recipe, speed, _SHARE * seconds_of(given))
         unit = "an image" if config.privacy.unit == "image" else f"a {config.privacy.unit}"
@@ -133,6 +134,13 @@ def settle_steps(config: TrainConfig) -> TrainConfig:
     )
     privacy = config.privacy if batch is None else replace(config.privacy, expected_batch_size=batch)
     return replace(config, steps=steps, privacy=privacy, ema=replace(config.ema, decay=decay))
+
+
+def _evaluated(config: TrainConfig, public: int) -> int:
+    """Images of all evaluations; those of a private val split as declared, not as counted."""
+    if config.validation == PRIVATE:
+        return config.validation_privacy.dataset_size or 0
+    return public * (EVALUATIONS_PER_RUN + 1) if config.validation == PUBLIC else 0
 
 
 def fitted(privacy: PrivacyConfig, recipe: Recipe, speed: Speed, seconds: float) -> tuple[int, int | None]:
@@ -221,11 +229,12 @@ def _measured(config: TrainConfig, model: DetectionModel, device: torch.device, 
     if config.physical_batch_size != "auto":
         at_once = min(at_once, int(config.physical_batch_size))
     image = seconds_per_image(model, config.imgsz, at_once, config.engine)
-    looks = seconds_per_prediction(model, config.imgsz, at_once) * evaluated * (EVALUATIONS_PER_RUN + 1)
+    looks = seconds_per_prediction(model, config.imgsz, at_once) * evaluated
     numbers = sum(p.numel() for p in trainable_parameters(model).values())
     stream = NoiseStream(None, "speed")
     began = time.perf_counter()
     stream.gaussian(numbers)
     noise = time.perf_counter() - began
-    scales = 0.0 if not evaluated or config.privacy.clipping not in (AUTO, "scaled") else 2 * IMAGES * image
+    measures = evaluated and config.validation == PUBLIC and config.privacy.clipping in (AUTO, "scaled")
+    scales = 2 * IMAGES * image if measures else 0.0
     return Speed(image * examples, _STEP_OVER_NOISE * noise, looks + scales)

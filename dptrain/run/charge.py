@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOTE_NAME, _READING = "budget.json", "dataset_budget.json"
-NOTE, READING = f"{OWNER}/{_NOTE_NAME}", f"{OWNER}/{_READING}"
+NOTE = f"{OWNER}/{_NOTE_NAME}"
 NOTE_FORMAT, _READING_FORMAT = 2, 1
 _RETRIES = (0.5, 2.0, 5.0)  # seconds; the ledger itself waits for other writers
 _LEASES = 100  # a run; each is one transaction, and a crash costs the steps of at most one
@@ -63,6 +63,7 @@ class RunCharge:
         bands: Steps that one of the event's repetitions is for.
         steps: Steps of the run; None where the event has one repetition for each.
         boxes: Where the labels of the pictures are.
+        part: Before the names of the owner's files: the charge of a private val split has files of its own.
     """
 
     budget: BudgetConfig
@@ -78,6 +79,7 @@ class RunCharge:
     bands: int = 1
     steps: int | None = None
     boxes: TextBoxes | None = None
+    part: str = ""
 
     def __post_init__(self) -> None:
         self._ledger: BudgetLedger | None = None
@@ -118,13 +120,13 @@ class RunCharge:
         Raises:
             BudgetError: It does not fit, the images changed, or the folder's charge is not in this ledger.
         """
-        note = folder / NOTE
+        note = note_of(folder, self.part)
         _refuse_earlier(folder)
         if self._ledger is None or self._manifest is None:
             if note.exists():
                 raise BudgetError(f"the run in {folder} is charged in a ledger: resume it with its budget.url")
             return "budget: not recorded (budget.url=null)"
-        known = read_note(folder) if resume and note.exists() else None
+        known = read_note(folder, self.part) if resume and note.exists() else None
         row = self._ledger.find_run(known["run"]) if known else None
         if known and row is None and steps:
             raise BudgetError(
@@ -167,7 +169,7 @@ class RunCharge:
         assert self._ledger is not None
         payload = {"format": NOTE_FORMAT, "run": run, "ledger": self._ledger.address, "key": self.budget.key}
         payload |= {"attempts": list(attempts), "bands": self.bands, "steps": self.steps}
-        write_json(owner_folder(folder) / _NOTE_NAME, payload)
+        write_json(owner_folder(folder) / f"{self.part}{_NOTE_NAME}", payload)
 
     def _declared(self) -> dict[str, Any]:
         """What may be published: a limit only where the user named the budget, for one that the images chose tells."""
@@ -185,7 +187,9 @@ class RunCharge:
         assert self._ledger is not None and self.facts is not None
         name, limit, delta = (self.facts[key] for key in ("name", "limit", "delta"))
         declared = "" if limit is None else f"{name} may spend epsilon {limit:g} in all (RDP, delta {delta:.3g}); "
-        return f"budget: {declared}recorded in {self._ledger.name}; what is spent, for the owner: {folder / READING}"
+        return (
+            f"budget: {declared}recorded in {self._ledger.name}; what is spent, for the owner: {self._reading(folder)}"
+        )
 
     def _write_reading(self) -> None:
         """Tell the owner what the ledger now says of the dataset that these images are taken for."""
@@ -205,7 +209,11 @@ class RunCharge:
             "head": self._ledger.head,
             "notices": list(self._charge.notes),
         }
-        write_json(owner_folder(self._folder) / _READING, values)
+        owner_folder(self._folder)
+        write_json(self._reading(self._folder), values)
+
+    def _reading(self, folder: Path) -> Path:
+        return folder / OWNER / f"{self.part}{_READING}"
 
     @property
     def taken(self) -> int:
@@ -289,13 +297,18 @@ def steps_per_lease(planned: int) -> int:
     return max(1, -(-planned // _LEASES))
 
 
-def read_note(folder: Path) -> dict[str, Any]:
-    """Return what a run's folder knows of its charge.
+def note_of(folder: Path, part: str = "") -> Path:
+    """Where a run's folder keeps what it knows of its charge; ``part`` as in :class:`RunCharge`."""
+    return folder / OWNER / f"{part}{_NOTE_NAME}"
+
+
+def read_note(folder: Path, part: str = "") -> dict[str, Any]:
+    """Return what a run's folder knows of its charge, or of that of its val split; ``part`` as in :class:`RunCharge`.
 
     Raises:
         BudgetError: There is no such note, or it is damaged.
     """
-    note = folder / NOTE
+    note = note_of(folder, part)
     _refuse_earlier(folder)
     try:
         payload = read_json(note)
@@ -314,7 +327,7 @@ def read_note(folder: Path) -> dict[str, Any]:
         return known
     except FileNotFoundError:
         raise BudgetError(
-            f"{folder} holds no charge ({NOTE} is missing): the run was not recorded in a ledger"
+            f"{folder} holds no charge ({note.relative_to(folder)} is missing): the run was not recorded in a ledger"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BudgetError(f"{note} cannot be read: settle the run by its identifier, --run (budget history)") from error

@@ -58,14 +58,15 @@ class DeclaredPublic:
             DataError: It names two files that hold the same picture, and says how many more there are; or an image
                 cannot be read.
         """
-        private = {picture: file for file, picture in train.items()}
-        shared = [file for file, picture in self.pictures.items() if picture in private]
-        if shared:
-            first = shared[0]
-            raise DataError(
-                f"{private[self.pictures[first]]}: is a training image and one of {self.what} ({first}, perhaps "
-                f"turned), which are used without noise{_more(len(shared))}; {self.fix}"
-            )
+        refuse_shared(self.pictures, train, self.what, "which are used without noise", self.fix)
+
+    def refuse_private_val(self, val: Mapping[Path, bytes]) -> None:
+        """Refuse images of this run's own private val split, by the identity of the picture in each of its files.
+
+        Raises:
+            DataError: As :meth:`refuse_training`.
+        """
+        refuse_shared(self.pictures, val, self.what, "which are used without noise", self.fix, "private val")
 
     def refuse_protected(self, budget: LedgerPlace) -> str:
         """Refuse images that the ledger at hand knows: they are somebody's private data, whatever folder they are in.
@@ -102,6 +103,37 @@ class DeclaredPublic:
                 f"{first}: is one of {self.what}, which are used without noise, and the ledger {ledger.name} protects "
                 f"it{'' if self.groups is None else ' or its group'}, in {names[0]}{_more(len(held))}; {self.fix}"
             )
+
+
+def refuse_shared(
+    pictures: Mapping[Path, bytes],
+    train: Mapping[Path, bytes],
+    what: str,
+    why: str,
+    fix: str,
+    split: str = "training",
+) -> None:
+    """Refuse images that are those of a private split, however they are turned.
+
+    Args:
+        pictures: The identity of the picture in every image file.
+        train: The same of the private split.
+        what: What the images are called.
+        why: What they are used for.
+        fix: What their owner can do.
+        split: What the private split is called.
+
+    Raises:
+        DataError: It names two files that hold the same picture, and says how many more there are.
+    """
+    private = {picture: file for file, picture in train.items()}
+    shared = [file for file, picture in pictures.items() if picture in private]
+    if shared:
+        first = shared[0]
+        raise DataError(
+            f"{private[pictures[first]]}: is a {split} image and one of {what} ({first}, perhaps "
+            f"turned), {why}{_more(len(shared))}; {fix}"
+        )
 
 
 def _more(count: int) -> str:

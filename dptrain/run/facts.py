@@ -38,14 +38,20 @@ def training_facts(config: TrainConfig, unit: str) -> dict[str, Any]:
     }
 
 
-def validation_words(evaluates: bool, chose: bool, scaled: bool = False) -> str:
+PRIVATELY = "private (validation=private): noised counts released, at the cost of its own that is stated below"
+
+
+def validation_words(evaluates: bool, chose: bool, scaled: bool = False, private: bool = False) -> str:
     """Say what the validation split was to the run.
 
     Args:
         evaluates: Whether the run measured mAP on it.
         chose: A tuning picked the run by its metrics.
         scaled: The layers' scales were measured on images of it.
+        private: Noised counts of it were released, or are going to be.
     """
+    if private:
+        return PRIVATELY
     if not evaluates:
         return "not evaluated in the run"
     words = "treated as public (validation=public): metrics released without noise; "

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 CHECKPOINT, SETTINGS = "checkpoint.pt", "settings.json"
 ROUNDS = "rounds.json"  # of a site: dptrain.federated
+RELEASES = "releases.journal"  # of a private val split: one byte for every release that was begun
 _OF_A_START = (
-    JOURNAL, CHECKPOINT, f"{CHECKPOINT}.age", SETTINGS, ROUNDS, "config.yaml", "mlflow_run", README, *TABLES,
+    JOURNAL, RELEASES, CHECKPOINT, f"{CHECKPOINT}.age", SETTINGS, ROUNDS, "config.yaml", "mlflow_run", README, *TABLES,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +27,11 @@ from ..training.checkpoint import load_checkpoint, save_checkpoint
 from ..training.trainer import PrivateTrainer
 from .facts import training_facts, validation_words
 from .folder import CHECKPOINT
-from .lines import lines_before
+from .lines import in_words, lines_before
 from .notes import tell_owner
 from .phases import facts_of, number_of
 from .prepare import Prepared
+from .private_validation import PrivateValidation
 from .progress import Progress
 from .publishing import config_text, draw, open_tracker, publish
 from .tracking import NoTracker, Tracker
@@ -45,7 +46,8 @@ class TrainResult:
         weights: ``weights/last.pt``, the moving average; opens with ``ultralytics.YOLO``; ``last.pt.age`` if sealed.
         epsilon: RDP epsilon of the plan, all of whose steps were taken, at ``plan.delta``; that of the whole tuning,
             where there was one.
-        metrics: Ultralytics' metrics on the validation split at the end; empty without evaluation.
+        metrics: Ultralytics' metrics on the public validation split at the end; of a private one the noised
+            estimates, ``metrics/noised/...``; empty without evaluation.
         statement: The privacy statement, as in ``statement.json``.
         output_dir: The folder of the run.
         plan: The plan it followed.
@@ -149,6 +151,8 @@ class Run:
         try:
             if self.prepared.pays:
                 self._begin()
+            if (private := self.prepared.private_validation) is not None:
+                self._say(private.open(self.output, self.config.resume, self.folder.journal.steps))
             yield
         except (SystemExit, KeyboardInterrupt):
             reason = "stopped"
@@ -157,7 +161,15 @@ class Run:
             reason = "failed"
             raise
         finally:
-            self._settle(reason)
+            try:
+                self._settle(reason)
+            finally:
+                self._close_releases(reason)
+
+    def _close_releases(self, reason: str) -> None:
+        private = self.prepared.private_validation
+        if private is not None and not private.close(reason):
+            self.folder.keep = True
 
     def _begin(self) -> None:
         journal = self.folder.journal
@@ -257,6 +269,7 @@ class Run:
 
     def _write_statement(self, status: str) -> dict[str, Any]:
         prepared, config = self.prepared, self.config
+        private = prepared.private_validation
         statement = make_statement(
             self.plan,
             steps=max(self.trainer.step, self.folder.journal.steps if self.trainer.secure else 0),
@@ -282,7 +295,9 @@ class Run:
                 prepared.validation is not None,
                 chose=not prepared.pays,
                 scaled=prepared.scaled_by is not None and prepared.scaled_by.val,
+                private=private is not None,
             ),
+            validation_release=None if private is None else private.facts(private.begun),
             deviations=self.charge.deviations,
             start_runs=prepared.start_runs,
             public_data={
@@ -304,10 +319,12 @@ class Run:
         return groups_in_words(self.config.privacy.groups, is_own(self.config.data), column)
 
     def _evaluate(self, tracker: Tracker, progress: Progress | None = None) -> bool:
-        """Evaluate on the public val split, if there is one; return whether somebody wants the run to end here."""
+        """Evaluate on the val split, if there is one; return whether somebody wants the run to end here."""
         prepared = self.prepared
         step = self.trainer.step
         costs = {**self._costs(step), "dp/delta": self.plan.delta}
+        if prepared.private_validation is not None:
+            return self._evaluate_privately(prepared.private_validation, costs, tracker, progress)
         if prepared.validation is None:
             return self.watcher.evaluated(self.prepared, step, costs, None)
         with self.trainer.average.applied():
@@ -317,26 +334,51 @@ class Run:
                 batch_size=prepared.physical_batch_size,
                 device=str(prepared.device),
             )
-        row = {
-            "epoch": round(step * self.plan.sample_rate, 4),
-            "step": step,
-            **({"phase": number_of(self.trainer.phases, step)} if self.config.phases else {}),
-            **costs,
-            **result.values,
-        }
+        row = self._row(costs, result.values)
         append_rows(self.output / "results.csv", [row])
         per_class: list[dict[str, Any]] = [
             {"step": step, "class": name, **values} for name, values in result.per_class.items()
         ]
         append_rows(self.output / "per_class.csv", per_class)
+        text = f"mAP50 {row['metrics/mAP50B']:.3f}  mAP50-95 {row['metrics/mAP50-95B']:.3f}"
+        self._tell(row, text, tracker, progress)
+        return self.watcher.evaluated(self.prepared, step, row, result)
+
+    def _evaluate_privately(
+        self, private: PrivateValidation, costs: dict[str, float], tracker: Tracker, progress: Progress | None
+    ) -> bool:
+        """Release noised counts of the private val split, where the plan has a release after this step."""
+        step = self.trainer.step
+        number = private.due(step, self.plan.steps)
+        if number is None:
+            return self.watcher.evaluated(self.prepared, step, costs, None)
+        with self.trainer.average.applied():
+            found = private.evaluate(self.prepared.model, number, self.prepared.device)
+        row = self._row(costs, found.row())
+        append_rows(self.output / "results.csv", [row])
+        self._tell(row, in_words(found), tracker, progress)
+        return self.watcher.evaluated(self.prepared, step, row, None)
+
+    def _row(self, costs: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
+        """The line of ``results.csv`` for the step that was evaluated."""
+        step = self.trainer.step
+        return {
+            "epoch": round(step * self.plan.sample_rate, 4),
+            "step": step,
+            **({"phase": number_of(self.trainer.phases, step)} if self.config.phases else {}),
+            **costs,
+            **values,
+        }
+
+    def _tell(self, row: Mapping[str, float], metrics: str, tracker: Tracker, progress: Progress | None) -> None:
+        """Log what was evaluated, and show it."""
+        step = self.trainer.step
         tracker.metrics({key: value for key, value in row.items() if key not in ("epoch", "step")}, step)
         text = (
             f"step {step:>5}/{self.plan.steps}  "
-            f"epsilon {shown(row['dp/epsilon'])} of {shown(row['dp/epsilon_claimed'])}  "
-            f"mAP50 {row['metrics/mAP50B']:.3f}  mAP50-95 {row['metrics/mAP50-95B']:.3f}"
+            f"epsilon {shown(row['dp/epsilon'])} of {shown(row['dp/epsilon_claimed'])}  {metrics}"
         )
         (progress.print if progress else self._say)(text)
-        return self.watcher.evaluated(self.prepared, step, row, result)
 
     def _costs(self, step: int) -> dict[str, float]:
         """What the outputs up to a step cost whoever sees no later ones, and what is claimed, wherever the run ends.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..support.words import shown
+from ..detection.estimates import Estimates, of_use
+from ..settings.schema import PUBLIC
+from ..support.words import counted, shown
+from . import phases
 from .foretold import foretold
-from .phases import in_words
 from .prepare import Prepared
 
 
@@ -34,7 +36,7 @@ def lines_before(prepared: Prepared) -> Iterator[str]:
             f"only, which is accounted as {count} steps at sample rate {rate:.4g}"
         )
     if config.phases:
-        yield in_words(config, prepared.trainer, prepared.rate_by_rule)
+        yield phases.in_words(config, prepared.trainer, prepared.rate_by_rule)
     elif any(prepared.rate_by_rule):
         yield f"optimizer.lr is not set: {config.optimizer.lr:g}, by the rule of docs/training.md"
     if (warning := foretold(plan, prepared.model)) is not None:
@@ -46,5 +48,21 @@ def lines_before(prepared: Prepared) -> Iterator[str]:
                 f"layers are scaled by their gradients on {prepared.scaled_by.images} images of the val split; "
                 "privacy.clipping=flat turns it off"
             )
-    elif config.validation == "public":
+    elif (private := prepared.private_validation) is not None:
+        looks = counted(private.plan.releases, "noised evaluation")
+        yield (
+            f"validation=private: {looks} of the val split at noise multiplier {private.plan.noise_multiplier:.4g}, "
+            f"which cost its images epsilon {shown(private.plan.epsilon())} (RDP; PLD "
+            f"{shown(private.plan.epsilon('pld'))}), delta {private.plan.delta:.3g}, unit {private.plan.unit}; its "
+            "exact metrics, and their number, stay private"
+        )
+    elif config.validation == PUBLIC:
         yield f"no evaluation: {config.data} has no val split"
+    else:
+        yield "validation=off: the run does not evaluate, and reads no image of the val split"
+
+
+def in_words(found: Estimates) -> str:
+    """What noised counts say, on the line of an evaluation: each with what the noise may have moved it by."""
+    said = "  ".join(f"{name} {found.values[name]:.3f} +- {found.sd[name]:.3f}" for name in ("mAP50", "mAP50-95"))
+    return f"{said} (noised{'' if of_use(found) else ': too much for these val images to say more'})"

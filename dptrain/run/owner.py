@@ -16,10 +16,12 @@ May be published. Noised, or declared by whoever started the run:
   weights/          the weights, with the statement of what they cost
   statement.*       the privacy statement
   results.csv, per_class.csv, epsilon_vs_map.png
-                    metrics on the validation split, which was declared public
+                    metrics on the validation split, which was declared public; of a
+                    private one (validation=private), what noised counts say
   config.yaml, settings.json, mlflow_run
                     the settings and names that were declared; they may hold paths of this machine
-  steps.journal     one byte for every step that was started
+  steps.journal     one byte for every step that was started; releases.journal: for
+                    every noised evaluation on a private validation split
   checkpoint.pt     the noised state of the training, for resume=true
 
 For the data's owner only, since it depends on the private images or on the ledger:
@@ -35,6 +37,8 @@ the training split.
   budget.json           which charge of the ledger is this run's, and the token to resume it
   dataset.txt           what was noticed of the images and labels
   dataset_budget.json   what the dataset has spent, the ledger's own name for it, and what the ledger noticed
+  val_budget.json, val_dataset_budget.json
+                        the same of a private validation split (validation=private)
 """
 
 

@@ -26,7 +26,8 @@ from ..detection.memory import physical_batch_size
 from ..privacy.plan import PrivacyPlan
 from ..privacy.units import UnitExamples
 from ..sealing.weights import is_weights, weights_hash
-from ..settings.schema import DEFAULT_IMAGES_PER_GROUP, FREE_TO_CHANGE, TrainConfig
+from ..settings.schema import DEFAULT_IMAGES_PER_GROUP, FREE_TO_CHANGE, OFF, PUBLIC, TrainConfig
+from ..settings.to_plan import make_release_plan
 from ..statement.start_runs import StartRun
 from ..support.devices import usable_device
 from ..training.processes import Group
@@ -38,6 +39,7 @@ from .facts import runs_behind
 from .folder import RunFolder
 from .notes import labels_read, same_source
 from .outputs import OutputFiles
+from .private_validation import PrivateValidation, prepare_private
 from .scales import PublicVal, ScaledBy, settle_clipping
 from .task import Task
 
@@ -73,7 +75,8 @@ class Prepared:
         start_runs: The private runs behind the start.
         pictures: What it draws from: the identity of the picture in every image file.
         groups: The group of every image, where groups are protected.
-        validation: What it is evaluated on; None without evaluation.
+        validation: The public split that it is evaluated on; None without one.
+        private_validation: The private one, of which only noised counts are released; None without one.
         scaled_by: The public images that the layers' scales were measured on; None without scales.
         rate_by_rule: Whether nobody gave a learning rate: of the run, or of its phases.
         physical_batch_size: How many examples go through the model at once.
@@ -96,6 +99,7 @@ class Prepared:
     pictures: Mapping[Path, bytes]
     groups: Sequence[str] | None
     validation: DetectionDataset | None
+    private_validation: PrivateValidation | None
     scaled_by: ScaledBy | None
     rate_by_rule: tuple[bool, ...]
     physical_batch_size: int
@@ -123,6 +127,8 @@ class Prepared:
         del values["seal"]
         if not self.config.phases:
             del values["phases"]
+        if self.private_validation is None:
+            del values["validation_privacy"]
         if self.config.seal.recipients:
             values["sealed"] = True
         return {
@@ -160,8 +166,8 @@ def prepare(
     start_hash = weights_hash(start) if is_weights(start) else None
     start_runs = runs_behind(start, config.start_runs) if paid is None else paid.start_runs
     folder.refuse_inside(data)
-    evaluates = config.validation == "public" and bool(data.val)
-    found = grouped(config.privacy.groups, plan.unit, data, evaluates)
+    evaluates = config.validation == PUBLIC and bool(data.val)
+    found = grouped(config.privacy.groups, plan.unit, data, config.validation != OFF)
     data, groups = found.data, found.train
     dataset = DetectionDataset(data, "train", config.imgsz, augmentation_of(config), verify=False)
     small: list[np.ndarray] = []
@@ -171,11 +177,14 @@ def prepare(
     if not config.privacy.copies_are_one:
         refuse_repeats(private, groups and [*groups, *found.left_out.values()])
     validation = DetectionDataset(data, "val", config.imgsz, verify=False) if evaluates else None
-    val = _compared(config, private, validation, found.val)
-    settled, final, scaled_by = settle_clipping(settled, plan, data, model, private, val, outputs)
+    name = data_name(Path(config.data))
+    releases = make_release_plan(settled, plan.steps)
+    of_val = None if releases is None else prepare_private(settled, releases, data, private, found.val, name)
+    private_val = {} if of_val is None else of_val.charge.pictures
+    val = _compared(config, private, validation, found.val, private_val)
+    settled, final, scaled_by = settle_clipping(settled, plan, data, model, private, val, outputs, private_val)
     units = _units(config, groups, pictures, len(dataset))
     at_once = _physical_batch_size(config, final, model, device, units, group)
-    name = data_name(Path(config.data))
     own = RunCharge(
         config.budget,
         final.event(),
@@ -217,6 +226,7 @@ def prepare(
         pictures=pictures,
         groups=groups,
         validation=validation,
+        private_validation=of_val,
         scaled_by=scaled_by,
         rate_by_rule=tuple(phase.lr is None for phase in config.phases) or (config.optimizer.lr is None,),
         physical_batch_size=at_once,
@@ -226,7 +236,7 @@ def prepare(
         tuning=None if paid is None else paid.facts,
         notes=[
             *(same_source(pictures, small) if groups is None else found.notes),
-            *labels_read([dataset, validation]),
+            *labels_read([dataset, validation if of_val is None else of_val.images]),
         ],
     )
 
@@ -236,6 +246,7 @@ def _compared(
     pictures: Mapping[Path, bytes],
     validation: DetectionDataset | None,
     val_groups: Sequence[str] | None,
+    private_val: Mapping[Path, bytes],
 ) -> PublicVal | None:
     """The val split; training images, and images that the ledger protects, are refused there and behind the start."""
     val: PublicVal | None = None
@@ -249,6 +260,7 @@ def _compared(
         fix = "start from weights that other images made, or train without it"
         declared = DeclaredPublic("public_images", files, fix)
         declared.refuse_training(pictures)
+        declared.refuse_private_val(private_val)
         declared.refuse_protected(config.budget)
     return val
 

@@ -37,13 +37,15 @@ def open_tracker(
         "dptrain.accountant": "RDP (dp-accounting)",
         "dptrain.sampler": "Poisson" if plan.bands == 1 else "cyclic Poisson",
         "dptrain.valid": str(secure).lower(),
+        "dptrain.validation": str(config.validation),
     }
     note = output / "mlflow_run"
     known = note.read_text().strip() if note.exists() else None
     tracker = Tracker.start(tracking.uri, tracking.experiment, tracking.run_name, tags, known)
     write_text(note, tracker.run_id)
     if known is None:
-        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(("tracking.", "budget.", "seal."))}
+        kept = ("tracking.", "budget.", "seal.", "validation_privacy.budget")
+        flat = {k: v for k, v in flatten(asdict(config)).items() if not k.startswith(kept)}
         claim = claim_of(plan, plan.steps, tuning)
         tracker.parameters({**flat, "privacy.epsilon": claim.epsilon, "privacy.epsilon_pld": claim.epsilon_pld})
     return tracker
@@ -66,7 +68,7 @@ def publish(output: Path, tracker: Tracker) -> dict[str, float]:
         metrics = {key: value for key, value in rows[-1].items() if key.startswith("metrics/")}
         names += [_CURVE, *TABLES]
     for name in names:
-        if (output / name).exists():
+        if (output / name).exists():  # no per_class.csv of a private val split
             tracker.file(output / name)
     for file in sorted((output / "weights").iterdir()):  # the statement travels with the weights
         tracker.file(file, "weights")

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ..datasets.data_yaml import data_name
 from ..detection import DetectionModel
@@ -79,6 +80,7 @@ def settle_clipping(
     train: Mapping[Path, bytes],
     val: PublicVal | None,
     outputs: OutputFiles,
+    private_val: Mapping[Path, bytes] = MappingProxyType({}),
 ) -> tuple[TrainConfig, PrivacyPlan, ScaledBy | None]:
     """Return the settings with the clip rule written out, the plan with its scales, and what those were measured on.
 
@@ -93,6 +95,7 @@ def settle_clipping(
         train: The identity of the picture in every training image, which public images are held against.
         val: The val split, where it is public; compared already.
         outputs: Reads the checkpoint of a resumed run, whose scales it keeps: its start may have been random.
+        private_val: The same as ``train`` of a private val split; public images are held against it too.
 
     Raises:
         DptrainError: The public images cannot be used, or are private.
@@ -104,7 +107,7 @@ def settle_clipping(
         plan = replace(plan, clipping=replace(plan.clipping, name=privacy.clipping))
     if privacy.clip_scales is None:
         return config, plan, None
-    images, by = _by_val(config, val) if privacy.clip_scales == BY_VAL else _by_file(config, data, train)
+    images, by = _by_val(config, val) if privacy.clip_scales == BY_VAL else _by_file(config, data, train, private_val)
     checkpoint = Path(config.output_dir) / CHECKPOINT
     if config.resume and outputs.place(checkpoint).exists():
         scales = scales_of(outputs.place(checkpoint), outputs.read(checkpoint))
@@ -134,12 +137,15 @@ def _by_val(config: TrainConfig, val: PublicVal | None) -> tuple[DetectionDatase
     return images, ScaledBy(words, len(images), val.compared, _sha256(images, val.pictures), val=True)
 
 
-def _by_file(config: TrainConfig, data: DataConfig, train: Mapping[Path, bytes]) -> tuple[DetectionDataset, ScaledBy]:
+def _by_file(
+    config: TrainConfig, data: DataConfig, train: Mapping[Path, bytes], private_val: Mapping[Path, bytes]
+) -> tuple[DetectionDataset, ScaledBy]:
     """Train images of another data.yaml, compared with the training split and the ledger here."""
     file = str(config.privacy.clip_scales)
     public = public_part(file, data)
     declared = DeclaredPublic(f"the images of privacy.clip_scales={file}", public.train, "name other public images")
     declared.refuse_training(train)
+    declared.refuse_private_val(private_val)
     compared = declared.refuse_protected(config.budget)
     images = DetectionDataset(public, "train", config.imgsz, verify=False)
     sha256 = _sha256(images, declared.pictures)

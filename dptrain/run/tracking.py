@@ -1,7 +1,8 @@
 """MLflow: the privacy budget next to mAP, at the same whole-number step.
 
-What is logged is noised, public, or computed on a validation split that was declared public. A run whose tracker cannot
-be reached does not start; one whose tracker goes away later goes on, says so once, and keeps everything in its folder.
+What is logged is noised, public, or computed on a validation split that was declared public; what was estimated from
+noised counts of a private one is named so, ``metrics/noised/...``. A run whose tracker cannot be reached does not
+start; one whose tracker goes away later goes on, says so once, and keeps everything in its folder.
 
 Every time that is stored of a run is one and the same, the start of the day on which it began (or a millisecond after
 the run before it, so that lists keep their order): the milliseconds at which metrics come in would tell how long the

@@ -27,6 +27,7 @@ from .schema import (
     NORMS,
     OPTIMIZERS,
     PRECISIONS,
+    PRIVATE,
     REFUSED_AUGMENTATIONS,
     REMOVED,
     SAME_PICTURE,
@@ -62,12 +63,20 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 Ranges = tuple[tuple[str, Callable[[float], bool], str], ...]  # keys, what fits them, and that in words
 _RANGES: Ranges = (
-    ("privacy.epsilon", lambda v: v > 0, "more than 0 and finite: it is the privacy loss allowed"),
-    ("privacy.delta", lambda v: 0 < v < 1, "between 0 and 1, both excluded, and well below 1/dataset_size"),
+    (
+        "privacy.epsilon validation_privacy.epsilon",
+        lambda v: v > 0,
+        "more than 0 and finite: it is the privacy loss allowed",
+    ),
+    (
+        "privacy.delta validation_privacy.delta",
+        lambda v: 0 < v < 1,
+        "between 0 and 1, both excluded, and well below 1/dataset_size",
+    ),
     ("privacy.sample_rate", lambda v: 0 < v <= 1, "in (0, 1]: it is the chance that a unit is in a step"),
     (
         "privacy.expected_batch_size privacy.dataset_size privacy.images_per_group augment.multiplicity steps "
-        "privacy.bands evaluate_every checkpoint_every",
+        "validation_privacy.dataset_size privacy.bands evaluate_every checkpoint_every",
         lambda v: v >= 1,
         "1 or more",
     ),
@@ -114,6 +123,8 @@ def check_values(config: TrainConfig) -> None:
             raise ConfigError(f"augment.{name}={getattr(config.augment, name)} is refused: {reason}; leave it out")
     if config.privacy.noise_multiplier is not None:
         check_noise_multiplier(config.privacy.noise_multiplier, "privacy.noise_multiplier")
+    if config.validation_privacy.noise_multiplier is not None:
+        check_noise_multiplier(config.validation_privacy.noise_multiplier, "validation_privacy.noise_multiplier")
     check_clip_norm(config.privacy.clip_norm, "privacy.clip_norm")
     check_ranges(config, _RANGES)
 
@@ -159,6 +170,7 @@ def check_together(config: TrainConfig) -> None:
             "does not declare it public: set validation=public, or leave privacy.clip_scales out"
         )
     _check_noise(config)
+    _check_validation(config)
     if config.loss.constant is not None and config.loss.normaliser != "constant":
         raise ConfigError(f"loss.constant={config.loss.constant} has no effect without loss.normaliser=constant")
     if not config.loss.box + config.loss.cls + config.loss.dfl:
@@ -190,6 +202,44 @@ def _check_noise(config: TrainConfig) -> None:
     for name, given in refused.items():
         if given:
             raise ConfigError(f"privacy.noise=banded with {name} is not worked out: leave one of them out")
+
+
+def _check_validation(config: TrainConfig) -> None:
+    """A private val split needs a guarantee of its own, and public constants; no other kind has a use for them."""
+    section = config.validation_privacy
+    if config.validation != PRIVATE:
+        for name, value in vars(section).items():
+            if value is not None:
+                raise ConfigError(
+                    f"validation_privacy.{name}={value} is of validation=private, and validation={config.validation}: "
+                    "give validation=private, or leave it out"
+                )
+        return
+    if config.tuning.method != "none":
+        raise ConfigError(
+            f"validation=private with tuning.method={config.tuning.method}: the score that picks the winner must be "
+            "computed on public images; declare a public val split (validation=public)"
+        )
+    if config.privacy.unit == "person":
+        raise ConfigError(
+            "validation=private with privacy.unit=person is not worked out: somebody may be in several val pictures; "
+            "give validation=off"
+        )
+    if section.epsilon is not None and section.noise_multiplier is not None:
+        raise ConfigError(
+            f"validation_privacy.epsilon={section.epsilon} and validation_privacy.noise_multiplier="
+            f"{section.noise_multiplier} say the same twice: give one of them"
+        )
+    if section.epsilon is None and section.noise_multiplier is None:
+        raise ConfigError(
+            "validation=private, and nothing says how much the val images may lose: give validation_privacy.epsilon=1, "
+            "or validation_privacy.noise_multiplier"
+        )
+    if section.delta is None and section.dataset_size is None:
+        raise ConfigError(
+            "validation_privacy.delta is not set, and the val images are not counted for it (their number is private): "
+            "declare it, validation_privacy.dataset_size=..., or give validation_privacy.delta=1e-5"
+        )
 
 
 def check_seal(seal: SealConfig) -> None:

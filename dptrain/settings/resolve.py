@@ -31,6 +31,8 @@ from .schema import (
     CHECKPOINTS_PER_RUN,
     DEFAULT_IMAGES_PER_GROUP,
     EVALUATIONS_PER_RUN,
+    PRIVATE,
+    PUBLIC,
     REFUSED_AUGMENTATIONS,
     AugmentConfig,
     BudgetConfig,
@@ -46,6 +48,7 @@ from .schema import (
     TrackingConfig,
     TrainConfig,
     TuningConfig,
+    ValidationPrivacyConfig,
 )
 from .to_plan import make_plan
 
@@ -67,6 +70,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TuningConfig",
+    "ValidationPrivacyConfig",
     "default_output_dir",
     "from_kwargs",
     "from_omegaconf",
@@ -131,8 +135,9 @@ def with_plan(config: TrainConfig, plan: PrivacyPlan) -> TrainConfig:
     for key, value in values.items():
         _set(settled, key, value)
     settled.privacy.epsilon = settled.time = settled.epochs = None
-    if settled.evaluate_every is None:
-        settled.evaluate_every = max(1, plan.steps // EVALUATIONS_PER_RUN)
+    if settled.evaluate_every is None:  # a look at private images costs, so there is one, at the end
+        looks = 1 if settled.validation == PRIVATE else EVALUATIONS_PER_RUN
+        settled.evaluate_every = max(1, plan.steps // looks)
     if settled.checkpoint_every is None:
         settled.checkpoint_every = max(1, plan.steps // CHECKPOINTS_PER_RUN)
     return settled
@@ -163,6 +168,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config.tracking.experiment = experiment_name(config.tracking.experiment)
     if config.budget.url == "":  # the variable is set and empty
         config.budget.url = ledger_address()
+    if config.validation is None:
+        config.validation = PUBLIC
+        logger.info(
+            "validation is not set: public, so the metrics of the val split are released without noise; if its images "
+            "are private too, give validation=private (noised) or validation=off"
+        )
     settle_phases(config)
     settle_defaults(config)
     if config.trainable is not None:

@@ -42,7 +42,7 @@ FREE_TO_CHANGE = (
     "time", "epochs", "device", "workers", "physical_batch_size", "checkpoint_every", "tracking", "budget", "resume",
     "output_dir", "download",
 )  # fmt: skip
-VALIDATIONS = ("public", "off")
+PUBLIC, PRIVATE, OFF = VALIDATIONS = ("public", "private", "off")
 TUNINGS = ("none", "random_stopping")
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = (
@@ -125,6 +125,17 @@ class PrivacyConfig:
     def copies_are_one(self) -> bool:
         """Whether the copies of a picture are drawn, and charged, as one image."""
         return self.same_picture == "one_unit"
+
+
+@dataclass
+class ValidationPrivacyConfig:
+    """With ``validation=private``: the guarantee for the val images, of which only noised counts are released."""
+
+    epsilon: float | None = _key(None, "target epsilon of all evaluations of the run (RDP); or give noise_multiplier")
+    delta: float | None = _key(None, "chance of failure allowed; default dataset_size**-1.1 of this section")
+    noise_multiplier: float | None = _key(None, "noise standard deviation, where a val image adds at most 1")
+    dataset_size: int | None = _key(None, "declared, public number of units in the val split (never counted)")
+    budget: str | None = _key(None, "dataset of the ledger to charge; default the one the val images are known by")
 
 
 @dataclass
@@ -296,9 +307,14 @@ class TrainConfig:
         default_factory=dict, metadata={"help": "class of the data to the class of the start that it begins as"}
     )
     workers: int = _key(2, "processes that load images")
-    evaluate_every: int | None = _key(None, f"steps between evaluations; default {EVALUATIONS_PER_RUN} in a run")
+    evaluate_every: int | None = _key(
+        None, f"steps between evaluations; default {EVALUATIONS_PER_RUN} in a run, 1 with validation=private"
+    )
     checkpoint_every: int | None = _key(None, f"steps a crash can lose; default 1/{CHECKPOINTS_PER_RUN} of the run")
-    validation: str = _key("public", "public: you declare the val split public; off: no evaluation")
+    validation: str | None = _key(
+        None,
+        "public (default): metrics of the val split without noise, you declare it public; private: noised; off: none",
+    )
     public_data: str | None = _key(None, "what public data made the start weights, in your words; for the statement")
     start_runs: list[str] = _key([], "folders of the private runs that the start was made from, as a mean of weights")
     public_images: str | None = _key(None, "folder or .txt list of the start's images: none may be a training image")
@@ -309,6 +325,7 @@ class TrainConfig:
     download: bool = _key(True, "fetch a released checkpoint, such as model=yolo26n.pt, that is not here; never data")
     resume: bool = _key(False, "continue the run in output_dir")
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    validation_privacy: ValidationPrivacyConfig = field(default_factory=ValidationPrivacyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .limits import clipping_of
-from .schema import DEFAULT_EXPECTED_BATCH_SIZE, PrivacyConfig, TrainConfig
+from .schema import DEFAULT_EXPECTED_BATCH_SIZE, PRIVATE, PrivacyConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from ..privacy.counts import ReleasePlan
     from ..privacy.plan import PrivacyPlan
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,40 @@ def make_plan(config: TrainConfig) -> PrivacyPlan:
         assert steps is not None
         return PrivacyPlan.calibrate(epsilon=privacy.epsilon, steps=steps, **common)
     return PrivacyPlan.steps_for(epsilon=privacy.epsilon, noise_multiplier=privacy.noise_multiplier, **common)
+
+
+def make_release_plan(config: TrainConfig, steps: int) -> ReleasePlan | None:
+    """Return what evaluating on a private val split releases in a run of ``steps`` steps; None for another split.
+
+    Every number is declared: nothing is counted in the val split.
+
+    Raises:
+        ConfigError: The target cannot be met.
+    """
+    from ..privacy.counts import ReleasePlan
+
+    section = config.validation_privacy
+    if config.validation != PRIVATE:
+        return None
+    releases = -(-steps // (config.evaluate_every or steps))
+    delta = section.delta
+    if delta is None:
+        assert section.dataset_size is not None
+        delta = float(section.dataset_size) ** -1.1
+        logger.info("validation_privacy.delta is dataset_size**-1.1 = %.3g", delta)
+    elif section.dataset_size is not None and delta >= 1 / section.dataset_size:
+        logger.warning(
+            "validation_privacy.delta=%g is not below 1/dataset_size=%.3g, and so permits releasing whole units: "
+            "leave it out for %.3g",
+            delta,
+            1 / section.dataset_size,
+            section.dataset_size**-1.1,
+        )
+    unit = config.privacy.unit
+    if section.noise_multiplier is not None:
+        return ReleasePlan(section.noise_multiplier, releases, delta, unit)
+    assert section.epsilon is not None
+    return ReleasePlan.calibrate(epsilon=section.epsilon, delta=delta, releases=releases, unit=unit)
 
 
 def _best_bands(privacy: PrivacyConfig, sample_rate: float, delta: float, steps: int | None) -> int:

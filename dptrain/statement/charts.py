@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dp_accounting.rdp import compute_epsilon
 
 from ..support.words import round_up
-from .results import MAP, MAP50, read_rows
+from .results import MAP50, PRIVATE_AXIS, PUBLIC_AXIS, drawn_keys, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,8 @@ def charts(statement: Mapping[str, Any], results: Path | None) -> list[tuple[str
     if rows:
         found.append(
             (
-                "Accuracy on the public validation split, by the epsilon of the steps up to each evaluation.",
+                f"Accuracy {PUBLIC_AXIS if drawn_keys(rows)[0] == MAP50 else PRIVATE_AXIS}, by the epsilon of the "
+                "steps up to each evaluation.",
                 _svg(lambda axes: _accuracy(axes, rows)),
             )
         )
@@ -87,7 +88,7 @@ def _over_orders(axes: Axes, statement: Mapping[str, Any]) -> None:
 
 def _accuracy(axes: Axes, rows: list[dict[str, float]]) -> None:
     spent = [row["dp/epsilon"] for row in rows]
-    for key, label, color in ((MAP50, "mAP50", BLUE), (MAP, "mAP50-95", ORANGE)):
+    for key, label, color in zip(drawn_keys(rows), ("mAP50", "mAP50-95"), (BLUE, ORANGE), strict=True):
         axes.plot(spent, [row[key] for row in rows], "o-", color=color, markersize=3, label=label)
     axes.set_xlim(0)
     axes.set_ylim(0, 1)

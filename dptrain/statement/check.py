@@ -16,6 +16,7 @@ from .files import JSON, SEALED, WEIGHTS, read_statement
 from .recompute import agree_on_the_start, recompute, stated_plan
 from .records import SETTINGS, agree_with_copy, agree_with_records, agree_with_weights
 from .shape import Statement
+from .validation_release import agree_on_the_release
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def check_statement(run: str | Path) -> CheckedStatement:
         checks.append("steps.journal and settings.json stay with the run and were not compared")
     again = recompute(written, stated, plan, steps, source)
     agree_on_the_start(written, stated, plan, source)
+    agree_on_the_release(stated.validation_release, plan.unit, source)
     pld = again["guarantee"]["epsilon_pld"]
     checks.append(
         f"epsilon recomputed with {again['accounting']['library']}: "

@@ -20,6 +20,9 @@ from ..privacy import accounting, random_stopping
 from ..privacy.plan import PrivacyPlan
 from .plan import plan_section
 from .start_runs import StartRun, start_runs_section, start_runs_words
+from .validation_release import ASSUMPTION, release_section
+from .validation_release import NOT_COVERED as VAL_NOT_COVERED
+from .validation_release import RELEASED as RELEASED_COUNTS
 
 STATEMENT_FORMAT = 4
 _PACKAGES = ("dptrain", "torch", "ultralytics", "dp-accounting", "opacus", "numpy", "cryptography")
@@ -57,9 +60,10 @@ NAMED_START = (
 ROUNDED = "The noise is Gaussian up to the rounding of floating-point numbers (noise.exact was off)."
 EXACT = "The noise is a discrete Gaussian, added to an exact sum of whole numbers: no rounding weakens it."
 SCALED = "The images that the layers' scales were measured on are public and share no unit with the training split."
+PUBLIC_VAL = "the images of the validation split: what is measured on them carries no noise"
 NOT_COVERED = (
     "other runs on the same images, unless the tuning section below counts them",
-    "the images of the validation split: what is measured on them carries no noise",
+    PUBLIC_VAL,
     "what follows about a person from what is true of the whole population",
     "whoever can read the training images, the training machine or its backups",
 )
@@ -99,6 +103,7 @@ def make_statement(
     training: Mapping[str, Any] | None = None,
     tuning: Mapping[str, Any] | None = None,
     dataset_budget: Mapping[str, Any] | None = None,
+    validation_release: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the privacy statement of a run as a plain dictionary.
 
@@ -122,6 +127,7 @@ def make_statement(
             With ``distribution`` and ``mean_runs`` it was random stopping, and the guarantee is all of the tuning's.
         dataset_budget: What was declared of the dataset's budget: ``name``, ``unit``, and with a budget that the user
             named its ``limit`` and ``delta``. Nothing that the ledger found by looking at the images.
+        validation_release: Of a private val split, see :func:`.validation_release.release_section`.
     """
     claim = claim_of(plan, steps, tuning)
     behind = start_runs_section(start_runs, claim.curve, plan.delta, plan.unit, secure)
@@ -171,20 +177,24 @@ def make_statement(
         ),
         "start_runs": behind,
         "validation": validation,
+        "validation_release": release_section(validation_release),
         "training": dict(training or {}),
         "weights": {},  # :func:`~dptrain.statement.write_statement` adds their sha256
         "tuning": dict(tuning or SINGLE_RUN),
         "dataset_budget": None if dataset_budget is None else {**dataset_budget, "spent": SPENT},
         "audit": None,
-        "released": list(RELEASED),
+        "released": _released(validation_release is not None),
         "assumptions": [
             *ASSUMPTIONS,
             *((KNOWN_TABLE,) if plan.unit == "person" else ()),
             NAMED_START if start_runs else PUBLIC_START,
+            *(() if validation_release is None else (ASSUMPTION,)),
             *((SCALED,) if plan.clipping.name == "scaled" else ()),
             EXACT if (training or {}).get("exact_noise") else ROUNDED,
         ],
-        "not_covered": list(NOT_COVERED),
+        "not_covered": [
+            VAL_NOT_COVERED if item == PUBLIC_VAL and validation_release is not None else item for item in NOT_COVERED
+        ],
         "deviations": [
             *(() if secure else (VOID,)),
             *_weak_delta(plan, dataset),
@@ -272,6 +282,10 @@ def digest(statement: Mapping[str, Any]) -> str:
     """Return the sha256 of a statement without its own ``sha256``, whatever the order of its keys."""
     rest = {key: value for key, value in statement.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _released(private: bool) -> list[str]:
+    return [*RELEASED, RELEASED_COUNTS] if private else list(RELEASED)
 
 
 def _mechanism_words(bands: int) -> dict[str, str]:

@@ -114,6 +114,7 @@ def summary(statement: Mapping[str, Any]) -> list[str]:
         else f"The guarantee is for one {unit}. A person shown in several has less of it, and it adds up with every "
         "other run on the same images.",
         *_early(guarantee.get("ended_early"), statement["mechanism"]["planned_steps"]),
+        *_of_val(statement.get("validation_release")),
     ]
 
 
@@ -132,6 +133,17 @@ def _early(early: Mapping[str, Any] | None, planned: int) -> list[str]:
     return [
         f"{early['steps']} of {planned} planned steps were taken. {early['why']} The smaller figure, epsilon "
         f"{round_up(early['epsilon_of_steps'])} (RDP) of the steps taken, holds only if {early['holds_if']}."
+    ]
+
+
+def _of_val(section: Mapping[str, Any] | None) -> list[str]:
+    """What a reader must know of a private val split."""
+    if section is None:
+        return []
+    return [
+        f"The images of the validation split are private too. They have a guarantee of their own: epsilon "
+        f"{round_up(section['epsilon'])} at delta {section['delta']:.3g}, for one {section['unit']} more or less among "
+        "them, by the noised metrics of this run."
     ]
 
 
@@ -184,6 +196,7 @@ def sections(statement: Mapping[str, Any]) -> list[Section]:
         Section("Tuning", _tuning(statement["tuning"])),
         *_behind(statement["start_runs"]),
         Section("Budget of the dataset", _budget(statement["dataset_budget"])),
+        *_release(statement.get("validation_release")),
         Section(
             "Data and model",
             [
@@ -263,6 +276,26 @@ def _behind(section: Mapping[str, Any] | None) -> list[Section]:
     epsilon = section["epsilon"]
     together = "" if epsilon is None else f"epsilon {round_up(epsilon)} at delta {section['delta']:.3g}, "
     return [Section("Private runs behind the start", [*runs, ("With this run", f"{together}{section['meaning']}")])]
+
+
+def _release(section: Mapping[str, Any] | None) -> list[Section]:
+    if section is None:
+        return []
+    facts = [
+        ("Dataset", _listed(section["dataset"])),
+        ("Epsilon for its images (RDP)", round_up(section["epsilon"], 6)),
+        ("Epsilon for its images (PLD, a tighter reading)", round_up(section["epsilon_pld"], 6)),
+        ("Delta", f"{section['delta']:.6g}"),
+        ("Privacy unit", _UNITS.get(section["unit"], f"one {section['unit']}")),
+        ("Neighbouring relation", section["neighbouring_relation"]),
+        ("Noised evaluations", f"{section['releases']} of {section['planned_releases']} planned"),
+        ("Covers", section["covers"]),
+        ("Mechanism", section["mechanism"]),
+        ("Noise multiplier", f"{section['noise_multiplier']:g}"),
+    ]
+    if (budget := section["budget"]) is not None:
+        facts += _budget({**budget, "spent": "for the data's owner only: owner/val_dataset_budget.json"})
+    return [Section("Private validation split", facts)]
 
 
 def _budget(budget: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The table of a run, ``results.csv``, and its picture: accuracy over the cost of the steps up to each evaluation.
 
 Its metrics have Ultralytics' names, ``metrics/mAP50(B)``, which MLflow does not take; elsewhere they have no brackets.
+Those of a private val split are ``metrics/noised/mAP50(B)`` and so on.
 
 ``dp/epsilon`` is the cost of the outputs up to a step, decided on beforehand, for whoever sees no later ones;
 ``dp/epsilon_claimed`` is what the run claims, wherever it ends.
@@ -21,7 +22,16 @@ from ..support.words import shown
 
 TABLES = ("results.csv", "per_class.csv")
 MAP50, MAP = "metrics/mAP50B", "metrics/mAP50-95B"
-_DRAWN = ("dp/epsilon", "dp/epsilon_claimed", "dp/delta", MAP50, MAP)
+NOISED = "metrics/noised/"  # before the names of what was estimated from noised counts
+_COSTS = ("dp/epsilon", "dp/epsilon_claimed", "dp/delta")
+PUBLIC_AXIS, PRIVATE_AXIS = "on the public validation split", "on the private validation split, noised"
+
+
+def drawn_keys(rows: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    """Return the names of mAP50 and mAP50-95 in a table: those of noised estimates, where it has these."""
+    if rows and f"{NOISED}mAP50B" in rows[0]:
+        return f"{NOISED}mAP50B", f"{NOISED}mAP50-95B"
+    return MAP50, MAP
 
 
 def stock_name(key: str) -> str:
@@ -59,8 +69,9 @@ def read_rows(file: Path) -> list[dict[str, float]]:
     except (TypeError, ValueError) as error:
         reason = error if isinstance(error, ValueError) else "a row is of another length"
         raise ConfigError(f"{file} is not the table of a run ({reason}): put it back") from error
+    drawn = (*_COSTS, *drawn_keys(rows))
     for row in rows:
-        if not all(math.isfinite(row.get(key, math.nan)) for key in _DRAWN):
+        if not all(math.isfinite(row.get(key, math.nan)) for key in drawn):
             raise ConfigError(f"{file} is not the table of a run (a number is missing): put it back")
     return rows
 
@@ -79,10 +90,11 @@ def draw_curve(rows: Sequence[Mapping[str, float]], file: Path, title: str) -> N
     figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     epsilon = [row["dp/epsilon"] for row in rows]
-    for key, label in ((MAP50, "mAP50"), (MAP, "mAP50-95")):
+    keys = drawn_keys(rows)
+    for key, label in zip(keys, ("mAP50", "mAP50-95"), strict=True):
         axes.plot(epsilon, [row[key] for row in rows], marker="o", markersize=3, label=label)
     axes.set_xlabel(f"epsilon of the steps up to it (RDP, delta = {rows[-1]['dp/delta']:.2g})")
-    axes.set_ylabel("on the public validation split")
+    axes.set_ylabel(PUBLIC_AXIS if keys[0] == MAP50 else PRIVATE_AXIS)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1)
     claimed = rows[-1]["dp/epsilon_claimed"]

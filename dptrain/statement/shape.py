@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from .facts import SPENT
 from .fields import Distribution, MeanRuns, Number, Part, Steps
 from .start_runs import StartRun
+from .validation_release import ValidationRelease
 
 
 def _withheld(text: str) -> str:
@@ -149,6 +150,7 @@ class Statement(Part):
     public_data: PublicData
     start_runs: StartRuns | None
     validation: str
+    validation_release: ValidationRelease | None = None
     training: dict[str, Any]
     weights: dict[str, str]
     tuning: Tuning

@@ -18,6 +18,7 @@ from .reading_bugs import READING_BUGS
 from .record_bugs import RECORD_BUGS
 from .shape_bugs import SHAPE_BUGS
 from .unit_bugs import UNIT_BUGS
+from .validation_bugs import VALIDATION_BUGS
 
 BUGS: dict[str, Bug] = {
     bug.name: bug
@@ -32,6 +33,7 @@ BUGS: dict[str, Bug] = {
         READING_BUGS,
         RECORD_BUGS,
         UNIT_BUGS,
+        VALIDATION_BUGS,
         CLAIM_BUGS,
         AUDIT_BUGS,
         BANDED_BUGS,

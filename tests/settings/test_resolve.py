@@ -91,7 +91,7 @@ def test_every_key_has_a_help_line() -> None:
     ("kwargs", "key", "nearest"),
     [
         ({"imgz": 320}, "imgz", "imgsz"),
-        ({"epsilon": 8}, "epsilon", "privacy.epsilon"),
+        ({"epsilon": 8}, "epsilon", "privacy.epsilon or validation_privacy.epsilon"),
         ({"mosaic": 1.0}, "mosaic", "augment.mosaic"),
         ({"privacy": {"epsilonn": 8}}, "privacy.epsilonn", "privacy.epsilon"),
         ({"optimizer": {"learning_rat": 1}}, "optimizer.learning_rat", None),
@@ -180,7 +180,7 @@ def test_the_edges_of_the_ranges_are_accepted() -> None:
     [
         ("norm", "grup", "did you mean group?"),
         ("engine", "opacuss", "did you mean opacus?"),
-        ("validation", "private", "public, off"),
+        ("validation", "secret", "public, private, off"),
         ("device", "gpu", "cuda:0 (or, to train, several: 0,1)"),
         ("device", "0,gpu", "numbers of different GPUs"),
         ("device", "0,0", "numbers of different GPUs"),

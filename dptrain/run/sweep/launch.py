@@ -18,7 +18,7 @@ from omegaconf import OmegaConf, open_dict
 from ...errors import BudgetError, ConfigError
 from ...settings.left_open import steps_are_open
 from ...settings.resolve import from_omegaconf
-from ...settings.schema import FREE_TO_CHANGE, TrainConfig
+from ...settings.schema import FREE_TO_CHANGE, PRIVATE, TrainConfig
 from ...support.released import found_start
 from ...training.journal import JOURNAL
 from ..tracking import PARENT_RUN
@@ -105,6 +105,7 @@ def planned(config: Any) -> list[SweepJob] | Study:
         texts = {key.lstrip("+"): values[key].strip("'\"") for key in swept}
         jobs.append(SweepJob(number, texts, comparable(settings)))
     _refuse_units(jobs)
+    _refuse_private_val(jobs)
     _refuse_steps_by_time(open_steps)
     for key in swept:
         if key.partition(".")[0] in FREE_TO_CHANGE:  # time too, now that all jobs have their steps
@@ -113,6 +114,15 @@ def planned(config: Any) -> list[SweepJob] | Study:
                 "give it one value"
             )
     return jobs
+
+
+def _refuse_private_val(jobs: Sequence[SweepJob]) -> None:
+    """Whoever chooses among jobs has seen the val images through all of them, which a sweep's tables do not add up."""
+    if any(job.settings.get("validation") == PRIVATE for job in jobs):
+        raise ConfigError(
+            "validation=private in a sweep: what all jobs cost the val images is not added up in its tables; take "
+            "validation=public or off here, and train the job that you choose with validation=private"
+        )
 
 
 def _refuse_steps_by_time(open_steps: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...settings.keys import keys as all_keys
 from ...settings.keys import nearest_key
-from ...settings.schema import TrainConfig
+from ...settings.schema import PUBLIC, TrainConfig
 from ...statement.results import MAP
 from ..tuning import SEARCHED
 from .jobs import Study
@@ -80,7 +80,7 @@ def _refuse_private_scores(settings: TrainConfig) -> None:
     from ...detection.data import load_data
     from ..outputs import unlock
 
-    if settings.validation != "public":
+    if settings.validation not in (None, PUBLIC):
         raise ConfigError(
             f"validation={settings.validation}: the score that chooses the next trial must be computed on public "
             "images; declare a public val split (validation=public)"
