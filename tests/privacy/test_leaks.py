@@ -50,7 +50,7 @@ TRACKED = {name for name in WRITTEN if name.startswith("weights/")} | {
     "config.yaml", "epsilon_vs_map.png", "per_class.csv", "results.csv", "statement.html", "statement.json",
     "statement.md",
 }  # fmt: skip
-TAGS = {f"dptrain.{name}" for name in ("model", "dataset", "unit", "accountant", "sampler", "valid")}
+TAGS = {f"dptrain.{name}" for name in ("model", "dataset", "unit", "accountant", "sampler", "valid", "validation")}
 MLFLOW_TABLES = {"alembic_version", "experiments", "latest_metrics", "metrics", "params", "runs", "tags", "workspaces"}
 NUMBER = r"[\d.,e+-]+"
 PRINTED = (
@@ -126,6 +126,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
                     model="yolo26n.yaml",
                     plan=PLAN,
                     evaluate_every=2,
+                    validation="public",
                     # in full: MLflow keeps the store of an address for as long as the process lives
                     tracking={"uri": f"sqlite:///{heard.folder / 'here' / 'mlflow.db'}", "experiment": "test"},
                     public_images=str(public),

@@ -382,6 +382,14 @@ def test_settings_that_leave_a_doubt_are_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
+def test_people_are_refused_since_one_may_be_in_many_val_pictures(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("file,person\n")
+    plan = PrivacyPlan(0.5, 4, 1.0, 1.0, 1e-3, 3, unit="person")
+    privacy = {"groups": {"csv": str(tmp_path / "people.csv")}}
+    with pytest.raises(ConfigError, match=r"validation=private with privacy\.unit=person"):
+        dptrain.train(data=make_dataset(), **options(tmp_path, plan=plan, privacy=privacy))
+
+
 def test_a_private_val_split_that_is_not_there_is_refused(make_dataset: MakeDataset, tmp_path: Path) -> None:
     data = make_dataset()
     data.write_text("train: images/train\nnames: [green, blue]\n")
