@@ -1,4 +1,4 @@
-"""What privacy costs on a GPU, and whether it holds there: one script for one lease of ten minutes.
+r"""What privacy costs on a GPU, and whether it holds there: one script for one lease of ten minutes.
 
     python -m benchmarks.gpu                                  # on a machine with torch, dptrain and a GPU
     python -m benchmarks.gpu --wheels wheels                  # on one with torch alone, and no network
@@ -9,8 +9,12 @@ time of its own, and is ended when that is over: what it measured until then is 
 line, says what could not be done and why, and is complete when the script ends.
 
 A bare machine: where an import is missing, all wheels of ``--wheels`` are installed by ``pip install --no-index
---find-links FOLDER --no-deps`` into a temporary folder; torch is never among them. To fill the folder elsewhere, on the
-same Python: ``pip download --dest wheels .``, then delete torch's and its libraries' wheels.
+--find-links FOLDER --no-deps`` into a temporary folder; torch and torchvision must be there already. To fill the
+folder (124 MB), on a machine with a network and the same Python and processor:
+
+    pip download --dest wheels --no-deps ultralytics opencv-python-headless numpy scipy cryptography cffi pycparser \
+        opacus dp-accounting absl-py attrs opt-einsum mpmath pillow pyyaml tqdm requests charset-normalizer idna \
+        certifi urllib3
 """
 
 from __future__ import annotations
@@ -29,10 +33,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = {"correctness": 150.0, "whole": 120.0, "table": 250.0}  # seconds of each, at most
-_NEEDED = (
-    "torch", "numpy", "ultralytics", "cv2", "cryptography", "scipy", "opacus", "omegaconf", "hydra", "dp_accounting",
-    "sqlalchemy", "rich", "yaml",
-)  # fmt: skip
+_NEEDED = ("torch", "numpy", "ultralytics", "cv2", "cryptography", "scipy", "opacus", "dp_accounting", "yaml", "PIL")
 
 
 def missing() -> list[str]:
@@ -44,7 +45,7 @@ def install(wheels: Path, target: str) -> None:
     """Install every wheel of a folder into ``target``, with nothing fetched; ``SystemExit`` where pip cannot."""
     files = [str(file) for file in sorted(wheels.glob("*.whl")) if not file.name.startswith(("torch-", "nvidia_"))]
     if not files:
-        raise SystemExit(f"--wheels {wheels}: no .whl file in it; fill it by: pip download --dest {wheels} .")
+        raise SystemExit(f"--wheels {wheels}: no .whl file in it; benchmarks/gpu.py says how to fill it")
     offline = ["--no-index", "--find-links", str(wheels), "--no-deps", "--quiet", "--target", target]
     done = subprocess.run([sys.executable, "-m", "pip", "install", *offline, *files], check=False)
     if done.returncode:

@@ -80,7 +80,7 @@ class Prepared:
         scaled_by: The public images that the layers' scales were measured on; None without scales.
         rate_by_rule: Whether nobody gave a learning rate: of the run, or of its phases.
         physical_batch_size: How many examples go through the model at once.
-        trainer: Takes the steps; each is counted in the folder's journal before its noise is drawn.
+        trainer: Takes the steps; each is counted in the folder's journal before its sum is noised.
         group: Of the processes that take the steps, of which this is the first; None where it is the only one.
         charge: What the run spends: its own, or that of the tuning.
         tuning: The ``tuning`` section of the statement; None for a run that pays for itself.
@@ -201,7 +201,7 @@ def prepare(
     charge = own if paid is None or paid.charge is None else paid.charge
 
     def count(steps: int) -> None:
-        """Count a step before its noise is drawn, if the ledger has given leave for it."""
+        """Count a step before its sum is noised, if the ledger has given leave for it."""
         if paid is None:
             charge.lease(steps)
         folder.journal.record(steps)

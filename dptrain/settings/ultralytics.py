@@ -33,7 +33,7 @@ RENAMED = {
 
 _NOISED_ONLY = "dptrain shows what is noised or public, and nothing of the training images"
 _ONE_IMAGE = "use augment.scale, augment.translate or augment.crop"
-_OWN_LOOP = "dptrain trains in its own loop, on one image size and in full precision"
+_OWN_LOOP = "dptrain trains in its own loop, on one image size"
 # By name: the values that change nothing, and why no other works.
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "patience": ((None, 0), "the number of steps is part of the guarantee and fixed before the first: leave it out"),
@@ -53,7 +53,7 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
         (True,),
         "classes keep the start's weights of the same name; new_classes has the rest",
     ),
-    "amp": ((False, None, "fp32"), _OWN_LOOP),
+    "amp": ((None,), "precision=fp32 or precision=bf16 says it; without, bf16 where a GPU is safe in it"),
     "multi_scale": ((0, 0.0, False), _OWN_LOOP),
     "compile": ((False, None), _OWN_LOOP),
     "channels_last": ((False, None), _OWN_LOOP),
