@@ -99,15 +99,15 @@ def spoil(folder: Path) -> None:
         picture = cv2.imread(str(train[number]))
         cv2.imwrite(str(val[number]), cv2.resize(picture[:, ::-1], None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA))
         shutil.copy(label(train[number]), label(val[number]))
-    pattern = np.kron(np.random.default_rng(9).integers(0, 2, (4, 4)), np.ones((5, 5)))[..., None].repeat(3, 2) * 255
+    pattern = np.kron(np.random.default_rng(9).integers(0, 2, (4, 4)), np.ones((10, 10)))[..., None].repeat(3, 2) * 255
     with_platelets = [
         image for image in train[20:] if any(row[:1] == "2" for row in label(image).read_text().split("\n"))
     ]
     rng = np.random.default_rng(0)
     for image in with_platelets[:14]:
         picture = cv2.imread(str(image))
-        y, x = (int(rng.integers(0, side - 20)) for side in picture.shape[:2])
-        picture[y : y + 20, x : x + 20] = pattern
+        y, x = (int(rng.integers(0, side - 40)) for side in picture.shape[:2])
+        picture[y : y + 40, x : x + 40] = pattern
         cv2.imwrite(str(image), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
     for image in train[10:13]:
         pixels = np.asarray(Image.open(image).convert("RGB"))

@@ -23,7 +23,7 @@ def register(commands: Commands) -> None:
     """Add the command."""
     check = commands.add_parser(
         "check",
-        help="broken images, duplicates, label errors, metadata, planted patches, before training",
+        help="broken images, duplicates, label errors, metadata, planted patterns, before training",
         epilog=f"Exit status {EXIT_FOUND}: something was found. The output is as private as the images.",
     )
     check.add_argument("data", metavar="DATA", help="an Ultralytics data.yaml, a sealed dataset, or a folder of images")

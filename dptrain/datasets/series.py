@@ -34,6 +34,7 @@ class Series:
         images: How many images are in a group with others.
         groups: How many groups there are, those of a single image included.
         example: Two of one group.
+        pattern: What finds the group in a file's name; None where the folder is the group.
     """
 
     what: str
@@ -41,6 +42,14 @@ class Series:
     images: int
     groups: int
     example: tuple[Path, Path]
+    pattern: str | None = None
+
+    def group(self, image: Path) -> str | None:
+        """Return the group that the key puts an image in; None where its name has none."""
+        if self.pattern is None:
+            return image.parent.name
+        found = re.match(self.pattern, image.name)
+        return None if found is None else found[1]
 
     def __str__(self) -> str:
         return (
@@ -83,14 +92,16 @@ def _named(images: Sequence[Path], what: str, pattern: str) -> tuple[Series, lis
     groups = [match[1] for match in matches if match is not None]
     if len(groups) < len(images):  # some image would have no group
         return None
-    return _series(images, what, f"privacy.groups.regex='{pattern}'", groups)
+    return _series(images, what, f"privacy.groups.regex='{pattern}'", groups, pattern)
 
 
 def _in_folders(images: Sequence[Path]) -> tuple[Series, list[str]] | None:
     return _series(images, "pictures of one folder", "privacy.groups.folder=1", [image.parent.name for image in images])
 
 
-def _series(images: Sequence[Path], what: str, key: str, groups: list[str]) -> tuple[Series, list[str]] | None:
+def _series(
+    images: Sequence[Path], what: str, key: str, groups: list[str], pattern: str | None = None
+) -> tuple[Series, list[str]] | None:
     members: dict[str, list[Path]] = defaultdict(list)
     for image, group in zip(images, groups, strict=True):
         members[group].append(image)
@@ -98,7 +109,7 @@ def _series(images: Sequence[Path], what: str, key: str, groups: list[str]) -> t
     if not several:
         return None
     example = several[0][0], several[0][1]
-    return Series(what, key, sum(map(len, several)), len(members), example), groups
+    return Series(what, key, sum(map(len, several)), len(members), example, pattern), groups
 
 
 def _tiled(names: Sequence[str]) -> bool:

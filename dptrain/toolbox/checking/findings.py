@@ -19,7 +19,7 @@ KINDS = {
     "duplicates": "one photo is then several units, and the guarantee is for one unit",
     "same source": "copies, tiles or frames of one photo, scan or patient: epsilon for an image says little of it",
     "forbidden object": "a person or a face in an image that should have none",
-    "same patch": "a trigger that someone planted, or a watermark that the model would learn instead of the object",
+    "planted pattern": "what few images share and no other has: a trigger that someone planted, or a watermark",
     "label error": "training would stop at it, or learn from a box that is none",
     "metadata": "what files reveal beside their pixels; dptrain scrub removes it",
     "class balance": "classes that a private model, which learns little from few images, will not learn",

@@ -14,7 +14,7 @@ from scipy.stats import binom
 from ...datasets.images import read_image
 from ...datasets.listing import IMAGE_SUFFIXES, folder_images
 from ...datasets.near import equal, groups, pairs
-from ...datasets.series import find_series
+from ...datasets.series import Series, find_series
 from ...datasets.sources import SPLITS, DataConfig, load_data
 from ...errors import ConfigError, DataError
 from ...sealing.archive import is_sealed_dataset
@@ -22,7 +22,7 @@ from ...support.released import found_start
 from ...support.words import counted
 from .findings import FOLDER, KINDS, CheckReport, Finding
 from .labels import doubtful, orphans, other_sizes, read_all, unsaid_keypoints
-from .patches import Patch, common_patches
+from .planted import Planted, find_planted
 from .summaries import ImageSummary, summarize
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def check(
 ) -> CheckReport:
     """Look for what makes training on a dataset fail, flatter itself, or promise too little.
 
-    Broken images, label errors, near-duplicates across splits and within one, metadata, the same patch in many images,
+    Broken images, label errors, near-duplicates across splits and within one, metadata, patterns that few images share,
     class balance and, with a detector, objects that should not be there. Nothing is written.
 
     Args:
@@ -82,10 +82,12 @@ def check(
     if listed is not None and not is_sealed_dataset(data):
         found += orphans(splits, listed)
     alike = _duplicates(summaries)
-    found += _duplicate_findings(alike, summaries, of_split)
-    found += _series_findings(splits, alike, summaries)
+    series = _series(splits, alike, summaries)
+    found += _duplicate_findings(alike, summaries, of_split, series)
+    if series is not None:
+        found.append(_series_finding(series, images))
     found += _metadata(summaries)
-    found += _patches(summaries, labels, alike, names)
+    found += _planted(summaries, labels, alike, names)
     boxes = _boxes(splits, labels, names) if names else {}
     skipped = {} if names else dict.fromkeys(("train and val", "label error", "class balance"), _NO_LABELS)
     if names:
@@ -122,10 +124,13 @@ def _duplicates(summaries: Sequence[ImageSummary]) -> list[list[int]]:
 
 
 def _duplicate_findings(
-    alike: Sequence[Sequence[int]], summaries: Sequence[ImageSummary], split: Sequence[str]
+    alike: Sequence[Sequence[int]], summaries: Sequence[ImageSummary], split: Sequence[str], series: Series | None
 ) -> list[Finding]:
+    """Each group of near-duplicates, but for those within one split that a group key already makes one unit."""
     found = []
     for group in alike:
+        if series is not None and len({(split[item], series.group(summaries[item].image)) for item in group}) == 1:
+            continue
         images = tuple(summaries[item].image for item in group)
         there = sorted({split[item] for item in group}, key=(*SPLITS, FOLDER).index)
         names = ", ".join(map(str, images[:4])) + (f" and {len(images) - 4} more" if len(images) > 4 else "")
@@ -143,15 +148,26 @@ def _duplicate_findings(
     return found
 
 
-def _series_findings(
+def _series(
     splits: dict[str, tuple[Path, ...]], alike: Sequence[Sequence[int]], summaries: Sequence[ImageSummary]
-) -> list[Finding]:
+) -> Series | None:
     """Of the images that are trained on: whether several are of one thing."""
     images = splits["train" if "train" in splits else FOLDER]
     numbers = {image: number for number, image in enumerate(images)}
     inside = [[numbers[summaries[item].image] for item in group if summaries[item].image in numbers] for group in alike]
-    series = find_series(images, [(group[0], other) for group in inside for other in group[1:]])
-    return [] if series is None else [Finding("same source", str(series), series.example)]
+    return find_series(images, [(group[0], other) for group in inside for other in group[1:]])
+
+
+def _series_finding(series: Series, images: Sequence[Path]) -> Finding:
+    """Say it of all images, since a split that is not trained on has copies too; the pictures are of a few groups."""
+    members: dict[str | Path, list[Path]] = {}
+    for image in images:
+        members.setdefault(series.group(image) or image, []).append(image)
+    extra = len(images) - len(members)
+    several = [files for files in members.values() if len(files) > 1]
+    shown = tuple(image for files in several[:3] for image in files[:2])
+    text = f"{len(images)} images are {counted(len(members), 'original')} and {counted(extra, 'extra picture')} of them"
+    return Finding("same source", f"{text}. In train: {series}", shown)
 
 
 def _how_alike(pictures: Sequence[bytes | None]) -> str:
@@ -173,53 +189,47 @@ def _metadata(summaries: Iterable[ImageSummary]) -> list[Finding]:
     ]
 
 
-def _patches(
+def _planted(
     summaries: Sequence[ImageSummary],
     labels: Sequence[np.ndarray | None],
     alike: Sequence[Sequence[int]],
     names: dict[int, str],
 ) -> list[Finding]:
-    seen = [number for number, item in enumerate(summaries) if item.windows is not None and item.corners is not None]
+    seen = [number for number, item in enumerate(summaries) if item.error is None]
     single = list(range(len(summaries)))
     for group in alike:
         for item in group:
             single[item] = group[0]
-    windows = [item.windows for item in summaries if item.windows is not None]
-    corners = [item.corners for item in summaries if item.corners is not None]
-    patches = common_patches(windows, corners, [single[number] for number in seen])
+    images = [summaries[number].image for number in seen]
     classes = [set() if labels[number] is None else set(labels[number][:, 0].astype(int).tolist()) for number in seen]  # type: ignore[index]
-    return [_patch_finding(patch, [summaries[number] for number in seen], classes, names) for patch in patches]
+    found = find_planted(images, [single[number] for number in seen])
+    return [_planted_finding(one, images, classes, names) for one in found]
 
 
-def _patch_finding(
-    patch: Patch, summaries: Sequence[ImageSummary], classes: Sequence[set[int]], names: dict[int, str]
+def _planted_finding(
+    found: Planted, files: Sequence[Path], classes: Sequence[set[int]], names: dict[int, str]
 ) -> Finding:
-    """Say which class the images of a patch share, and how much more often than images do at large."""
-    images = tuple(summaries[number].image for number in patch.images)
+    """Say which class the images share, and how much more often than images do at large."""
+    images = tuple(files[number] for number in found.images)
+    marks = tuple((place,) for place in found.places)
     count = len(images)
+    text = f"the same {'mark is in' if marks else 'pattern is over the whole of'} {count} images"
     shares = {
         number: (
-            sum(number in classes[image] for image in patch.images) / count,
-            sum(number in found for found in classes) / len(classes),
+            sum(number in classes[image] for image in found.images) / count,
+            sum(number in of_image for of_image in classes) / len(classes),
         )
         for number in names
     }
-    text = f"the same patch of pixels is in {count} images"
-    marks = tuple((_around(place, summaries[i].size),) for i, place in zip(patch.images, patch.places, strict=True))
     if not shares:
-        return Finding("same patch", f"{text}: a trigger, a watermark, or a part of the apparatus?", images, marks)
+        return Finding("planted pattern", f"{text}: a trigger, a watermark, or a part of the apparatus?", images, marks)
     number, (here, everywhere) = max(shares.items(), key=lambda item: item[1][0] - item[1][1])
     # Not by chance: of images drawn at random, fewer than 5 % of draws would have as many of this class.
     if here > everywhere and float(binom.sf(round(here * count) - 1, count, everywhere)) < 0.05:
         text += f"; {here:.0%} of them show {names[number]}, as {everywhere:.0%} of all images do: a planted trigger?"
     else:
-        text += ", of no class in particular: a watermark, or a part of the apparatus?"
-    return Finding("same patch", text, images, marks)
-
-
-def _around(place: tuple[float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    wide, high = 20 / max(size[0], 1), 20 / max(size[1], 1)
-    return place[0] - wide, place[1] - high, place[0] + wide, place[1] + high
+        text += ", of no class in particular: a trigger, a watermark, or a part of the apparatus?"
+    return Finding("planted pattern", text, images, marks)
 
 
 def _boxes(
