@@ -53,7 +53,6 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
         (True,),
         "classes keep the start's weights of the same name; new_classes has the rest",
     ),
-    "amp": ((None,), "precision=fp32 or precision=bf16 says it; without, bf16 where a GPU is safe in it"),
     "multi_scale": ((0, 0.0, False), _OWN_LOOP),
     "compile": ((False, None), _OWN_LOOP),
     "channels_last": ((False, None), _OWN_LOOP),
@@ -143,6 +142,14 @@ def _optimizer(value: Any) -> list[tuple[str, Any]]:
     return [("optimizer" if value.lower() in _CHOICES else "optimizer.name", value.lower())]
 
 
+def _amp(value: Any) -> list[tuple[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, bool):
+        raise ConfigError(f"amp={value} must be true or false")
+    return [("precision", "auto" if value else "fp32")]
+
+
 def _cosine(value: Any) -> list[tuple[str, Any]]:
     return [("schedule", "cosine")] if value else []
 
@@ -157,6 +164,7 @@ def _freeze(value: Any) -> list[tuple[str, Any]]:
 _SPECIAL: dict[str, Callable[[Any], list[tuple[str, Any]]]] = {
     "batch": _batch,
     "optimizer": _optimizer,
+    "amp": _amp,
     "cos_lr": _cosine,
     "freeze": _freeze,
 }

@@ -27,7 +27,7 @@ OF_OTHERS = {
     "show_conf", "show_boxes", "line_width", "format", "optimize", "dynamic", "simplify", "opset", "workspace",
     "dis", "pose", "kobj", "rle", "angle", "dlog", "dgrad", "dlam", "tracker",
 }  # fmt: skip
-SPECIAL = {"optimizer", "cos_lr", "freeze", "project", "name"}
+SPECIAL = {"optimizer", "amp", "cos_lr", "freeze", "project", "name"}
 
 
 def test_every_setting_of_their_training_is_known() -> None:
@@ -44,7 +44,7 @@ def test_what_is_renamed_or_the_same_is_a_key_of_ours() -> None:
 @pytest.mark.parametrize("name", sorted(set(NEUTRAL) & set(DEFAULT_CFG_DICT)))
 def test_their_default_is_refused_only_where_it_would_matter(name: str) -> None:
     default = DEFAULT_CFG_DICT[name]
-    matters = {"patience", "amp", "warmup_epochs", "plots", "channels_last"}
+    matters = {"patience", "warmup_epochs", "plots", "channels_last"}
     if name in matters:
         in_our_words({name: NEUTRAL[name][0][0]})
     else:
@@ -60,6 +60,8 @@ def test_their_default_is_refused_only_where_it_would_matter(name: str) -> None:
             {"optimizer.lr": 1e-3, "schedule.final": 0.1, "schedule": "cosine"},
         ),
         ({"cos_lr": False}, {}),
+        ({"amp": False}, {"precision": "fp32"}),
+        ({"amp": True}, {"precision": "auto"}),
         ({"optimizer": "SGD"}, {"optimizer": "sgd"}),
         ({"optimizer": "NAdam"}, {"optimizer.name": "nadam"}),
         ({"optimizer": "auto"}, {}),
@@ -85,8 +87,7 @@ def test_words_become_keys(given: dict[str, Any], ours: dict[str, Any]) -> None:
         ({"classes": [0]}, "classes=.* leave the labels"),
         ({"single_cls": True}, "single_cls=True"),
         ({"fraction": 0.5}, "fraction=0.5 .* privacy.dataset_size"),
-        ({"amp": True}, "amp=True .* precision=bf16 says it"),
-        ({"amp": False}, "amp=False .* precision=fp32"),
+        ({"amp": "half"}, "amp=half must be true or false"),
         ({"val": False}, "val=False .* evaluate_every"),
         ({"save_period": 5}, "save_period=5"),
         ({"cache": "ram"}, "cache=ram"),
