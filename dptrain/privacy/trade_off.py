@@ -61,6 +61,17 @@ class TradeOff:
         opposite = (1.0 - (1.0 - chance - self.deltas) / grow).min()
         return float(np.clip(min(outright, opposite), chance, 1.0))
 
+    def most_after(self, units: int, chance: float) -> float:
+        """Return the largest chance of an event on a dataset that differs in so many units (Dong et al., theorem 2.14).
+
+        Each unit is one neighbour further: so what the first can make of the chance, the next can make more of.
+        """
+        for _ in range(units):
+            if chance >= 1.0:
+                break
+            chance = self.most(chance)
+        return chance
+
 
 @functools.lru_cache(maxsize=256)
 def trade_off_of_steps(steps: Steps) -> TradeOff:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from ..privacy.trade_off import TradeOff
 from ..support.words import round_up
 
 _MOST_FACTOR = 1e6  # beyond this e^epsilon is written as a power of ten
@@ -72,6 +75,10 @@ _UNITS = {
 }
 
 
+PLANTED = (1, 10, 100)  # units of which a statement says what they could do
+_RARE = 1e-3  # chance of an outcome without them
+_NO_LIMIT = 0.9  # chances above are called none
+
 _ONE_PERSON = (
     "The guarantee is for what all pictures of one person show, where one picture may show several people. Who is in "
     "which picture is taken as known: that table chose the pictures that were trained on, and the guarantee does not "
@@ -113,6 +120,7 @@ def summary(statement: Mapping[str, Any]) -> list[str]:
         if unit == "person"
         else f"The guarantee is for one {unit}. A person shown in several has less of it, and it adds up with every "
         "other run on the same images.",
+        *_planted(guarantee),
         *_early(guarantee.get("ended_early"), statement["mechanism"]["planned_steps"]),
         *_of_val(statement.get("validation_release")),
     ]
@@ -124,6 +132,27 @@ def _rates(rates: Mapping[str, float], unit: str) -> str:
         f"that wrongly names {false} of the others finds at most {_percent(rate)}" for false, rate in rates.items()
     ]
     return f"Of the {unit}s that were used, one {', one '.join(found)}."
+
+
+def _planted(guarantee: Mapping[str, Any]) -> list[str]:
+    """What the guarantee says of units that somebody planted, such as poisoned images."""
+    unit = guarantee["unit"]
+    if unit == "person":
+        return []
+    bound = TradeOff(np.array([min(guarantee["epsilon"], 500.0)]), np.array([guarantee["delta"]]))
+    limits = {count: bound.most_after(count, _RARE) for count in PLANTED}
+    if limits[PLANTED[0]] > _NO_LIMIT:
+        said = f"At this epsilon it may be certain with one planted {unit}: the guarantee is no defence against them."
+    else:
+        said = "The chance is then at most " + ", ".join(
+            f"{_percent(limit)} with {count}" if limit <= _NO_LIMIT else f"anything with {count}"
+            for count, limit in limits.items()
+        )
+        said = f"{said} planted {unit}s."
+    return [
+        f"The guarantee also limits what planted {unit}s, such as poisoned ones, can do. Take any outcome that has a "
+        f"chance of {_percent(_RARE)} without them, such as that a hidden trigger works. {said}"
+    ]
 
 
 def _early(early: Mapping[str, Any] | None, planned: int) -> list[str]:

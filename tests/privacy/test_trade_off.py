@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -61,3 +63,27 @@ def test_the_rates_of_a_run_grow_with_its_steps_from_those_of_a_coin() -> None:
 def test_with_hardly_any_noise_the_rates_are_there_at_once() -> None:
     assert accounting.true_positive_rates(0.5, 100, 0.01, 1e-5) == dict.fromkeys(FALSE_POSITIVE_RATES, 1.0)
     assert accounting.true_positive_rates(1e-4, 2_000_000, 100.0, 1e-5)["1 in 1000"] < 0.01
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.5, 8.0, 400.0])
+def test_planted_units_move_a_chance_as_often_as_there_are_units(epsilon: float) -> None:
+    bound = TradeOff(np.array([epsilon]), np.array([1e-6]))
+    assert bound.most_after(0, 1e-3) == 1e-3
+    assert bound.most_after(1, 1e-3) == bound.most(1e-3)
+    chances = [bound.most_after(count, 1e-3) for count in range(12)]
+    assert chances == sorted(chances) and chances[-1] <= 1.0
+    for count, chance in enumerate(chances):  # never above the usual bound for groups
+        grown = sum(math.exp(epsilon * step) for step in range(count)) if epsilon * count < 700 else math.inf
+        usual = math.exp(epsilon * count) * 1e-3 + grown * 1e-6 if epsilon * count < 700 else 1.0
+        assert chance <= min(1.0, usual) * (1 + 1e-9)
+
+
+def test_planted_units_at_a_shift_of_gaussians_are_bounded() -> None:
+    """k steps of mu are one of k mu: the true chance is that of the best test, and below the bound."""
+    mu, chance = 0.3, 1e-3
+    epsilons = np.linspace(0.0, 6.0, 200)
+    deltas = norm.cdf(mu / 2 - epsilons / mu) - np.exp(epsilons) * norm.cdf(-mu / 2 - epsilons / mu)
+    bound = TradeOff(epsilons, deltas)
+    for count in (1, 3, 10):
+        true = norm.sf(norm.isf(chance) - count * mu)
+        assert true <= bound.most_after(count, chance) <= 1.05 * true + 1e-3

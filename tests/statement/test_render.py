@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -136,3 +137,15 @@ def test_the_bound_on_attacks_is_above_the_best_attack_on_a_plain_gaussian(
         assert best <= bound < best + 1e-3
     assert accounting.attack_accuracy(rate, 0, noise, 1e-5) == 0.5
     assert bound <= accounting.attack_accuracy(rate, steps + 5, noise, 1e-5)
+
+
+def test_the_page_says_what_planted_images_can_do() -> None:
+    text = to_markdown(facts())
+    (said,) = re.findall(r"planted images, such as poisoned ones.*", text)
+    epsilon = PLAN.epsilon()
+    first = min(math.exp(epsilon) * 1e-3 + PLAN.delta, 1 - math.exp(-epsilon) * (1 - 1e-3 - PLAN.delta))
+    assert re.search(r"at most ([\d.]+) % with 1,", said) is not None if first <= 0.9 else "no defence" in said
+    strong = {**facts(), "guarantee": {**facts()["guarantee"], "epsilon": 0.1, "delta": 1e-6}}
+    assert "at most 0.2 % with 1, 0.3 % with 10, anything with 100 planted images" in to_markdown(strong)
+    weak = {**facts(), "guarantee": {**facts()["guarantee"], "epsilon": 800.0, "delta": 1e-6}}
+    assert "it may be certain with one planted image" in to_markdown(weak)
