@@ -12,7 +12,10 @@ from omegaconf import MISSING
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from ..errors import ConfigError
-from .schema import REMOVED, PhaseConfig, TrainConfig
+from .schema import REMOVED, PhaseConfig, TrainConfig, ValidationPrivacyConfig
+
+# Keys of a section that few runs have, and whose names another section has too.
+_SECOND = {f"validation_privacy.{item.name}" for item in dataclasses.fields(ValidationPrivacyConfig)}
 
 
 def keys(schema: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -46,6 +49,7 @@ def nearest_key(key: str, candidates: list[str] | None = None) -> str:
     leaves: dict[str, list[str]] = {}
     for name in known:
         leaves.setdefault(name.rpartition(".")[2], []).append(name)
+    leaves = {leaf: [name for name in found if name not in _SECOND] or found for leaf, found in leaves.items()}
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
     if leaf in leaves:
         found = leaves[leaf]

@@ -170,10 +170,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
         config.budget.url = ledger_address()
     if config.validation is None:
         config.validation = PUBLIC
-        logger.info(
-            "validation is not set: public, so the metrics of the val split are released without noise; if its images "
-            "are private too, give validation=private (noised) or validation=off"
-        )
     settle_phases(config)
     settle_defaults(config)
     if config.trainable is not None:

@@ -464,12 +464,11 @@ def test_sweeps_tunings_and_rounds_refuse_it(make_dataset: MakeDataset, tmp_path
 
 
 def test_who_named_nothing_is_told_which_of_the_three_holds(
-    make_dataset: MakeDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_dataset: MakeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        config = settled(make_dataset(), tmp_path, validation=None, validation_privacy={}, privacy=vars(plan_privacy()))
-    assert config.validation == "public"
-    assert "validation is not set: public" in caplog.text
+    given = options(tmp_path, validation=None, validation_privacy={})
+    assert dptrain.train(data=make_dataset(), **given).statement["validation"].startswith("treated as public")
+    assert "validation=public: the metrics of the val split are released without noise" in capsys.readouterr().out
 
 
 def test_a_split_that_is_evaluated_on_is_the_one_that_was_charged(make_dataset: MakeDataset, tmp_path: Path) -> None:

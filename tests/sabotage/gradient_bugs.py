@@ -365,7 +365,7 @@ GRADIENT_BUGS = (
     bug(
         "shared images let through",
         "Nobody looks whether a validation image is a training image.",
-        "dptrain.run.declared_public:DeclaredPublic.refuse_training",
+        "dptrain.run.declared_public:refuse_shared",
         "if shared:", "if False:",
         "tests/run/test_declared_public.py::test_a_training_image_among_public_ones_is_refused_under_any_name",
     ),

@@ -9,7 +9,7 @@ REPEATS = "tests/datasets/test_repeats.py::"
 ANNOTATIONS = "tests/datasets/test_annotations.py::"
 PUBLIC = "tests/run/test_declared_public.py::"
 
-_TRAINING = "dptrain.run.declared_public:DeclaredPublic.refuse_training"
+_TRAINING = "dptrain.run.declared_public:refuse_shared"
 
 IDENTITY_BUGS = (
     bug(
@@ -42,10 +42,10 @@ IDENTITY_BUGS = (
             (_TRAINING, "{picture: file for file, picture in train.items()}", "{f.read_bytes(): f for f in train}"),
             (
                 _TRAINING,
-                "[file for file, picture in self.pictures.items() if picture in private]",
-                "[f for f in self.files if f.read_bytes() in private]",
+                "[file for file, picture in pictures.items() if picture in private]",
+                "[f for f in pictures if f.read_bytes() in private]",
             ),
-            (_TRAINING, "private[self.pictures[first]]", "private[first.read_bytes()]"),
+            (_TRAINING, "private[pictures[first]]", "private[first.read_bytes()]"),
         ],
         PUBLIC + "test_a_training_image_among_public_ones_is_refused_under_any_name",
         PUBLIC + "test_a_val_image_that_is_a_training_image_in_another_format_starts_no_run",

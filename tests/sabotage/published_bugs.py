@@ -30,8 +30,7 @@ PUBLISHED_BUGS = (
         "spending on the screen",
         "The budget line says what all runs on these images have spent.",
         _SPENDING + "_line",
-        'return f"budget: {declared}', 'spent = self._ledger.show(self._charge.dataset)[0].epsilon\n'
-        '    return f"budget: {spent} {declared}',
+        'declared = ""', 'spent = self._ledger.show(self._charge.dataset)[0].epsilon\n    declared = f"{spent}"',
         FILES, LEAKS + "test_a_run_prints_public_numbers_only",
     ),
     bug(

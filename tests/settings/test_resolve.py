@@ -91,7 +91,7 @@ def test_every_key_has_a_help_line() -> None:
     ("kwargs", "key", "nearest"),
     [
         ({"imgz": 320}, "imgz", "imgsz"),
-        ({"epsilon": 8}, "epsilon", "privacy.epsilon or validation_privacy.epsilon"),
+        ({"epsilon": 8}, "epsilon", "privacy.epsilon"),
         ({"mosaic": 1.0}, "mosaic", "augment.mosaic"),
         ({"privacy": {"epsilonn": 8}}, "privacy.epsilonn", "privacy.epsilon"),
         ({"optimizer": {"learning_rat": 1}}, "optimizer.learning_rat", None),
