@@ -120,13 +120,13 @@ def _store(uri: str) -> Iterator[Any]:
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    before = mlflow.get_tracking_uri()
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow sets it too, and commands that follow would take it over
     mlflow.set_tracking_uri(uri)
     try:
         with redirect_stderr(StringIO()):  # it speaks of type hints and examples, which the signature stands for
             yield mlflow
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
 
 
 def _signature() -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -78,8 +77,6 @@ __all__ = [
     "resolve",
     "with_plan",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 def from_kwargs(*, plan: PrivacyPlan | None = None, **kwargs: Any) -> TrainConfig:

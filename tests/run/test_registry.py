@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)  # MLflow puts the files of an SQLite store beside it
     return f"sqlite:///{tmp_path}/mlflow.db"
 
@@ -44,12 +46,13 @@ def _photo() -> bytes:
     return cv2.imencode(".png", noise)[1].tobytes()
 
 
-def test_a_version_predicts_as_stock_does_and_names_its_epsilon(run: Path, store: str, tmp_path: Path) -> None:
-    before = mlflow.get_tracking_uri()
+def test_a_version_predicts_as_stock_does_and_names_its_epsilon(
+    run: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert register_run(run, "pets", store).version == 1
     made = register_run(run / "weights" / "last.pt", "pets", store)
     assert (made.name, made.version, made.epsilon, made.valid) == ("pets", 2, PLAN.epsilon(), True)
-    assert mlflow.get_tracking_uri() == before
+    assert "MLFLOW_TRACKING_URI" not in os.environ and not mlflow.is_tracking_uri_set()
 
     client = mlflow.MlflowClient(store)
     version = client.get_model_version("pets", "2")
@@ -57,11 +60,9 @@ def test_a_version_predicts_as_stock_does_and_names_its_epsilon(run: Path, store
     assert float(version.tags["dptrain.epsilon"]) == PLAN.epsilon()
     assert (version.tags["dptrain.unit"], version.tags["dptrain.valid"]) == ("image", "true")
 
-    mlflow.set_tracking_uri(store)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store)
         model = mlflow.pyfunc.load_model("models:/pets/2")
-    finally:
-        mlflow.set_tracking_uri(before)
     (tmp_path / "photo.png").write_bytes(_photo())
     text = base64.b64encode(_photo()).decode()
     rows = model.predict(pandas.DataFrame({"image": [text, text]}), params={"confidence": 1e-4})
